@@ -1,0 +1,111 @@
+"""The ops in plain NumPy: the reference, written to be read.
+
+NumPy's functions run on CuPy arrays too, through NumPy's own dispatch protocols, and `backends/cupy.py` takes
+them from here; that is why the arrays made below are made `like` the ones at hand.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from capscore import im2col, model
+from capscore.ops import Axes, to_host
+
+Array = NDArray[Any]
+
+
+def asarray(x: Any, like: Array | None = None) -> Array:
+    """Return `x`, an array of any backend, as a NumPy array."""
+    return np.asarray(to_host(x), dtype=None if like is None else like.dtype)
+
+
+def to_numpy(x: Array) -> Array:
+    """Return `x`."""
+    return x
+
+
+def reshape(x: Array, shape: tuple[int, ...]) -> Array:
+    """Return the same elements in row-major order under another shape."""
+    return x.reshape(shape)
+
+
+def transpose(x: Array, axes: tuple[int, ...]) -> Array:
+    """Return a view with the axes in the given order."""
+    return x.transpose(axes)
+
+
+def matmul(a: Array, b: Array) -> Array:
+    """Return the matrix product over the last two axes."""
+    return cast(Array, np.matmul(a, b))
+
+
+def sum(x: Array, axis: Axes, keepdims: bool = False) -> Array:
+    """Return the sum over `axis`."""
+    return cast(Array, np.sum(x, axis=axis, keepdims=keepdims))
+
+
+def norm(x: Array, axis: int, keepdims: bool = False) -> Array:
+    """Return the Euclidean norm over `axis`, the largest entry divided out so that no square overflows."""
+    scale = np.abs(x).max(axis=axis, keepdims=True)
+    scale = np.where(scale > 0, scale, scale + 1)  # NaN + 1 is NaN
+    y = x / scale
+    n = np.sqrt(np.sum(y * y, axis=axis, keepdims=True)) * scale
+    return cast(Array, n if keepdims else n.squeeze(axis))
+
+
+def sqrt(x: Array) -> Array:
+    """Return the square root of every element."""
+    return cast(Array, np.sqrt(x))
+
+
+def exp(x: Array) -> Array:
+    """Return e to the power of every element."""
+    return cast(Array, np.exp(x))
+
+
+def relu(x: Array) -> Array:
+    """Return max(x, 0) of every element."""
+    return cast(Array, np.maximum(x, 0))
+
+
+def sigmoid(x: Array) -> Array:
+    """Return 1 / (1 + e^-x) of every element; written with tanh, which cannot overflow."""
+    return cast(Array, np.tanh(x * 0.5) * 0.5 + 0.5)
+
+
+def softmax(x: Array, axis: int, leaky: bool = False) -> Array:
+    """Return the softmax over `axis`, with an extra zero logit in the sum when `leaky`."""
+    largest = x.max(axis=axis, keepdims=True)
+    if leaky:
+        largest = np.maximum(largest, 0)
+    e = np.exp(x - largest)
+    total = e.sum(axis=axis, keepdims=True)
+    return cast(Array, e / (total + np.exp(-largest) if leaky else total))
+
+
+def argmax_one_hot(x: Array) -> Array:
+    """Return 1 at the first largest entry of the last axis and 0 elsewhere."""
+    largest = x.argmax(axis=-1)[..., None]
+    return (largest == np.arange(x.shape[-1], like=x)).astype(x.dtype)
+
+
+def conv2d(x: Array, weight: Array, bias: Array, stride: int, padding: int) -> Array:
+    """Correlate x [B, C, H, W] with weight [O, C, k, k], plus bias [O]."""
+    return im2col.convolve(x, weight, bias, stride, padding)
+
+
+class CapsNet(model.CapsNet[Array]):
+    """A capsule network on NumPy; see `capscore.model.CapsNet`."""
+
+    ops = sys.modules[__name__]
+
+
+class Learner(model.Learner[Array]):
+    """Trains a network on NumPy; see `capscore.model.Learner`."""
+
+
+load = CapsNet.load

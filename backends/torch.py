@@ -1,0 +1,188 @@
+"""The ops in PyTorch, `CapsNet` as an `nn.Module`, and a learner with torch's own engine and optimiser."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from capscore import model
+from capscore.errors import BackendError
+from capscore.ops import Axes, to_host
+
+try:
+    import torch
+except ModuleNotFoundError as error:
+    raise BackendError("the torch backend needs PyTorch: pip install 'capscore[torch]'") from error
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+Array = Tensor
+torch.backends.cudnn.allow_tf32 = False  # float32 means float32; matrix products already are without it
+
+
+def asarray(x: Any, like: Tensor | None = None) -> Tensor:
+    """Return `x`, an array of any backend, as a tensor, on the device and with the dtype of `like`."""
+    if not isinstance(x, Tensor):  # CuPy's arrays are shared on the GPU, all others come through the host
+        x = torch.as_tensor(x) if hasattr(x, "__cuda_array_interface__") else torch.from_numpy(to_host(x).copy())
+    return x if like is None else x.to(like.device, like.dtype)
+
+
+def to_numpy(x: Tensor) -> NDArray[Any]:
+    """Return `x` as a NumPy array in host memory; bfloat16, which NumPy lacks, as float32."""
+    x = x.detach().cpu()
+    return (x.float() if x.dtype == torch.bfloat16 else x).numpy()
+
+
+def reshape(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Return the same elements in row-major order under another shape."""
+    return x.reshape(shape)
+
+
+def transpose(x: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """Return a view with the axes in the given order."""
+    return x.permute(axes)
+
+
+def matmul(a: Tensor, b: Tensor) -> Tensor:
+    """Return the matrix product over the last two axes."""
+    return torch.matmul(a, b)
+
+
+def conv2d(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
+    """Correlate x [B, C, H, W] with weight [O, C, k, k], plus bias [O]."""
+    return nn.functional.conv2d(x, weight, bias, stride, padding)
+
+
+def sum(x: Tensor, axis: Axes, keepdims: bool = False) -> Tensor:
+    """Return the sum over `axis`."""
+    return x.sum(axis, keepdim=keepdims)
+
+
+def norm(x: Tensor, axis: int, keepdims: bool = False) -> Tensor:
+    """Return the Euclidean norm over `axis`, the largest entry divided out; at least float32 under autocast."""
+    x = x if x.dtype == torch.float64 else x.float()
+    scale = x.detach().abs().amax(axis, keepdim=True)  # constant to the gradient: the norm is homogeneous
+    scale = torch.where(scale == 0, 1.0, scale)
+    n = torch.linalg.vector_norm(x / scale, dim=axis, keepdim=True) * scale
+    return n if keepdims else n.squeeze(axis)
+
+
+def sqrt(x: Tensor) -> Tensor:
+    """Return the square root of every element."""
+    return x.sqrt()
+
+
+def exp(x: Tensor) -> Tensor:
+    """Return e to the power of every element."""
+    return x.exp()
+
+
+def relu(x: Tensor) -> Tensor:
+    """Return max(x, 0) of every element."""
+    return x.relu()
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    """Return 1 / (1 + e^-x) of every element."""
+    return x.sigmoid()
+
+
+def softmax(x: Tensor, axis: int, leaky: bool = False) -> Tensor:
+    """Return the softmax over `axis`, with an extra zero logit in the sum when `leaky`."""
+    if not leaky:
+        return x.softmax(axis)
+    largest = x.detach().amax(axis, keepdim=True).clamp_min(0)
+    e = (x - largest).exp()
+    return e / (e.sum(axis, keepdim=True) + (-largest).exp())
+
+
+def argmax_one_hot(x: Tensor) -> Tensor:
+    """Return 1 at the first largest entry of the last axis and 0 elsewhere."""
+    return nn.functional.one_hot(x.argmax(-1), x.shape[-1]).to(x.dtype)
+
+
+class CapsNet(nn.Module, model.CapsNet[Tensor]):
+    """A capsule network as an `nn.Module`, its state_dict named as the spec's parameters.
+
+    See `capscore.model.CapsNet`. `.to()`, `torch.compile`, `torch.export` and `copy.deepcopy` work on it.
+    """
+
+    ops = sys.modules[__name__]
+
+    def __init__(
+        self, spec: Any, params: Mapping[str, Any] | None = None, seed: int = 0, dtype: str = "float32", **about: Any
+    ) -> None:
+        nn.Module.__init__(self)
+        model.CapsNet.__init__(self, spec, params, seed, dtype, **about)
+
+    def _adopt(self, params: dict[str, Tensor]) -> None:
+        for name, value in params.items():
+            holder: nn.Module = self
+            *path, leaf = name.split(".")
+            for part in path:  # a name with dots is a leaf of modules within modules
+                if part not in holder._modules:
+                    holder.add_module(part, nn.Module())
+                holder = holder.get_submodule(part)
+            holder.register_parameter(leaf, nn.Parameter(value))
+
+    @property
+    def params(self) -> dict[str, Tensor]:
+        """Name → parameter, in the order of the spec."""
+        return {name: self.get_parameter(name) for name in self.spec.parameters}
+
+    forward = model.CapsNet.forward
+
+
+class Learner(model.Learner[Tensor]):
+    """Adam by PyTorch on the training loss; see `capscore.model.Learner`.
+
+    Options: `amp` runs convolutions and matrix products in bfloat16, `compile` compiles the loss.
+    """
+
+    net: CapsNet
+
+    def __init__(
+        self, net: CapsNet, reconstruction: float = 0.0005, amp: bool = False, compile: bool = False
+    ) -> None:
+        self.net, self.reconstruction, self.amp, self.steps = net, reconstruction, amp, 0
+        self.adam = torch.optim.Adam(net.parameters(), eps=1e-8, fused=True)
+        self.objective = torch.compile(model.objective) if compile else model.objective
+
+    def step(self, images: NDArray[Any], targets: NDArray[Any], rate: float) -> tuple[float, NDArray[Any]]:
+        """Learn from one batch; return its loss and lengths [B, J] before the step."""
+        net = self.net
+        like = next(net.parameters())
+        x, t = asarray(images, like), asarray(targets, like)
+        with torch.autocast(like.device.type, torch.bfloat16, enabled=self.amp):
+            loss, lengths = self.objective(net.ops, net.spec, net.params, x, t, self.reconstruction)
+        self.adam.zero_grad()
+        loss.backward()
+        self.adam.param_groups[0]["lr"] = rate
+        self.adam.step()
+        self.steps += 1
+        return float(loss), to_numpy(lengths)
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Return what a checkpoint must keep beside the parameters, as NumPy arrays by name."""
+        moments = {"first": "exp_avg", "second": "exp_avg_sq"}
+        return {
+            f"{ours}.{name}": to_numpy(self.adam.state[p][theirs] if self.steps else torch.zeros_like(p))
+            for name, p in self.net.params.items()
+            for ours, theirs in moments.items()
+        }
+
+    def restore(self, state: Mapping[str, NDArray[Any]], steps: int) -> None:
+        """Go on from the `state` of a learner, of any backend, that had made `steps`."""
+        self.steps = steps
+        for name, p in self.net.params.items():
+            self.adam.state[p] = {
+                "step": torch.tensor(float(steps), device=p.device),
+                "exp_avg": asarray(state[f"first.{name}"], p),
+                "exp_avg_sq": asarray(state[f"second.{name}"], p),
+            }
+
+
+load = CapsNet.load

@@ -1,0 +1,47 @@
+"""Capsule networks on NumPy, CuPy and PyTorch from one spec, trained anywhere and exported to ONNX.
+
+    import capscore as caps                        # the backend named by CAPSCORE_BACKEND, NumPy if unset
+    from capscore.backends import torch as caps    # or say it; two backends can live in one process
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pkgutil
+from types import ModuleType
+from typing import Any
+
+from .errors import BackendError, CapscoreError
+from .ops import Ops
+from .spec import PRESETS, CapsNetSpec, Conv, Decoder, DenseCaps, DynamicRouting, PrimaryCaps
+
+__version__ = "0.1.0"
+__all__ = [
+    "PRESETS", "CapsNetSpec", "CapscoreError", "Conv", "Decoder", "DenseCaps", "DynamicRouting", "PrimaryCaps",
+    "backend", "backend_names",
+]  # fmt: skip
+
+_OF_THE_BACKEND = {"CapsNet", "Learner", "load"} | {name for name in vars(Ops) if not name.startswith("_")}
+_CHOSEN = os.environ.get("CAPSCORE_BACKEND") or "numpy"
+
+
+def backend_names() -> list[str]:
+    """Return the names of all backends, installed or not: the modules of `capscore.backends`."""
+    from . import backends
+
+    return sorted(module.name for module in pkgutil.iter_modules(backends.__path__))
+
+
+def backend(name: str) -> ModuleType:
+    """Return the backend module of that name. BackendError names the backends, or the pip extra it needs."""
+    if name not in backend_names():
+        raise BackendError(f"there is no backend {name!r}; choose one of {', '.join(backend_names())}")
+    return importlib.import_module(f"capscore.backends.{name}")
+
+
+def __getattr__(name: str) -> Any:
+    """Take `CapsNet`, `Learner`, `load` and the ops from the chosen backend, imported at the first need of it."""
+    if name not in _OF_THE_BACKEND:
+        raise AttributeError(f"module 'capscore' has no attribute {name!r}")
+    return getattr(backend(_CHOSEN), name)

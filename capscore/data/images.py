@@ -1,0 +1,84 @@
+"""PNG and JPEG files, alone or in one folder per class."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from capscore.data.dataset import Dataset, split
+from capscore.errors import DataError
+
+SUFFIXES = (".png", ".jpg", ".jpeg")
+LAYOUT = "images belong in <folder>/<class>/, or in <folder>/train/<class>/ and <folder>/test/<class>/"
+
+
+def read_image(path: str | Path, size: tuple[int, int, int] | None = None) -> NDArray[np.uint8]:
+    """Read a PNG or JPEG file as uint8 [C, H, W], in the colour and size (C, H, W) asked for or in its own.
+
+    C is 1 for grey and 3 for RGB; resizing is bilinear. Transparency is laid on black, 16-bit greys are
+    scaled to 8 bits, and the orientation that a camera noted is applied. Raises DataError if the file is
+    missing, damaged or so large that PIL takes it for a decompression bomb, or if C is neither 1 nor 3.
+    """
+    from PIL import Image, ImageOps
+
+    if size and size[0] not in (1, 3):
+        raise DataError(f"size {size} asks for {size[0]} channels: images are read with 1 (grey) or 3 (RGB)")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=("PNG", "JPEG")) as file:
+                image = ImageOps.exif_transpose(file)
+        if image.mode.startswith("I"):  # 16-bit grey, which PIL's own convert would clip at 255
+            image = Image.fromarray(((np.asarray(image, np.uint32) + 128) // 257).astype(np.uint8))
+        grey = size[0] == 1 if size else image.mode in ("1", "L", "LA")
+        if image.mode.endswith("A") or "transparency" in image.info:
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA"))
+        image = image.convert("L" if grey else "RGB")
+        if size:
+            image = image.resize((size[2], size[1]), Image.Resampling.BILINEAR)
+        return np.array(np.atleast_3d(np.asarray(image)).transpose(2, 0, 1), order="C")
+    except Exception as error:  # PIL's decoders raise nearly anything on a damaged file
+        raise DataError(f"{path} cannot be read as PNG or JPEG ({error}): replace or remove it") from error
+
+
+def read_folder(root: Path, size: tuple[int, int, int] | None, seed: int) -> tuple[Dataset, Dataset]:
+    """Read (train, test) from root/train/<class>/ and root/test/<class>/, or split root/<class>/ by `seed`.
+
+    Classes are the folders in alphabetical order. Hidden files and files that are not images are passed over.
+    """
+    if not ((root / "train").is_dir() and (root / "test").is_dir()):
+        return split(_read_classes(root, size), seed)
+    train = _read_classes(root / "train", size)
+    return train, _read_classes(root / "test", train.size, train.classes)
+
+
+def _read_classes(
+    root: Path, size: tuple[int, int, int] | None, classes: tuple[str, ...] | None = None
+) -> Dataset:
+    folders = [path for path in _visible(root) if path.is_dir()]
+    if not folders:
+        raise DataError(f"{root} has no class folders: {LAYOUT}")
+    classes = classes or tuple(folder.name for folder in folders)
+    files, labels = [], []
+    for folder in folders:
+        if folder.name not in classes:
+            raise DataError(f"{folder} is not a class of the training images: those are {', '.join(classes)}")
+        found = [path for path in _visible(folder) if path.suffix.lower() in SUFFIXES]
+        if not found:
+            raise DataError(f"{folder} has no {', '.join(SUFFIXES)} files: {LAYOUT}")
+        files += found
+        labels += [classes.index(folder.name)] * len(found)
+    first = read_image(files[0], size)
+    channels, height, width = first.shape
+    images = np.empty((len(files), *first.shape), np.uint8)
+    for i, file in enumerate(files):
+        images[i] = read_image(file, (channels, height, width))
+    return Dataset(images, np.array(labels, np.int64), classes)
+
+
+def _visible(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise DataError(f"{folder} cannot be listed ({error}): {LAYOUT}") from error

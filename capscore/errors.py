@@ -1,0 +1,29 @@
+"""Every error capscore raises on purpose. Each message names the thing, the value and the cure."""
+
+
+class CapscoreError(Exception):
+    """Base of all errors that capscore raises on purpose; the command line prints it without a traceback."""
+
+
+class SpecError(CapscoreError, ValueError):
+    """A network that cannot be built, or a spec that cannot be read."""
+
+
+class ShapeError(CapscoreError, ValueError):
+    """An array whose shape, dtype or name does not fit the network."""
+
+
+class DataError(CapscoreError, ValueError):
+    """A dataset that is missing, damaged or does not fit the network."""
+
+
+class ModelFileError(CapscoreError, ValueError):
+    """A model file that is damaged, foreign or does not fit its own spec."""
+
+
+class TrainingError(CapscoreError, RuntimeError):
+    """Training that cannot start, continue or go on (a non-finite loss, a checkpoint of other settings)."""
+
+
+class BackendError(CapscoreError, ImportError):
+    """A backend that is unknown or whose library is not installed."""

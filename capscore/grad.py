@@ -1,0 +1,199 @@
+"""Reverse-mode differentiation of whatever is written over the ops: one backward rule per op.
+
+A `Tape` is itself a set of ops. Its arrays are `Var`s, which hold an array of the backend below and remember
+how they were made; `Tape.gradients` walks back through them. It runs over NumPy and, through NumPy's dispatch
+protocols, CuPy. PyTorch has its own engine and needs none of this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from . import im2col
+from .ops import Axes, Ops
+
+Pull = tuple["Var", Callable[[Any], Any]]  # a parent, and what it gets of the gradient of the result
+
+
+class Var:
+    """An array on a tape, with the arithmetic of arrays."""
+
+    __slots__ = ("grad", "learns", "tape", "value")
+
+    def __init__(self, tape: Tape, value: Any, learns: bool) -> None:
+        self.tape, self.value, self.learns, self.grad = tape, value, learns, None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the array."""
+        return self.value.shape  # type: ignore[no-any-return]
+
+    def __add__(self, other: Any) -> Var:
+        """self + other."""
+        a, b = self, self.tape.lift(other)
+        pulls = (a, lambda g: _fold(g, a.shape)), (b, lambda g: _fold(g, b.shape))
+        return self.tape.record(a.value + b.value, *pulls)
+
+    def __sub__(self, other: Any) -> Var:
+        """self - other."""
+        a, b = self, self.tape.lift(other)
+        pulls = (a, lambda g: _fold(g, a.shape)), (b, lambda g: _fold(-g, b.shape))
+        return self.tape.record(a.value - b.value, *pulls)
+
+    def __mul__(self, other: Any) -> Var:
+        """self · other, entry by entry."""
+        a, b = self, self.tape.lift(other)
+        pulls = (a, lambda g: _fold(g * b.value, a.shape)), (b, lambda g: _fold(g * a.value, b.shape))
+        return self.tape.record(a.value * b.value, *pulls)
+
+    def __truediv__(self, other: Any) -> Var:
+        """self / other, entry by entry."""
+        a, b = self, self.tape.lift(other)
+        y = a.value / b.value
+        pulls = (a, lambda g: _fold(g / b.value, a.shape)), (b, lambda g: _fold(-g * y / b.value, b.shape))
+        return self.tape.record(y, *pulls)
+
+
+class Tape:
+    """The ops over `Var`s: each does what the backend does and notes how its gradient goes back."""
+
+    def __init__(self, ops: Ops[Any]) -> None:
+        self.ops = ops
+        self.made: list[tuple[Var, list[Pull]]] = []
+
+    def variable(self, value: Any) -> Var:
+        """Put an array on the tape whose gradient is wanted."""
+        return Var(self, value, learns=True)
+
+    def asarray(self, x: Any, like: Var | None = None) -> Var:
+        """Put an array on the tape that is constant."""
+        return Var(self, self.ops.asarray(x, None if like is None else like.value), learns=False)
+
+    def lift(self, x: Any) -> Var:
+        """Return `x`, a Var or a Python scalar, as a Var."""
+        return x if isinstance(x, Var) else Scalar(self, x, learns=False)
+
+    def record(self, value: Any, *pulls: Pull) -> Var:
+        """Return `value` as a Var made from the parents in `pulls`."""
+        learning = [pull for pull in pulls if pull[0].learns]
+        made = Var(self, value, learns=bool(learning))
+        if learning:
+            self.made.append((made, learning))
+        return made
+
+    def gradients(self, loss: Var, wanted: dict[str, Var]) -> dict[str, Any]:
+        """Return ∂loss/∂x for every wanted variable by name, zero where it has no part; empties the tape."""
+        loss.grad = np.ones_like(loss.value)
+        while self.made:
+            made, pulls = self.made.pop()  # what is done with is let go: memory falls as the walk goes back
+            if made.grad is not None:
+                for parent, pull in pulls:
+                    g = pull(made.grad)
+                    parent.grad = g if parent.grad is None else parent.grad + g
+        return {name: np.zeros_like(x.value) if x.grad is None else x.grad for name, x in wanted.items()}
+
+    def to_numpy(self, x: Var) -> Any:
+        """Return the array as a NumPy array."""
+        return self.ops.to_numpy(x.value)
+
+    def reshape(self, x: Var, shape: tuple[int, ...]) -> Var:
+        """Gradient: reshaped back."""
+        return self.record(self.ops.reshape(x.value, shape), (x, lambda g: g.reshape(x.shape)))
+
+    def transpose(self, x: Var, axes: tuple[int, ...]) -> Var:
+        """Gradient: transposed back."""
+        back = tuple(sorted(range(len(axes)), key=axes.__getitem__))
+        return self.record(self.ops.transpose(x.value, axes), (x, lambda g: g.transpose(back)))
+
+    def matmul(self, a: Var, b: Var) -> Var:
+        """Gradient: g bᵀ and aᵀ g."""
+        return self.record(
+            self.ops.matmul(a.value, b.value),
+            (a, lambda g: _fold(np.matmul(g, b.value.swapaxes(-1, -2)), a.shape)),
+            (b, lambda g: _fold(np.matmul(a.value.swapaxes(-1, -2), g), b.shape)),
+        )
+
+    def conv2d(self, x: Var, weight: Var, bias: Var, stride: int, padding: int) -> Var:
+        """Gradient: see `capscore.im2col`."""
+        return self.record(
+            self.ops.conv2d(x.value, weight.value, bias.value, stride, padding),
+            (x, lambda g: im2col.input_gradient(g, x.value, weight.value, stride, padding)),
+            (weight, lambda g: im2col.weight_gradient(g, x.value, weight.value, stride, padding)),
+            (bias, lambda g: g.sum(axis=(0, 2, 3))),
+        )
+
+    def sum(self, x: Var, axis: Axes, keepdims: bool = False) -> Var:
+        """Gradient: g for every entry summed."""
+        axes = tuple(a % x.value.ndim for a in ((axis,) if isinstance(axis, int) else axis))
+        kept = tuple(1 if i in axes else n for i, n in enumerate(x.shape))
+        y = self.ops.sum(x.value, axis, keepdims)
+        return self.record(y, (x, lambda g: np.broadcast_to(g.reshape(kept), x.shape)))
+
+    def norm(self, x: Var, axis: int, keepdims: bool = False) -> Var:
+        """Gradient: the unit vector x/‖x‖, zero at zero."""
+        n = self.ops.norm(x.value, axis, keepdims=True)
+        unit = x.value / np.where(n == 0, n + 1, n)
+        y = n if keepdims else n.squeeze(axis)  # type: ignore[attr-defined]
+        return self.record(y, (x, lambda g: unit * g.reshape(n.shape)))  # type: ignore[attr-defined]
+
+    def sqrt(self, x: Var) -> Var:
+        """Gradient: 1 / 2√x."""
+        y = self.ops.sqrt(x.value)
+        return self.record(y, (x, lambda g: g / (y * 2)))
+
+    def exp(self, x: Var) -> Var:
+        """Gradient: e^x."""
+        y = self.ops.exp(x.value)
+        return self.record(y, (x, lambda g: g * y))
+
+    def relu(self, x: Var) -> Var:
+        """Gradient: 1 where x > 0."""
+        y = self.ops.relu(x.value)
+        return self.record(y, (x, lambda g: g * (y > 0)))
+
+    def sigmoid(self, x: Var) -> Var:
+        """Gradient: y (1 - y)."""
+        y = self.ops.sigmoid(x.value)
+        return self.record(y, (x, lambda g: g * y * (y * -1.0 + 1.0)))
+
+    def softmax(self, x: Var, axis: int, leaky: bool = False) -> Var:
+        """Gradient: y (g - Σ g y), leaky or not: the extra logit is constant."""
+        y = self.ops.softmax(x.value, axis, leaky)
+        return self.record(y, (x, lambda g: y * (g - (g * y).sum(axis=axis, keepdims=True))))
+
+    def argmax_one_hot(self, x: Var) -> Var:
+        """Gradient: none, a choice is constant around x."""
+        return self.record(self.ops.argmax_one_hot(x.value))
+
+
+class Scalar(Var):
+    """A Python scalar beside an array."""
+
+    __slots__ = ()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """No axes."""
+        return ()
+
+
+def value_and_gradients(
+    ops: Ops[Any], loss: Callable[[Tape, dict[str, Var]], Var], params: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """Return loss(tape, params) and its gradient for every parameter, as arrays of the backend `ops`."""
+    tape = Tape(ops)
+    variables = {name: tape.variable(value) for name, value in params.items()}
+    value = loss(tape, variables)
+    return value.value, tape.gradients(value, variables)
+
+
+def _fold(g: Any, shape: tuple[int, ...]) -> Any:
+    """Sum a gradient over the axes along which an operand of `shape` was broadcast."""
+    if g.shape == shape:
+        return g
+    lead = g.ndim - len(shape)
+    axes = tuple(range(lead)) + tuple(lead + i for i, n in enumerate(shape) if n == 1 and g.shape[lead + i] != 1)
+    return g.sum(axis=axes, keepdims=True).reshape(shape) if axes else g

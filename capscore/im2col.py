@@ -1,0 +1,76 @@
+"""Convolution as patches times weights, with its gradients, over NumPy arrays.
+
+NumPy's functions run on CuPy arrays too, through NumPy's dispatch protocols; that is why new arrays are made
+`like` the ones at hand. Maps keep channels last in memory, as views [B, C, H, W]: a patch is then copied in
+runs of C numbers, and a convolution finds the map of the one before it as it wants it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+BLOCK_BYTES = 8 << 20  # of patches written out at a time: all patches of a batch would be gigabytes
+
+
+def convolve(x: Array, weight: Array, bias: Array, stride: int, padding: int) -> Array:
+    """Correlate x [B, C, H, W] with weight [O, C, k, k], plus bias [O]: a map [B, O, H', W']."""
+    w = _matrix(weight)  # [k·k·C, O]
+    windows = _windows(x, weight.shape[-1], stride, padding)
+    y = np.empty_like(x, shape=(*windows.shape[:3], w.shape[1]), order="C")
+    for block in _blocks(windows):
+        patches = windows[block].reshape(-1, w.shape[0])  # [b·H'·W', k·k·C]
+        y[block] = (patches @ w + bias).reshape(y[block].shape)
+    return y.transpose(0, 3, 1, 2)
+
+
+def weight_gradient(g: Array, x: Array, weight: Array, stride: int, padding: int) -> Array:
+    """Return the gradient of weight [O, C, k, k] from that of the map, g [B, O, H', W']."""
+    o, c, k, _ = weight.shape
+    windows = _windows(x, k, stride, padding)
+    g = g.transpose(0, 2, 3, 1)
+    dw = np.zeros_like(weight, shape=(k * k * c, o), order="C")
+    for block in _blocks(windows):
+        dw += windows[block].reshape(-1, k * k * c).T @ g[block].reshape(-1, o)
+    return dw.reshape(k, k, c, o).transpose(3, 2, 0, 1)
+
+
+def input_gradient(g: Array, x: Array, weight: Array, stride: int, padding: int) -> Array:
+    """Return the gradient of x [B, C, H, W] from that of the map, g [B, O, H', W']."""
+    b, c, h, w = x.shape
+    o, _, k, _ = weight.shape
+    matrix = _matrix(weight).T  # [O, k·k·C]
+    _, _, rows, columns = g.shape
+    g = g.transpose(0, 2, 3, 1)
+    dx = np.zeros_like(x, shape=(b, h + 2 * padding, w + 2 * padding, c), order="C")
+    for block in _blocks(_windows(x, k, stride, padding)):
+        patches = (g[block].reshape(-1, o) @ matrix).reshape(-1, rows, columns, k, k, c)
+        for i in range(k):
+            for j in range(k):
+                seen = slice(i, i + stride * rows, stride), slice(j, j + stride * columns, stride)
+                dx[block][:, *seen] += patches[:, :, :, i, j]
+    return dx[:, padding : padding + h, padding : padding + w].transpose(0, 3, 1, 2)
+
+
+def _matrix(weight: Array) -> Array:
+    return weight.transpose(2, 3, 1, 0).reshape(-1, weight.shape[0])
+
+
+def _windows(x: Array, kernel: int, stride: int, padding: int) -> Array:
+    """Return the patches of x [B, C, H, W] that a convolution sees: a view [B, H', W', k, k, C]."""
+    if padding:
+        x = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
+    x = x.transpose(0, 2, 3, 1).astype(x.dtype, order="C", copy=False)
+    windows = cast(Array, np.lib.stride_tricks.sliding_window_view(x, (kernel, kernel), axis=(1, 2)))
+    return windows[:, ::stride, ::stride].transpose(0, 1, 2, 4, 5, 3)
+
+
+def _blocks(windows: Array) -> Iterator[slice]:
+    """Cut the batch so that the patches of one slice take about BLOCK_BYTES."""
+    images = max(1, BLOCK_BYTES // max(1, windows[:1].size * windows.itemsize))
+    for start in range(0, windows.shape[0], images):
+        yield slice(start, start + images)

@@ -1,0 +1,224 @@
+"""The network and the learner that NumPy and CuPy use as they are and PyTorch adapts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, ClassVar, Generic, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import layers, modelfile
+from .errors import ShapeError
+from .grad import Tape, Var, value_and_gradients
+from .init import init_params
+from .losses import margin_loss, reconstruction_loss
+from .ops import A, Ops
+from .spec import CapsNetSpec
+
+
+class Output(NamedTuple, Generic[A]):
+    """What a network says of a batch of images."""
+
+    lengths: A  # [B, J]: how present each class is, 0 to 1
+    capsules: A  # [B, J, D]: the class capsules
+    reconstruction: A | None = None  # [B, C, H, W]: from an ONNX model with a decoder
+    couplings: tuple[tuple[A, ...], ...] | None = None  # per capsule layer and iteration [B, N, J], on request
+
+
+class CapsNet(Generic[A]):
+    """A capsule network: a spec and its parameters on one backend.
+
+    Parameters
+    ----------
+    spec : what to build; see `capscore.spec`
+    params : name → array of any backend, as `spec.parameters` lists them; initialised from `seed` when None
+    seed : of the initial parameters, the same numbers on every backend
+    dtype : "float32" or "float64"
+    classes : names of the classes, "0", "1", … when None
+    provenance : JSON values to be kept with the model: where it comes from
+    """
+
+    ops: ClassVar[Any]
+
+    def __init__(
+        self,
+        spec: CapsNetSpec,
+        params: Mapping[str, Any] | None = None,
+        seed: int = 0,
+        dtype: str = "float32",
+        *,
+        classes: Any = None,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> None:
+        if dtype not in ("float32", "float64"):
+            raise ShapeError(f'dtype must be "float32" or "float64", not {dtype!r}')
+        self.spec = spec
+        self.classes = modelfile.check_classes(spec, classes)
+        self.provenance = dict(provenance or {})
+        arrays = init_params(spec, seed) if params is None else modelfile.check_params(spec, params)
+        self._adopt({name: self.ops.asarray(array.astype(dtype)) for name, array in arrays.items()})
+
+    def _adopt(self, params: dict[str, A]) -> None:
+        self._params = params
+
+    @property
+    def params(self) -> dict[str, A]:
+        """Name → array, in the order of the spec."""
+        return self._params
+
+    def forward(self, images: Any, couplings: bool = False) -> Output[A]:
+        """Run the network on images [B, C, H, W] in [0, 1], floats of any backend.
+
+        An image's result depends on that image alone; one that holds NaN gives NaN and harms no other.
+        With `couplings`, the output also holds the coupling coefficients of every routing iteration.
+        """
+        x = self._images(images)
+        trace: list[list[A | float]] | None = [] if couplings else None
+        v = layers.forward(self.ops, self.spec, self.params, x, trace)
+        lengths = layers.lengths(self.ops, v)
+        if trace is None:
+            return Output(lengths, v)
+        shapes = [self.spec.votes_shape(i)[:2] for i in range(len(trace))]
+        batch = x.shape[0]  # type: ignore[attr-defined]
+        return Output(
+            lengths, v, None, tuple(self._couplings(c, batch, *s) for c, s in zip(trace, shapes, strict=True))
+        )
+
+    __call__ = forward
+
+    def _couplings(self, trace: list[A | float], batch: int, n_in: int, n_out: int) -> tuple[A, ...]:
+        """Return couplings as [B, N, J], the uniform first one written out."""
+        like = next(iter(self.params.values()))
+        return tuple(
+            self.ops.asarray(np.full((batch, n_in, n_out), c), like)
+            if isinstance(c, float)
+            else self.ops.transpose(c, (1, 2, 0))
+            for c in trace
+        )
+
+    def reconstruct(self, capsules: Any, labels: Any = None) -> A:
+        """Draw images [B, C, H, W] from class capsules [B, J, D].
+
+        All but one capsule are masked: the longest stays, or the one of `labels` [B] (whole numbers), or those
+        that `labels` [B, J] weighs.
+        """
+        last = self.spec.capsules[-1]
+        if self.spec.decoder is None:
+            raise ShapeError("this network has no decoder (decoder=None in its spec): it cannot reconstruct")
+        v = self.ops.asarray(capsules, next(iter(self.params.values())))
+        if tuple(v.shape[1:]) != (last.count, last.dim) or len(v.shape) != 3:
+            raise ShapeError(f"capsules have shape {tuple(v.shape)}; wanted [batch, {last.count}, {last.dim}]")
+        if labels is None:
+            mask = self.ops.argmax_one_hot(layers.lengths(self.ops, v))
+        else:
+            mask = self.ops.asarray(one_hot(labels, v.shape[0], last.count), v)
+        return layers.reconstruct(self.ops, self.spec, self.params, v, mask)
+
+    def _images(self, images: Any) -> Any:
+        x = self.ops.asarray(images)
+        check_images(self.spec, x)
+        return self.ops.asarray(x, next(iter(self.params.values())))
+
+    def save(self, path: str | os.PathLike[str], dtype: str | None = None) -> None:
+        """Write the model as one .safetensors file, in `dtype` ("float16" halves it) or as it is."""
+        params = {name: self.ops.to_numpy(array) for name, array in self.params.items()}
+        modelfile.save(path, modelfile.Model(self.spec, params, self.classes, self.provenance), dtype)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], dtype: str = "float32") -> Self:
+        """Read a model file that any backend has written."""
+        model = modelfile.read(path)
+        return cls(model.spec, model.params, dtype=dtype, classes=model.classes, provenance=model.provenance)
+
+
+def check_images(spec: CapsNetSpec, x: Any) -> None:
+    """Raise ShapeError unless the array `x` is a batch of float images of the spec's size."""
+    if "float" not in str(x.dtype):
+        raise ShapeError(
+            f"images have dtype {x.dtype}; wanted floats in [0, 1]: for bytes, images.astype('float32') / 255"
+        )
+    shape, wanted = tuple(x.shape), spec.input
+    if len(shape) == 4 and shape[1:] == wanted:
+        return
+    cure = ""
+    if shape == wanted:
+        cure = "; images[None] makes a batch of one"
+    elif len(shape) in (2, 3) and shape[-2:] == wanted[1:] and wanted[0] == 1:
+        cure = f"; images.reshape(-1, {', '.join(map(str, wanted))}) names their one channel"
+    elif len(shape) == 4 and shape[1:] == (*wanted[1:], wanted[0]):
+        cure = "; images.transpose(0, 3, 1, 2) puts the channels first"
+    raise ShapeError(f"images have shape {list(shape)}; wanted [batch, {', '.join(map(str, wanted))}]{cure}")
+
+
+def one_hot(labels: Any, batch: int, classes: int) -> NDArray[np.float64]:
+    """Return labels [B] as rows of zeros with a one, [B, J]; labels that are [B, J] already pass as they are."""
+    rows = np.asarray(labels.tolist() if hasattr(labels, "tolist") else labels)
+    if rows.shape == (batch, classes):
+        return rows.astype(np.float64)
+    if rows.shape != (batch,) or rows.dtype.kind not in "iu":
+        raise ShapeError(f"labels have shape {rows.shape} and dtype {rows.dtype}; wanted {batch} whole numbers")
+    if batch and not 0 <= rows.min() <= rows.max() < classes:
+        raise ShapeError(f"labels go from {rows.min()} to {rows.max()}; wanted 0 to {classes - 1}")
+    return np.eye(classes)[rows]
+
+
+def objective(
+    ops: Ops[A], spec: CapsNetSpec, params: Mapping[str, A], images: A, targets: A, weight: float = 0.0005
+) -> tuple[A, A]:
+    """Return the training loss and the lengths [B, J]: margin loss plus weighted reconstruction loss.
+
+    Targets are [B, J]; the true capsules are the ones that are reconstructed (section 4.1).
+    """
+    v = layers.forward(ops, spec, params, images)
+    lengths = layers.lengths(ops, v)
+    loss = margin_loss(ops, lengths, targets)
+    if spec.decoder is not None and weight:
+        drawn = layers.reconstruct(ops, spec, params, v, targets)
+        loss = loss + reconstruction_loss(ops, images, drawn, weight)
+    return loss, lengths
+
+
+class Learner(Generic[A]):
+    """Adam on a network's training loss (β 0.9 and 0.999, ε 1e-8), through the tape of `capscore.grad`."""
+
+    def __init__(self, net: CapsNet[Any], reconstruction: float = 0.0005, **options: Any) -> None:
+        if options:
+            raise ShapeError(f"this backend trains without {', '.join(options)}; the torch backend has them")
+        self.net, self.reconstruction, self.steps = net, reconstruction, 0
+        self.first = {name: np.zeros_like(p) for name, p in net.params.items()}
+        self.second = {name: np.zeros_like(p) for name, p in net.params.items()}
+
+    def step(self, images: NDArray[Any], targets: NDArray[Any], rate: float) -> tuple[float, NDArray[Any]]:
+        """Learn from one batch; return its loss and lengths [B, J] before the step."""
+        net, ops, lengths = self.net, self.net.ops, []
+        like = next(iter(net.params.values()))
+
+        def loss(tape: Tape, params: dict[str, Var]) -> Var:
+            x, t = tape.asarray(ops.asarray(images, like)), tape.asarray(ops.asarray(targets, like))
+            value, found = objective(tape, net.spec, params, x, t, self.reconstruction)
+            lengths.append(found.value)
+            return value
+
+        value, gradients = value_and_gradients(ops, loss, net.params)
+        self.steps += 1
+        slow, fast = 1 - 0.999**self.steps, 1 - 0.9**self.steps
+        for name, p in net.params.items():
+            g, m, v = gradients[name], self.first[name], self.second[name]
+            m += (g - m) * (1 - 0.9)
+            v += (g * g - v) * (1 - 0.999)
+            p -= m / (np.sqrt(v) / slow**0.5 + 1e-8) * (rate / fast)
+        return float(value), ops.to_numpy(lengths[0])
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Return what a checkpoint must keep beside the parameters, as NumPy arrays by name."""
+        moments = {f"first.{k}": v for k, v in self.first.items()} | {f"second.{k}": v for k, v in self.second.items()}
+        return {name: self.net.ops.to_numpy(array) for name, array in moments.items()}
+
+    def restore(self, state: Mapping[str, NDArray[Any]], steps: int) -> None:
+        """Go on from the `state` of a learner that had made `steps`."""
+        self.steps = steps
+        for name, like in self.net.params.items():
+            self.first[name] = self.net.ops.asarray(state[f"first.{name}"].copy(), like)
+            self.second[name] = self.net.ops.asarray(state[f"second.{name}"].copy(), like)

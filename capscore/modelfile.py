@@ -1,0 +1,158 @@
+"""A model as one .safetensors file: the parameters, and in the metadata all that is needed to use them.
+
+The metadata's one entry `capscore` is JSON: format, spec, class names, preprocessing and provenance. Tensors
+whose names begin with `optimizer.` belong to a checkpoint; they are the only ones beside the parameters.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import CapscoreError, ModelFileError, ShapeError
+from .ops import to_host
+from .spec import CapsNetSpec
+
+FORMAT = 1
+STATE = "optimizer."
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a model file holds: spec, parameters as stored, class names, provenance and a checkpoint's state."""
+
+    spec: CapsNetSpec
+    params: dict[str, NDArray[Any]]
+    classes: tuple[str, ...]
+    provenance: dict[str, Any] = field(default_factory=dict)
+    state: dict[str, NDArray[Any]] = field(default_factory=dict)
+
+
+def check_params(spec: CapsNetSpec, params: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+    """Return `params` as NumPy arrays in the spec's order, or say which is missing, unknown or misshapen."""
+    if missing := [name for name in spec.parameters if name not in params]:
+        raise ShapeError(f"parameter {', '.join(missing[:3])} is missing; the spec has {len(spec.parameters)}")
+    if unknown := [name for name in params if name not in spec.parameters]:
+        raise ShapeError(f"parameter {', '.join(unknown[:3])} is not in the spec: {', '.join(spec.parameters)}")
+    arrays = {name: to_host(params[name]) for name in spec.parameters}
+    for name, shape in spec.parameters.items():
+        if arrays[name].shape != shape:
+            raise ShapeError(f"parameter {name} has shape {arrays[name].shape}; the spec wants {shape}")
+        if arrays[name].dtype.kind != "f":
+            raise ShapeError(f"parameter {name} has dtype {arrays[name].dtype}; it must be a float")
+    return arrays
+
+
+def check_classes(spec: CapsNetSpec, classes: Any) -> tuple[str, ...]:
+    """Return the class names, "0", "1", … for None, or say why they do not fit the spec."""
+    if classes is None:
+        return tuple(str(i) for i in range(spec.classes))
+    names = tuple(classes) if isinstance(classes, list | tuple) else ()
+    if len(names) != spec.classes or not all(isinstance(name, str) for name in names):
+        raise ShapeError(f"classes must be {spec.classes} names, one per class capsule, not {classes!r:.200}")
+    return names
+
+
+def preprocessing(spec: CapsNetSpec) -> dict[str, Any]:
+    """Return what has to be done to an image file before the network sees it, for users of the file alone."""
+    channels, height, width = spec.input
+    color = {1: "grey", 3: "rgb"}.get(channels)
+    return {"color": color, "height": height, "width": width, "resize": "bilinear", "scale": 1 / 255}
+
+
+def describe(spec: CapsNetSpec, classes: tuple[str, ...], provenance: Mapping[str, Any]) -> str:
+    """Return the JSON that travels with a model, in a .safetensors or an ONNX file."""
+    about = {"format": FORMAT, "spec": json.loads(spec.to_json()), "classes": classes}
+    return json.dumps(about | {"preprocessing": preprocessing(spec), "provenance": dict(provenance)})
+
+
+def understand(text: str) -> tuple[CapsNetSpec, tuple[str, ...], dict[str, Any]]:
+    """Read spec, class names and provenance back from untrusted JSON of `describe`."""
+    try:
+        about = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ModelFileError(f"the capscore metadata is not JSON: {error}") from None
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        found = about.get("format") if isinstance(about, dict) else None
+        raise ModelFileError(f"the capscore metadata has format {found!r:.60}; this version reads {FORMAT}")
+    spec = CapsNetSpec.from_json(json.dumps(about.get("spec")))
+    provenance = about.get("provenance", {})
+    if not isinstance(provenance, dict):
+        raise ModelFileError("the capscore metadata's provenance is not a JSON object")
+    return spec, check_classes(spec, about.get("classes")), provenance
+
+
+def save(path: str | os.PathLike[str], model: Model, dtype: str | None = None) -> None:
+    """Write a model file; `dtype` "float16" halves it (the parameters alone: state keeps its precision)."""
+    from safetensors.numpy import save as serialize
+
+    tensors = {name: np.ascontiguousarray(array) for name, array in model.params.items()}
+    if dtype is not None:
+        if dtype not in ("float16", "float32", "float64"):
+            raise ModelFileError(f"a model is stored as float16, float32 or float64, not {dtype!r}")
+        limit = np.finfo(dtype).max
+        for name, array in tensors.items():
+            if dtype == "float16" and np.any(np.abs(array) > limit):
+                raise ModelFileError(f"{name} has values beyond {limit}, float16's largest; store it as float32")
+            tensors[name] = array.astype(dtype)
+    tensors |= {name: np.ascontiguousarray(array) for name, array in model.state.items()}
+    text = describe(model.spec, model.classes, model.provenance)
+    write_atomically(path, serialize(tensors, metadata={"capscore": text}))
+
+
+def read(path: str | os.PathLike[str]) -> Model:
+    """Read an untrusted model file. ModelFileError says what is wrong with it."""
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    try:
+        if not path.is_file():
+            raise ModelFileError("there is no such file")
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            if "capscore" not in metadata:
+                raise ModelFileError("it holds no capscore metadata; its spec is unknown")
+            spec, classes, provenance = understand(metadata["capscore"])
+            names = set(file.keys())
+            params = {name: file.get_tensor(name) for name in names if not name.startswith(STATE)}
+            state = {name: file.get_tensor(name) for name in names if name.startswith(STATE)}
+        return Model(spec, check_params(spec, params), classes, provenance, state)
+    except (SafetensorError, CapscoreError, OSError, TypeError, ValueError, KeyError) as error:
+        raise ModelFileError(f"cannot read the model {path}: {error}") from None
+
+
+def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write a file so that its final name never holds half of it: write beside, fsync, rename."""
+    path = Path(path)
+    try:
+        handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    except OSError as error:
+        raise ModelFileError(f"cannot write {path}: {error.strerror}; is its folder there and writable?") from None
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(beside, 0o666 & ~_umask())
+        os.replace(beside, path)
+    except BaseException as error:
+        with suppress(OSError):
+            os.unlink(beside)
+        if isinstance(error, OSError):
+            raise ModelFileError(f"cannot write {path}: {error.strerror}; nothing was changed") from None
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)  # the only way to read it
+    os.umask(mask)
+    return mask

@@ -1,0 +1,91 @@
+"""The whole contract between the core and a backend: arrays that do arithmetic, and the functions of `Ops`.
+
+A backend is a module of these functions; the module itself satisfies `Ops` structurally. NumPy, CuPy and
+PyTorch supply them over their arrays, `capscore.grad` over arrays that remember how they were made, and
+`capscore.export.onnx` over the values of a graph that it writes down.
+
+Whatever is written over the ops keeps four rules, so that it runs on all of them: the batch size is never
+read, nothing is written in place, nothing branches on data, and Python scalars stand to the right of an
+operator. Their dtype is the array's own.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Array(Protocol):
+    """What the core asks of an array: broadcasting arithmetic with arrays of its kind and Python scalars."""
+
+    def __add__(self, other: Any, /) -> Any: ...
+    def __sub__(self, other: Any, /) -> Any: ...
+    def __mul__(self, other: Any, /) -> Any: ...
+    def __truediv__(self, other: Any, /) -> Any: ...
+
+
+A = TypeVar("A", bound=Array)
+Axes = int | tuple[int, ...]
+
+
+class Ops(Protocol[A]):
+    """The functions a backend supplies. Shapes may hold one -1, which stands for the batch."""
+
+    def asarray(self, x: Any, like: A | None = None) -> A:
+        """Return `x`, an array of any backend, as this backend's; dtype and device follow `like` if given."""
+
+    def to_numpy(self, x: A) -> NDArray[Any]:
+        """Return `x` as a NumPy array in host memory."""
+
+    def reshape(self, x: A, shape: tuple[int, ...]) -> A:
+        """Return the same elements in row-major order under another shape."""
+
+    def transpose(self, x: A, axes: tuple[int, ...]) -> A:
+        """Return `x` with its axes in the given order."""
+
+    def matmul(self, a: A, b: A) -> A:
+        """Return the matrix product over the last two axes, the leading axes broadcast."""
+
+    def conv2d(self, x: A, weight: A, bias: A, stride: int, padding: int) -> A:
+        """Correlate x [B, C, H, W] with weight [O, C, k, k] and add bias [O]; zeros around the map."""
+
+    def sum(self, x: A, axis: Axes, keepdims: bool = False) -> A:
+        """Return the sum over `axis`."""
+
+    def norm(self, x: A, axis: int, keepdims: bool = False) -> A:
+        """Return the Euclidean norm over `axis`: no overflow or underflow on the way, gradient 0 at zero."""
+
+    def sqrt(self, x: A) -> A:
+        """Return the square root of every element."""
+
+    def exp(self, x: A) -> A:
+        """Return e to the power of every element."""
+
+    def relu(self, x: A) -> A:
+        """Return max(x, 0) of every element; NaN stays NaN."""
+
+    def sigmoid(self, x: A) -> A:
+        """Return 1 / (1 + e^-x) of every element, without overflow."""
+
+    def softmax(self, x: A, axis: int, leaky: bool = False) -> A:
+        """Return e^x / Σ e^x over `axis`; a leaky one has an extra zero logit in the sum and drops its share."""
+
+    def argmax_one_hot(self, x: A) -> A:
+        """Return, over the last axis, 1 at the first largest entry and 0 elsewhere."""
+
+
+def scope(ops: Ops[A], name: str) -> AbstractContextManager[Any]:
+    """Name what is computed inside, for backends that keep names (the ONNX recorder does; others ignore it)."""
+    named = getattr(ops, "scope", None)
+    return nullcontext() if named is None else named(name)
+
+
+def to_host(x: Any) -> NDArray[Any]:
+    """Return any library's array (torch and CuPy included, on a GPU or with gradients) as a NumPy array."""
+    for step in ("detach", "cpu", "get"):  # torch's two steps to the host, and CuPy's; each absent elsewhere
+        if callable(method := getattr(x, step, None)) and hasattr(x, "dtype"):
+            x = method()
+    return np.asarray(x)
