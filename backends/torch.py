@@ -144,9 +144,7 @@ class Learner(model.Learner[Tensor]):
 
     net: CapsNet
 
-    def __init__(
-        self, net: CapsNet, reconstruction: float = 0.0005, amp: bool = False, compile: bool = False
-    ) -> None:
+    def __init__(self, net: CapsNet, reconstruction: float = 0.0005, amp: bool = False, compile: bool = False) -> None:
         self.net, self.reconstruction, self.amp, self.steps = net, reconstruction, amp, 0
         self.adam = torch.optim.Adam(net.parameters(), eps=1e-8, fused=True)
         self.objective = torch.compile(model.objective) if compile else model.objective

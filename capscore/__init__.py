@@ -1,7 +1,7 @@
 """Capsule networks on NumPy, CuPy and PyTorch from one spec, trained anywhere and exported to ONNX.
 
-    import capscore as caps                        # the backend named by CAPSCORE_BACKEND, NumPy if unset
-    from capscore.backends import torch as caps    # or say it; two backends can live in one process
+import capscore as caps                        # the backend named by CAPSCORE_BACKEND, NumPy if unset
+from capscore.backends import torch as caps    # or say it; two backends can live in one process
 """
 
 from __future__ import annotations

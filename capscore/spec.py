@@ -295,9 +295,7 @@ def _out(size: int, kernel: int, stride: int, padding: int) -> int:
     return (size + 2 * padding - kernel) // stride + 1
 
 
-def _convolution(
-    name: str, kind: str, conv: Conv | PrimaryCaps, channels: int, shape: tuple[int, ...]
-) -> Layer:
+def _convolution(name: str, kind: str, conv: Conv | PrimaryCaps, channels: int, shape: tuple[int, ...]) -> Layer:
     """Return the row of a convolution over a map of `shape`, or say why none fits."""
     c, h, w = shape
     k, pad = conv.kernel, conv.padding

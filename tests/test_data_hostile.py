@@ -104,12 +104,13 @@ def damaged(draw: st.DrawFn, originals: list[bytes]) -> bytes:
 
 
 def survives(read: Callable[[str], Any], path: Path, content: bytes) -> None:
-    """`read` returns or raises DataError, and in proportion to what it was given."""
+    """`read` returns an array or datasets, or raises DataError."""
     path.write_bytes(content)
-    with suppress(DataError), warnings.catch_warnings():
-        warnings.simplefilter("error")
-        result = read(str(path))
-        assert isinstance(result, np.ndarray) or all(isinstance(part, Dataset) for part in result)
+    for action in ("error", "ignore"):  # warnings as the tests take them, and as a user may
+        with suppress(DataError), warnings.catch_warnings():
+            warnings.simplefilter(action)
+            result = read(str(path))
+            assert isinstance(result, np.ndarray) or all(isinstance(part, Dataset) for part in result)
 
 
 @many
@@ -159,31 +160,14 @@ def test_damaged_npy_in_a_sound_zip(folder: Path, content: bytes, which: str) ->
     survives(load, folder / "x.npz", npz(members, zipfile.ZIP_STORED))
 
 
-dtypes = st.sampled_from(
-    [
-        "'|u1'",
-        "'<i8'",
-        "'>f8'",
-        "'<f2'",
-        "'<U0'",
-        "'<U3'",
-        "'|O'",
-        "'|V4'",
-        "'<M8[s]'",
-        "'?'",
-        "'S0'",
-        "'(2,)u1'",
-    ]
-) | st.text(max_size=12).map(repr)
-numbers = st.sampled_from(["0", "1", "-1", "10", "True", "1L", "10**9", "0x" + "F" * 5000, str(2**63), "1.5"])
-shapes = st.lists(numbers, max_size=40).map(lambda items: f"({''.join(f'{item},' for item in items)})")
-headers = st.builds(
-    "{{'descr': {}, 'fortran_order': {}, 'shape': {}, }}\n".format,
-    dtypes | st.just("[('a', '<U" + "9" * 9 + "')]"),
+DESCRS = ["|u1", "<i8", ">f8", "<f2", "<U0", "<U3", "|O", "|V4", "<M8[s]", "?", "S0", "(2,)u1", "<U999999999"]
+NUMBERS = ["0", "1", "-1", "10", "True", "1L", "10**9", "0x" + "F" * 5000, str(2**63), "1.5"]
+NONSENSE = ["(" * 9000, "[" * 200 + "]" * 200, "{'a':", "'''", "\\", "-" * 9000 + "1", "{}", "\n 1", "\0"]
+headers = st.sampled_from(NONSENSE) | st.builds(
+    "{{'descr': {!r}, 'fortran_order': {}, 'shape': ({}), }}\n".format,
+    st.sampled_from(DESCRS) | st.text(max_size=12),
     st.sampled_from(["False", "True", "None"]),
-    shapes,
-) | st.sampled_from(
-    ["(" * 9000, "[" * 200 + "]" * 200, "{'a':", "'''", "\\", "-" * 9000 + "1", "{}", "\n 1", "\0"]
+    st.lists(st.sampled_from(NUMBERS), max_size=40).map(lambda items: "".join(f"{item}," for item in items)),
 )
 
 
