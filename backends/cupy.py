@@ -12,10 +12,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from capscore import model
-from capscore.errors import BackendError
-from capscore.ops import to_host
-
-from .numpy import (
+from capscore.backends.numpy import (
     argmax_one_hot,
     conv2d,
     exp,
@@ -29,6 +26,8 @@ from .numpy import (
     sum,
     transpose,
 )
+from capscore.errors import BackendError
+from capscore.ops import to_host
 
 try:
     import cupy

@@ -7,7 +7,7 @@ them from here; that is why the arrays made below are made `like` the ones at ha
 from __future__ import annotations
 
 import sys
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,41 +40,42 @@ def transpose(x: Array, axes: tuple[int, ...]) -> Array:
 
 def matmul(a: Array, b: Array) -> Array:
     """Return the matrix product over the last two axes."""
-    return cast(Array, np.matmul(a, b))
+    y: Array = np.matmul(a, b)
+    return y
 
 
 def sum(x: Array, axis: Axes, keepdims: bool = False) -> Array:
     """Return the sum over `axis`."""
-    return cast(Array, np.sum(x, axis=axis, keepdims=keepdims))
+    y: Array = np.sum(x, axis=axis, keepdims=keepdims)
+    return y
 
 
 def norm(x: Array, axis: int, keepdims: bool = False) -> Array:
     """Return the Euclidean norm over `axis`, the largest entry divided out so that no square overflows."""
-    scale = np.abs(x).max(axis=axis, keepdims=True)
-    scale = np.where(scale > 0, scale, scale + 1)  # NaN + 1 is NaN
-    y = x / scale
-    n = np.sqrt(np.sum(y * y, axis=axis, keepdims=True)) * scale
-    return cast(Array, n if keepdims else n.squeeze(axis))
+    largest = np.abs(x).max(axis=axis, keepdims=True)
+    scale: Array = np.where(largest == 0, 1.0, largest).astype(x.dtype)
+    n: Array = np.sqrt(np.sum((x / scale) ** 2, axis=axis, keepdims=True)) * scale
+    return n if keepdims else n.squeeze(axis)
 
 
 def sqrt(x: Array) -> Array:
     """Return the square root of every element."""
-    return cast(Array, np.sqrt(x))
+    return np.sqrt(x)
 
 
 def exp(x: Array) -> Array:
     """Return e to the power of every element."""
-    return cast(Array, np.exp(x))
+    return np.exp(x)
 
 
 def relu(x: Array) -> Array:
     """Return max(x, 0) of every element."""
-    return cast(Array, np.maximum(x, 0))
+    return np.maximum(x, 0)
 
 
 def sigmoid(x: Array) -> Array:
     """Return 1 / (1 + e^-x) of every element; written with tanh, which cannot overflow."""
-    return cast(Array, np.tanh(x * 0.5) * 0.5 + 0.5)
+    return np.tanh(x * 0.5) * 0.5 + 0.5
 
 
 def softmax(x: Array, axis: int, leaky: bool = False) -> Array:
@@ -84,13 +85,15 @@ def softmax(x: Array, axis: int, leaky: bool = False) -> Array:
         largest = np.maximum(largest, 0)
     e = np.exp(x - largest)
     total = e.sum(axis=axis, keepdims=True)
-    return cast(Array, e / (total + np.exp(-largest) if leaky else total))
+    y: Array = e / (total + np.exp(-largest) if leaky else total)
+    return y
 
 
 def argmax_one_hot(x: Array) -> Array:
     """Return 1 at the first largest entry of the last axis and 0 elsewhere."""
     largest = x.argmax(axis=-1)[..., None]
-    return (largest == np.arange(x.shape[-1], like=x)).astype(x.dtype)
+    y: Array = (largest == np.arange(x.shape[-1], like=x)).astype(x.dtype)
+    return y
 
 
 def conv2d(x: Array, weight: Array, bias: Array, stride: int, padding: int) -> Array:

@@ -8,6 +8,7 @@ from typing import Any
 
 from capscore import model
 from capscore.errors import BackendError
+from capscore.modelfile import check_params
 from capscore.ops import Axes, to_host
 
 try:
@@ -15,7 +16,6 @@ try:
 except ModuleNotFoundError as error:
     raise BackendError("the torch backend needs PyTorch: pip install 'capscore[torch]'") from error
 
-import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -27,7 +27,8 @@ def asarray(x: Any, like: Tensor | None = None) -> Tensor:
     """Return `x`, an array of any backend, as a tensor, on the device and with the dtype of `like`."""
     if not isinstance(x, Tensor):  # CuPy's arrays are shared on the GPU, all others come through the host
         x = torch.as_tensor(x) if hasattr(x, "__cuda_array_interface__") else torch.from_numpy(to_host(x).copy())
-    return x if like is None else x.to(like.device, like.dtype)
+    y: Tensor = x if like is None else x.to(like.device, like.dtype)
+    return y
 
 
 def to_numpy(x: Tensor) -> NDArray[Any]:
@@ -66,7 +67,7 @@ def norm(x: Tensor, axis: int, keepdims: bool = False) -> Tensor:
     x = x if x.dtype == torch.float64 else x.float()
     scale = x.detach().abs().amax(axis, keepdim=True)  # constant to the gradient: the norm is homogeneous
     scale = torch.where(scale == 0, 1.0, scale)
-    n = torch.linalg.vector_norm(x / scale, dim=axis, keepdim=True) * scale
+    n: Tensor = torch.linalg.vector_norm(x / scale, dim=axis, keepdim=True) * scale
     return n if keepdims else n.squeeze(axis)
 
 
@@ -135,6 +136,18 @@ class CapsNet(nn.Module, model.CapsNet[Tensor]):
 
     forward = model.CapsNet.forward
 
+    def assign(self, params: Mapping[str, Any]) -> None:
+        """Take other values for the parameters, in place: an optimiser keeps hold of them."""
+        arrays = check_params(self.spec, params)
+        with torch.no_grad():
+            for name, p in self.params.items():
+                p.copy_(asarray(arrays[name], p))
+
+    @torch.inference_mode()
+    def predict(self, images: Any, batch: int = 128) -> NDArray[Any]:
+        """Return the lengths [N, J] for images [N, C, H, W] as a NumPy array, without gradients."""
+        return model.predict(self, images, batch)
+
 
 class Learner(model.Learner[Tensor]):
     """Adam by PyTorch on the training loss; see `capscore.model.Learner`.
@@ -161,7 +174,7 @@ class Learner(model.Learner[Tensor]):
         self.adam.param_groups[0]["lr"] = rate
         self.adam.step()
         self.steps += 1
-        return float(loss), to_numpy(lengths)
+        return float(loss.detach()), to_numpy(lengths)
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Return what a checkpoint must keep beside the parameters, as NumPy arrays by name."""

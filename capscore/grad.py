@@ -24,7 +24,8 @@ class Var:
     __slots__ = ("grad", "learns", "tape", "value")
 
     def __init__(self, tape: Tape, value: Any, learns: bool) -> None:
-        self.tape, self.value, self.learns, self.grad = tape, value, learns, None
+        self.tape, self.value, self.learns = tape, value, learns
+        self.grad: Any = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -136,8 +137,8 @@ class Tape:
         """Gradient: the unit vector x/‖x‖, zero at zero."""
         n = self.ops.norm(x.value, axis, keepdims=True)
         unit = x.value / np.where(n == 0, n + 1, n)
-        y = n if keepdims else n.squeeze(axis)  # type: ignore[attr-defined]
-        return self.record(y, (x, lambda g: unit * g.reshape(n.shape)))  # type: ignore[attr-defined]
+        y = n if keepdims else n.squeeze(axis)
+        return self.record(y, (x, lambda g: unit * g.reshape(n.shape)))
 
     def sqrt(self, x: Var) -> Var:
         """Gradient: 1 / 2√x."""

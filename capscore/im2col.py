@@ -8,7 +8,7 @@ runs of C numbers, and a convolution finds the map of the one before it as it wa
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,7 +65,7 @@ def _windows(x: Array, kernel: int, stride: int, padding: int) -> Array:
     if padding:
         x = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
     x = x.transpose(0, 2, 3, 1).astype(x.dtype, order="C", copy=False)
-    windows = cast(Array, np.lib.stride_tricks.sliding_window_view(x, (kernel, kernel), axis=(1, 2)))
+    windows = np.lib.stride_tricks.sliding_window_view(x, (kernel, kernel), axis=(1, 2))
     return windows[:, ::stride, ::stride].transpose(0, 1, 2, 4, 5, 3)
 
 

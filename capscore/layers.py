@@ -24,7 +24,7 @@ def squash(ops: Ops[A], s: A, axis: int = -1) -> A:
         n = ops.norm(s, axis, keepdims=True)
         m = n + 1.0
         p = n / m  # n/(1+n²) = p / ((p² + (1-p)²)·(1+n)): no square leaves the range of floats
-        return s * (p / ((p * (p - 1.0) * 2.0 + 1.0) * m))  # type: ignore[no-any-return]
+        return s * (p / ((p * (p - 1.0) * 2.0 + 1.0) * m))
 
 
 def lengths(ops: Ops[A], capsules: A) -> A:

@@ -39,7 +39,7 @@ def reconstruction_loss(ops: Ops[A], images: A, reconstruction: A, weight: float
     Both arrays are [B, C, H, W].
     """
     difference = reconstruction - images
-    return _mean(ops, difference * difference, 4) * weight  # type: ignore[no-any-return]
+    return _mean(ops, difference * difference, 4) * weight
 
 
 def _mean(ops: Ops[A], x: Any, ndim: int) -> A:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Generic, NamedTuple, Self
 
 import numpy as np
@@ -14,7 +14,7 @@ from .errors import ShapeError
 from .grad import Tape, Var, value_and_gradients
 from .init import init_params
 from .losses import margin_loss, reconstruction_loss
-from .ops import A, Ops
+from .ops import A, Ops, to_host
 from .spec import CapsNetSpec
 
 
@@ -63,6 +63,11 @@ class CapsNet(Generic[A]):
     def _adopt(self, params: dict[str, A]) -> None:
         self._params = params
 
+    def assign(self, params: Mapping[str, Any]) -> None:
+        """Take other values for the parameters, checked like those of a new network."""
+        arrays = modelfile.check_params(self.spec, params)
+        self._adopt({name: self.ops.asarray(arrays[name].copy(), like) for name, like in self.params.items()})
+
     @property
     def params(self) -> dict[str, A]:
         """Name → array, in the order of the spec."""
@@ -81,12 +86,16 @@ class CapsNet(Generic[A]):
         if trace is None:
             return Output(lengths, v)
         shapes = [self.spec.votes_shape(i)[:2] for i in range(len(trace))]
-        batch = x.shape[0]  # type: ignore[attr-defined]
+        batch = x.shape[0]
         return Output(
             lengths, v, None, tuple(self._couplings(c, batch, *s) for c, s in zip(trace, shapes, strict=True))
         )
 
     __call__ = forward
+
+    def predict(self, images: Any, batch: int = 128) -> NDArray[Any]:
+        """Return the lengths [N, J] for images [N, C, H, W] as a NumPy array, `batch` images at a time."""
+        return predict(self, images, batch)
 
     def _couplings(self, trace: list[A | float], batch: int, n_in: int, n_out: int) -> tuple[A, ...]:
         """Return couplings as [B, N, J], the uniform first one written out."""
@@ -114,7 +123,8 @@ class CapsNet(Generic[A]):
             mask = self.ops.argmax_one_hot(layers.lengths(self.ops, v))
         else:
             mask = self.ops.asarray(one_hot(labels, v.shape[0], last.count), v)
-        return layers.reconstruct(self.ops, self.spec, self.params, v, mask)
+        drawn: A = layers.reconstruct(self.ops, self.spec, self.params, v, mask)
+        return drawn
 
     def _images(self, images: Any) -> Any:
         x = self.ops.asarray(images)
@@ -152,16 +162,23 @@ def check_images(spec: CapsNetSpec, x: Any) -> None:
     raise ShapeError(f"images have shape {list(shape)}; wanted [batch, {', '.join(map(str, wanted))}]{cure}")
 
 
+def predict(call: Callable[[Any], Output[Any]], images: Any, batch: int) -> NDArray[Any]:
+    """Return the lengths [N, J] that `call`, a network or a session, finds for images [N, C, H, W]."""
+    starts = range(0, max(1, len(images)), batch)
+    return np.concatenate([to_host(call(images[i : i + batch]).lengths) for i in starts])
+
+
 def one_hot(labels: Any, batch: int, classes: int) -> NDArray[np.float64]:
     """Return labels [B] as rows of zeros with a one, [B, J]; labels that are [B, J] already pass as they are."""
-    rows = np.asarray(labels.tolist() if hasattr(labels, "tolist") else labels)
+    rows = to_host(labels)
     if rows.shape == (batch, classes):
         return rows.astype(np.float64)
     if rows.shape != (batch,) or rows.dtype.kind not in "iu":
         raise ShapeError(f"labels have shape {rows.shape} and dtype {rows.dtype}; wanted {batch} whole numbers")
     if batch and not 0 <= rows.min() <= rows.max() < classes:
         raise ShapeError(f"labels go from {rows.min()} to {rows.max()}; wanted 0 to {classes - 1}")
-    return np.eye(classes)[rows]
+    found: NDArray[np.float64] = np.eye(classes)[rows]
+    return found
 
 
 def objective(

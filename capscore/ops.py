@@ -12,7 +12,7 @@ operator. Their dtype is the array's own.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 class Array(Protocol):
     """What the core asks of an array: broadcasting arithmetic with arrays of its kind and Python scalars."""
 
-    def __add__(self, other: Any, /) -> Any: ...
-    def __sub__(self, other: Any, /) -> Any: ...
-    def __mul__(self, other: Any, /) -> Any: ...
-    def __truediv__(self, other: Any, /) -> Any: ...
+    def __add__(self, other: Any, /) -> Self: ...  # noqa: D105
+    def __sub__(self, other: Any, /) -> Self: ...  # noqa: D105
+    def __mul__(self, other: Any, /) -> Self: ...  # noqa: D105
+    def __truediv__(self, other: Any, /) -> Self: ...  # noqa: D105
 
 
 A = TypeVar("A", bound=Array)

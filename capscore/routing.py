@@ -85,15 +85,18 @@ def dynamic_routing(
     """
     if not isinstance(votes, Votes):
         votes = ArrayVotes(ops, votes)
-    c: A | float = 1 / (votes.n_out + leaky)  # softmax of zero logits
     logits: A | None = None
-    for r in range(iterations):
+    c: A | float = 1 / (votes.n_out + leaky)  # the softmax of zero logits
+    with scope(ops, "route/0"):
+        v = squash(ops, votes.combine(c))  # [J, B, D]  s_j = Σ_i c_ij û_ij + bias_j
+    if trace is not None:
+        trace.append(c)
+    for r in range(1, iterations):
         with scope(ops, f"route/{r}"):
-            if r > 0:
-                a = votes.agree(v)  # [J, B, N]  a_ij = û_ij · v_j
-                logits = a if logits is None else logits + a  # [J, B, N]  b_ij
-                c = ops.softmax(logits, 0, leaky)  # [J, B, N]  over output capsules
-            v = squash(ops, votes.combine(c))  # [J, B, D]  s_j = Σ_i c_ij û_ij + bias_j
+            a = votes.agree(v)  # [J, B, N]  a_ij = û_ij · v_j
+            logits = a if logits is None else logits + a  # [J, B, N]  b_ij
+            c = ops.softmax(logits, 0, leaky)  # [J, B, N]  over output capsules
+            v = squash(ops, votes.combine(c))  # [J, B, D]
         if trace is not None:
             trace.append(c)
     return ops.transpose(v, (1, 0, 2))  # [B, J, D]

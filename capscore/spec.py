@@ -13,6 +13,8 @@ from .routing import DynamicRouting, Routing
 
 __all__ = ["PRESETS", "CapsNetSpec", "Conv", "Decoder", "DenseCaps", "DynamicRouting", "Layer", "PrimaryCaps"]
 
+Shapes = dict[str, tuple[int, ...]]  # of parameters, by name
+
 # A spec may come from a stranger's file: no layer may ask for more than this, whatever its sizes say.
 MAX_SIZE = 1_000_000
 MAX_VALUES = 2**30  # numbers in one layer's output for one image, or in one parameter
@@ -107,7 +109,7 @@ class Layer:
     name: str
     kind: str
     output: tuple[int, ...]
-    parameters: dict[str, tuple[int, ...]]
+    parameters: Shapes
     multiply_adds: int
 
     @property
@@ -169,7 +171,7 @@ class CapsNetSpec:
         n, k = p.types * row.output[1] * row.output[2], p.dim
         rows.append(Layer(row.name, row.kind, (n, k), row.parameters, row.multiply_adds))
         for i, caps in enumerate(self.capsules):
-            weights = {f"capsules.{i}.weight": (n, caps.count, caps.dim, k)}
+            weights: Shapes = {f"capsules.{i}.weight": (n, caps.count, caps.dim, k)}
             if caps.bias:
                 weights[f"capsules.{i}.bias"] = (caps.count, caps.dim)
             cost = caps.routing.multiply_adds(n, k, caps.count, caps.dim)
@@ -184,7 +186,7 @@ class CapsNetSpec:
         return tuple(rows)
 
     @cached_property
-    def parameters(self) -> dict[str, tuple[int, ...]]:
+    def parameters(self) -> Shapes:
         """Name and shape of every parameter, in the order of the layers."""
         return {name: shape for layer in self.layers for name, shape in layer.parameters.items()}
 
@@ -307,7 +309,7 @@ def _convolution(name: str, kind: str, conv: Conv | PrimaryCaps, channels: int, 
             f"a kernel of at most {fit} or a padding of at least {more} would fit"
         )
     height, width = _out(h, k, conv.stride, pad), _out(w, k, conv.stride, pad)
-    weights = {f"{name}.weight": (channels, c, k, k), f"{name}.bias": (channels,)}
+    weights: Shapes = {f"{name}.weight": (channels, c, k, k), f"{name}.bias": (channels,)}
     return Layer(name, kind, (channels, height, width), weights, channels * c * k * k * height * width)
 
 

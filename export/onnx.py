@@ -197,12 +197,11 @@ class Recorder:
         for node in self.nodes:
             for names in (node.input, node.output):
                 names[:] = [rename.get(name, name) for name in names]
-        tensor = lambda name, shape: helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *shape])  # noqa: E731
         graph = helper.make_graph(
             self.nodes,
             "capsnet",
-            [tensor(name, shape) for name, shape in inputs.items()],
-            [tensor(name, shape) for name, (_, shape) in outputs.items()],
+            [_tensor(name, shape) for name, shape in inputs.items()],
+            [_tensor(name, shape) for name, (_, shape) in outputs.items()],
             list(self.initializers.values()),
         )
         opsets = [helper.make_opsetid("", self.opset)]
@@ -211,6 +210,10 @@ class Recorder:
         helper.set_model_props(model, {"capscore": about})
         onnx.checker.check_model(model, full_check=True)
         return model
+
+
+def _tensor(name: str, shape: tuple[int, ...]) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *shape])
 
 
 def export(net: Any, path: str | os.PathLike[str], *, opset: int = 18) -> None:

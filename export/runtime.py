@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from capscore.errors import BackendError, CapscoreError, ModelFileError
-from capscore.model import Output, check_images
+from capscore.model import Output, check_images, predict
 from capscore.modelfile import understand
 from capscore.ops import to_host
 
@@ -57,3 +57,7 @@ class Session:
         found = self._session.run(self._outputs, {"images": np.ascontiguousarray(x, dtype=np.float32)})
         by_name = dict(zip(self._outputs, found, strict=True))
         return Output(by_name["lengths"], by_name["capsules"], by_name.get("reconstruction"))
+
+    def predict(self, images: Any, batch: int = 128) -> NDArray[Any]:
+        """Return the lengths [N, J] for images [N, C, H, W], `batch` images at a time."""
+        return predict(self, images, batch)

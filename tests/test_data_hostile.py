@@ -120,22 +120,16 @@ def test_damaged_idx(folder: Path, content: bytes) -> None:
 
 
 @many
-@given(
-    body=st.binary(max_size=200), shape=st.lists(st.integers(0, 2**32 - 1), max_size=6), zipped=st.booleans()
-)
+@given(body=st.binary(max_size=200), shape=st.lists(st.integers(0, 2**32 - 1), max_size=6), zipped=st.booleans())
 def test_idx_header_that_lies(folder: Path, body: bytes, shape: list[int], zipped: bool) -> None:
     content = idx(tuple(shape), body)
     with peak_below(2 * MIB):
         survives(read_idx, folder / "idx", gzip.compress(content) if zipped else content)
 
 
-@pytest.mark.parametrize(
-    "shape", [(2**31,), (1 << 15, 1 << 16), (2**31 - 1,), (10_000,) * 3, (2**32 - 1,) * 4]
-)
+@pytest.mark.parametrize("shape", [(2**31,), (1 << 15, 1 << 16), (2**31 - 1,), (10_000,) * 3, (2**32 - 1,) * 4])
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
-def test_huge_idx_claim_costs_nothing(
-    folder: Path, shape: tuple[int, ...], pack: Callable[[bytes], bytes]
-) -> None:
+def test_huge_idx_claim_costs_nothing(folder: Path, shape: tuple[int, ...], pack: Callable[[bytes], bytes]) -> None:
     (folder / "idx").write_bytes(pack(idx(shape, b"few")))
     with peak_below(2 * MIB), pytest.raises(DataError, match="declares"):
         read_idx(folder / "idx")

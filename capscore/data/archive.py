@@ -64,7 +64,7 @@ def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[An
         head = io.BytesIO(read_up_to(stream, MAX_HEADER))
         first = npy.read_magic(head) == (1, 0)
         shape, fortran, dtype = (npy.read_array_header_1_0 if first else npy.read_array_header_2_0)(head)
-        if dtype.kind not in "iufU":
+        if dtype.kind not in "iufU" or dtype.itemsize == 0:
             raise DataError(f"{name} holds {dtype!s:.80}: store numbers, or strings for the class names")
         held = member.file_size - head.tell()
         if 0 in shape or math.prod(shape) * dtype.itemsize != held:

@@ -53,9 +53,7 @@ def read_folder(root: Path, size: tuple[int, int, int] | None, seed: int) -> tup
     return train, _read_classes(root / "test", train.size, train.classes)
 
 
-def _read_classes(
-    root: Path, size: tuple[int, int, int] | None, classes: tuple[str, ...] | None = None
-) -> Dataset:
+def _read_classes(root: Path, size: tuple[int, int, int] | None, classes: tuple[str, ...] | None = None) -> Dataset:
     folders = [path for path in _visible(root) if path.is_dir()]
     if not folders:
         raise DataError(f"{root} has no class folders: {LAYOUT}")

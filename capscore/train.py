@@ -1,0 +1,298 @@
+"""Training: one loop for every backend.
+
+What is drawn at random (order of the images, their shifts) depends on the seed, the epoch and the step alone,
+so a resumed run needs no generator's state: it goes on exactly where it was.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import platform
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import modelfile
+from .data import Dataset
+from .errors import ShapeError, TrainingError
+from .model import CapsNet, Learner
+
+BEST, LAST, LOG = "best.safetensors", "last.safetensors", "log.jsonl"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train. The defaults are those of the authors' code, except the number of epochs."""
+
+    epochs: int = 10
+    batch: int = 128
+    rate: float = 1e-3  # of Adam, at the first step
+    decay: float = 0.96  # the rate is multiplied by this, smoothly, every `decay_steps` steps
+    decay_steps: int = 2000
+    floor: float = 1e-6  # the rate never falls below it
+    shift: int = 2  # pixels, each way: every image of a batch is shifted by its own random amount
+    reconstruction: float = 0.0005  # weight of the sum of squared pixel errors
+    seed: int = 0  # of the initial parameters, the order of the images and the shifts
+
+    def __post_init__(self) -> None:
+        """Check every number, naming the one that does not fit."""
+        wholes = {"epochs": 1, "batch": 1, "decay_steps": 1, "shift": 0, "seed": 0}
+        for name, value in asdict(self).items():
+            least = wholes.get(name, 0)
+            if name in wholes and type(value) is not int or not (math.isfinite(value) and value >= least):
+                kind = "a whole number" if name in wholes else "a number"
+                raise TrainingError(f"{name} must be {kind} of at least {least}, not {value!r}")
+
+    def rate_at(self, step: int) -> float:
+        """Return the learning rate of step 0, 1, 2, …"""
+        return max(self.floor, self.rate * self.decay ** (step / self.decay_steps))
+
+
+class Reporter(Protocol):
+    """Who is told how training goes: the command line's progress bar, TensorBoard, a test."""
+
+    def begin(self, epoch: int, epochs: int, steps: int, step: int) -> None:
+        """Hear that an epoch of `steps` begins, or goes on at `step`."""
+
+    def step(self, images: int, loss: float, accuracy: float) -> None:
+        """Hear of a step, with the epoch's mean loss and accuracy so far."""
+
+    def end(self, row: dict[str, Any]) -> None:
+        """Hear of the end of an epoch: the row that the log gets."""
+
+
+class Predictor(Protocol):
+    """A network on any backend, or an ONNX session."""
+
+    def predict(self, images: Any) -> NDArray[Any]:
+        """Return the lengths [N, J] for images [N, C, H, W]."""
+
+
+@dataclass
+class Progress:
+    """Where training stands: what a checkpoint keeps beside parameters and moments."""
+
+    epoch: int = 0  # finished epochs
+    step: int = 0  # steps done within the next one
+    steps: int = 0  # steps done in all
+    loss: float = 0.0  # sums over the images of the epoch so far
+    correct: int = 0
+    seconds: float = 0.0
+    best: float = -1.0
+
+
+def train(
+    net: CapsNet[Any],
+    learner: Learner[Any],
+    data: Dataset,
+    held_out: Dataset,
+    recipe: Recipe,
+    folder: str | Path,
+    resume: bool = False,
+    reporters: tuple[Reporter, ...] = (),
+    checkpoint_seconds: float = 60.0,
+) -> list[dict[str, Any]]:
+    """Train `net` in place and return the log's rows, one per epoch.
+
+    `folder` receives `last.safetensors` (a model, and all that resuming needs; written every epoch, every
+    `checkpoint_seconds` and when interrupted), `best.safetensors` (the model of highest held-out accuracy)
+    and `log.jsonl`. With `resume` training goes on from `last.safetensors`, to the bit on a CPU.
+
+    Raises
+    ------
+    TrainingError : the loss is not finite, or the checkpoint belongs to other settings
+    KeyboardInterrupt : after a checkpoint was written
+    """
+    folder = Path(folder)
+    for dataset, what in ((data, "training"), (held_out, "held-out")):
+        check_dataset(net, dataset, what)
+    rows, progress = _restore(net, learner, recipe, folder) if resume else _start(folder)
+    net.provenance |= _provenance(recipe, len(data))
+    per_epoch = -(-len(data) // recipe.batch)
+    saved = time.monotonic()
+
+    def checkpoint() -> None:
+        state = learner.state() if progress.steps else {}
+        # The log's rows are kept in the checkpoint: the two can then never tell of different moments.
+        about = net.provenance | {"training": asdict(progress), "recipe": asdict(recipe), "log": rows}
+        arrays = {name: net.ops.to_numpy(p) for name, p in net.params.items()}
+        named = {modelfile.STATE + name: array for name, array in state.items()}
+        modelfile.save(folder / LAST, modelfile.Model(net.spec, arrays, net.classes, about, named))
+
+    with _Interrupts() as interrupts:
+        for epoch in range(progress.epoch, recipe.epochs):
+            began = time.monotonic() - progress.seconds
+            for reporter in reporters:
+                reporter.begin(epoch + 1, recipe.epochs, per_epoch, progress.step)
+            for images, labels in batches(data, recipe, epoch, progress.step):
+                targets = np.eye(net.spec.classes)[labels]
+                loss, lengths = learner.step(images, targets, recipe.rate_at(progress.steps))
+                if not math.isfinite(loss):
+                    raise TrainingError(_not_finite(loss, progress, recipe, folder))
+                progress.step += 1
+                progress.steps += 1
+                progress.loss += loss * len(labels)
+                progress.correct += int((lengths.argmax(1) == labels).sum())
+                progress.seconds = time.monotonic() - began
+                seen = min(progress.step * recipe.batch, len(data))
+                for reporter in reporters:
+                    reporter.step(len(labels), progress.loss / seen, progress.correct / seen)
+                if interrupts.asked or time.monotonic() - saved > checkpoint_seconds:
+                    checkpoint()
+                    saved = time.monotonic()
+                if interrupts.asked:
+                    raise KeyboardInterrupt
+            row = {
+                "epoch": epoch + 1,
+                "steps": progress.steps,
+                "rate": recipe.rate_at(progress.steps),
+                "loss": progress.loss / len(data),
+                "accuracy": progress.correct / len(data),
+                "held_out_accuracy": accuracy(net, held_out, recipe.batch),
+                "seconds": progress.seconds,
+                "images_per_second": len(data) / progress.seconds,
+            }
+            rows.append(row)
+            better = row["held_out_accuracy"] > progress.best
+            progress = Progress(epoch + 1, 0, progress.steps, best=max(progress.best, row["held_out_accuracy"]))
+            checkpoint()
+            saved = time.monotonic()
+            if better:
+                net.provenance["epoch"], net.provenance["held_out_accuracy"] = epoch + 1, row["held_out_accuracy"]
+                net.save(folder / BEST)
+            _write_log(folder, rows)
+            for reporter in reporters:
+                reporter.end(row)
+    return rows
+
+
+class _Interrupts:
+    """Lets Ctrl-C wait for the end of a step: a checkpoint of half a step could not be resumed exactly.
+
+    A second Ctrl-C does not wait. Outside the main thread, where signals cannot be caught, nothing changes.
+    """
+
+    asked = False
+
+    def __enter__(self) -> _Interrupts:
+        self.main = threading.current_thread() is threading.main_thread()
+        if self.main:
+            self.before = signal.signal(signal.SIGINT, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.main:
+            signal.signal(signal.SIGINT, self.before)
+
+    def _ask(self, *_: object) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+def batches(data: Dataset, recipe: Recipe, epoch: int, skip: int = 0) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+    """Yield the shuffled, shifted batches of one epoch from batch `skip` on: images [B, C, H, W] and labels [B]."""
+    order = np.random.default_rng([recipe.seed, epoch]).permutation(len(data))
+    for step in range(skip, -(-len(data) // recipe.batch)):
+        images, labels = data.batch(order[step * recipe.batch : (step + 1) * recipe.batch])
+        yield shift(images, recipe.shift, np.random.default_rng([recipe.seed, epoch, step])), labels
+
+
+def shift(images: NDArray[Any], pixels: int, rng: np.random.Generator) -> NDArray[Any]:
+    """Move every image of [B, C, H, W] by its own whole number of pixels, up to `pixels` each way; zeros enter."""
+    if not pixels:
+        return images
+    _, _, height, width = images.shape
+    padded = np.pad(images, ((0, 0), (0, 0), (pixels, pixels), (pixels, pixels)))
+    views = np.lib.stride_tricks.sliding_window_view(padded, (height, width), axis=(2, 3))
+    down, right = rng.integers(0, 2 * pixels + 1, (2, len(images)))
+    moved: NDArray[Any] = views[np.arange(len(images)), :, down, right]
+    return moved
+
+
+def accuracy(net: Predictor, data: Dataset, batch: int = 128) -> float:
+    """Return the share of images whose longest capsule is that of their label."""
+    correct = 0
+    for start in range(0, len(data), batch):
+        images, labels = data.batch(slice(start, start + batch))
+        correct += int((net.predict(images).argmax(1) == labels).sum())
+    return correct / len(data)
+
+
+def check_dataset(net: CapsNet[Any], data: Dataset, what: str) -> None:
+    """Raise ShapeError unless the images and classes of `data` are those of the network."""
+    if not len(data):
+        raise ShapeError(f"the {what} set has no images")
+    if data.images.shape[1:] != net.spec.input:
+        raise ShapeError(f"the {what} images are {data.images.shape[1:]}; the network takes {net.spec.input}")
+    if len(data.classes) != net.spec.classes:
+        raise ShapeError(f"the {what} set has {len(data.classes)} classes; the network has {net.spec.classes}")
+
+
+def _start(folder: Path) -> tuple[list[dict[str, Any]], Progress]:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(f"cannot make the folder {folder}: {error.strerror}") from None
+    if (folder / LAST).exists():
+        raise TrainingError(f"{folder} already holds a training: resume it, or choose another folder")
+    return [], Progress()
+
+
+def _restore(
+    net: CapsNet[Any], learner: Learner[Any], recipe: Recipe, folder: Path
+) -> tuple[list[dict[str, Any]], Progress]:
+    """Take parameters, moments and progress from the last checkpoint, or say why it is not one of this training."""
+    if not (folder / LAST).exists():
+        raise TrainingError(f"there is nothing to resume in {folder}: {LAST} is missing")
+    model = modelfile.read(folder / LAST)
+    about = model.provenance
+    if model.spec != net.spec:
+        raise TrainingError(f"the checkpoint in {folder} is of another network; resume with that one's settings")
+    before = about.get("recipe", {})
+    changed = [k for k, v in asdict(recipe).items() if k != "epochs" and before.get(k) != v]
+    if changed:
+        which = ", ".join(f"{k} was {before.get(k)}" for k in changed)
+        raise TrainingError(f"the training in {folder} had other settings: {which}; only epochs may change")
+    try:
+        progress = Progress(**about["training"])
+        rows = list(about["log"])
+        if progress.steps:
+            state = {name.removeprefix(modelfile.STATE): array for name, array in model.state.items()}
+            learner.restore(state, progress.steps)
+    except (KeyError, TypeError, ValueError) as error:
+        raise TrainingError(f"{folder / LAST} is no checkpoint of a training: {error}") from None
+    net.assign(model.params)
+    return rows, progress
+
+
+def _provenance(recipe: Recipe, images: int) -> dict[str, Any]:
+    return {
+        "capscore": importlib.metadata.version("capscore"),
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "training_images": images,
+        "recipe": asdict(recipe),
+    }
+
+
+def _write_log(folder: Path, rows: list[dict[str, Any]]) -> None:
+    modelfile.write_atomically(folder / LOG, "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+def _not_finite(loss: float, progress: Progress, recipe: Recipe, folder: Path) -> str:
+    return (
+        f"the loss became {loss} at step {progress.steps + 1} (epoch {progress.epoch + 1}): the rate "
+        f"{recipe.rate_at(progress.steps):.2g} is too high or an image is not finite. The parameters before it are in "
+        f"{folder / LAST} if a checkpoint was written; train anew with a smaller rate"
+    )
