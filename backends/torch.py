@@ -152,12 +152,24 @@ class CapsNet(nn.Module, model.CapsNet[Tensor]):
 class Learner(model.Learner[Tensor]):
     """Adam by PyTorch on the training loss; see `capscore.model.Learner`.
 
-    Options: `amp` runs convolutions and matrix products in bfloat16, `compile` compiles the loss.
+    Options: `device` moves the network there first, `amp` runs convolutions and matrix products in bfloat16,
+    `compile` compiles the loss.
     """
 
     net: CapsNet
 
-    def __init__(self, net: CapsNet, reconstruction: float = 0.0005, amp: bool = False, compile: bool = False) -> None:
+    def __init__(
+        self,
+        net: CapsNet,
+        reconstruction: float = 0.0005,
+        device: str | None = None,
+        amp: bool = False,
+        compile: bool = False,
+    ) -> None:
+        try:
+            net.to(device)
+        except (RuntimeError, AssertionError) as error:  # torch has no error of its own for an absent device
+            raise BackendError(f"PyTorch cannot use the device {device!r}: {error}") from None
         self.net, self.reconstruction, self.amp, self.steps = net, reconstruction, amp, 0
         self.adam = torch.optim.Adam(net.parameters(), eps=1e-8, fused=True)
         self.objective = torch.compile(model.objective) if compile else model.objective

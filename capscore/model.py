@@ -202,7 +202,7 @@ class Learner(Generic[A]):
 
     def __init__(self, net: CapsNet[Any], reconstruction: float = 0.0005, **options: Any) -> None:
         if options:
-            raise ShapeError(f"this backend trains without {', '.join(options)}; the torch backend has them")
+            raise ShapeError(f"this backend has no option {', '.join(options)}; the torch backend does")
         self.net, self.reconstruction, self.steps = net, reconstruction, 0
         self.first = {name: np.zeros_like(p) for name, p in net.params.items()}
         self.second = {name: np.zeros_like(p) for name, p in net.params.items()}

@@ -79,7 +79,7 @@ class DenseCaps:
 
     count: int
     dim: int = 16
-    routing: Routing = DynamicRouting()
+    routing: Routing = DynamicRouting()  # noqa: RUF009 - frozen, one for all is fine
     bias: bool = True
 
     def __post_init__(self) -> None:

@@ -48,13 +48,14 @@ class Recipe:
         wholes = {"epochs": 1, "batch": 1, "decay_steps": 1, "shift": 0, "seed": 0}
         for name, value in asdict(self).items():
             least = wholes.get(name, 0)
-            if name in wholes and type(value) is not int or not (math.isfinite(value) and value >= least):
+            if (name in wholes and type(value) is not int) or not (math.isfinite(value) and value >= least):
                 kind = "a whole number" if name in wholes else "a number"
                 raise TrainingError(f"{name} must be {kind} of at least {least}, not {value!r}")
 
     def rate_at(self, step: int) -> float:
         """Return the learning rate of step 0, 1, 2, …"""
-        return max(self.floor, self.rate * self.decay ** (step / self.decay_steps))
+        rate: float = self.rate * self.decay ** (step / self.decay_steps)
+        return max(self.floor, rate)
 
 
 class Reporter(Protocol):

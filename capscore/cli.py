@@ -1,0 +1,348 @@
+"""The `capscore` command: train, eval, predict, export, inspect, verify, explore, demo."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from . import PRESETS, CapsNetSpec, __version__, backend, modelfile
+from .data import Dataset, load, read_image
+from .errors import CapscoreError, ModelFileError, SpecError
+from .report import Screen, TensorBoard
+from .train import BEST, LAST, Recipe, Reporter, accuracy, check_dataset, train
+from .verify import TOLERANCE, verify
+
+app = typer.Typer(
+    help="Capsule networks on NumPy, CuPy and PyTorch: train, look inside, export to ONNX.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+
+DEMO = Recipe(epochs=20, batch=32, decay_steps=60)
+
+ModelPath = Annotated[Path, typer.Argument(help="A .safetensors model or an .onnx export.", show_default=False)]
+Weights = Annotated[Path, typer.Argument(help="A .safetensors model.", show_default=False)]
+Data = Annotated[str, typer.Option(help="digits, mnist, fashion-mnist, a folder of images, or an .npz file.")]
+DataDir = Annotated[Path | None, typer.Option(help="Folder with mnist/ and fashion-mnist/; else CAPSCORE_DATA.")]
+Backend = Annotated[
+    str | None,
+    typer.Option("--backend", help="numpy, torch or cupy; else CAPSCORE_BACKEND, else torch if installed, else numpy."),
+]
+
+
+@app.callback(invoke_without_command=True)
+def version(show: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """Take the options of the command as a whole."""
+    if show:
+        _say(__version__)
+        raise typer.Exit
+
+
+@app.command("train")
+def train_command(
+    preset: Annotated[str, typer.Option(help=f"Network: {', '.join(PRESETS)}.")] = "small",
+    spec: Annotated[Path | None, typer.Option(help="Network: a JSON file instead of a preset.")] = None,
+    data: Data = "digits",
+    data_dir: DataDir = None,
+    out: Annotated[Path, typer.Option(help="Folder for model, checkpoint and log.")] = Path("runs/capsnet"),
+    resume: Annotated[Path | None, typer.Option(help="Go on with the training in this folder, exactly.")] = None,
+    epochs: Annotated[int | None, typer.Option(help=f"Passes over the data; {Recipe.epochs} if new.")] = None,
+    batch: Annotated[int, typer.Option(help="Images per step.")] = Recipe.batch,
+    rate: Annotated[float, typer.Option(help="Learning rate of Adam at the start.")] = Recipe.rate,
+    decay: Annotated[float, typer.Option(help="Factor on the rate per decay-steps.")] = Recipe.decay,
+    decay_steps: Annotated[int, typer.Option(help="Steps over which the rate decays by the factor.")] = 2000,
+    floor: Annotated[float, typer.Option(help="Smallest learning rate.")] = Recipe.floor,
+    shift: Annotated[int, typer.Option(help="Random shift of every image, pixels each way.")] = Recipe.shift,
+    reconstruction: Annotated[float, typer.Option(help="Weight of the reconstruction loss.")] = Recipe.reconstruction,
+    seed: Annotated[int, typer.Option(help="Of parameters, order and shifts.")] = Recipe.seed,
+    dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
+    backend_name: Backend = None,
+    device: Annotated[str | None, typer.Option(help="torch: cpu, cuda, cuda:1, mps.")] = None,
+    amp: Annotated[bool, typer.Option("--amp", help="torch: bfloat16 in convolutions and products.")] = False,
+    compile: Annotated[bool, typer.Option("--compile", help="torch: compile the loss.")] = False,
+) -> None:
+    """Train a network; Ctrl-C saves and says how to go on.
+
+    Writes best.safetensors (highest held-out accuracy), last.safetensors (to resume from) and log.jsonl.
+    """
+    if resume is not None:
+        model = modelfile.read(resume / LAST) if (resume / LAST).exists() else None
+        if model is None or not {"recipe", "data"} <= set(model.provenance):
+            raise ModelFileError(f"there is no training to resume in {resume}: {LAST} is missing or no checkpoint")
+        settings = model.provenance
+        recipe = Recipe(**(settings["recipe"] | ({} if epochs is None else {"epochs": epochs})))
+        net_spec, out, data, backend_name = model.spec, resume, settings["data"], backend_name or settings["backend"]
+        data_dir = data_dir or (Path(settings["data_dir"]) if settings["data_dir"] else None)
+        dtype = str(next(iter(model.params.values())).dtype)
+        device, amp, compile = device or settings["device"], settings["amp"], settings["compile"]
+    else:
+        recipe = Recipe(epochs or Recipe.epochs, batch, rate, decay, decay_steps, floor, shift, reconstruction, seed)
+        net_spec = _spec(preset, spec)
+    train_set, test_set = load(data, data_dir=data_dir, size=net_spec.input, seed=recipe.seed)
+    if spec is None and resume is None:
+        net_spec = _for_classes(net_spec, len(train_set.classes))
+    where = None if data_dir is None else str(data_dir.resolve())
+    name = backend_name or _default_backend()
+    caps = backend(name)
+    about = {"data": data, "data_dir": where, "backend": name, "device": device, "amp": amp, "compile": compile}
+    net = caps.CapsNet(net_spec, seed=recipe.seed, dtype=dtype, classes=train_set.classes, provenance=about)
+    options = {key: value for key, value in (("device", device), ("amp", amp), ("compile", compile)) if value}
+    learner = caps.Learner(net, recipe.reconstruction, **options)
+    _say(f"{net_spec.parameter_count:,} parameters on {name}; {len(train_set):,} images to learn from, "
+         f"{len(test_set):,} held out")  # fmt: skip
+    rows = _train(net, learner, train_set, test_set, recipe, out, resume is not None)
+    best = max(rows, key=lambda row: row["held_out_accuracy"])
+    _say(f"best held-out accuracy {best['held_out_accuracy']:.2%} in epoch {best['epoch']}: {out / BEST}")
+
+
+@app.command("eval")
+def eval_command(
+    model: ModelPath, data: Data = "digits", data_dir: DataDir = None, backend_name: Backend = None
+) -> None:
+    """Measure a model's accuracy on a dataset's test images."""
+    net = _open(model, backend_name)
+    _, test = load(data, data_dir=data_dir, size=net.spec.input)
+    check_dataset(net, test, "test")
+    share = accuracy(net, test)
+    wrong = round((1 - share) * len(test))
+    _say(f"accuracy {share:.2%}: {wrong:,} of {len(test):,} test images of {data} are wrong")
+
+
+@app.command("predict")
+def predict_command(
+    model: ModelPath,
+    images: Annotated[list[Path], typer.Argument(help="PNG or JPEG files.", show_default=False)],
+    invert: Annotated[
+        bool, typer.Option("--invert", help="The images are dark on light; the model's, light on dark.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines: file, class, all lengths.")] = False,
+    backend_name: Backend = None,
+) -> None:
+    """Say which class image files show, and how long its capsule is."""
+    net = _open(model, backend_name)
+    read = [read_image(path, net.spec.input) for path in images]
+    x = np.stack(read).astype(np.float32) / 255
+    lengths = net.predict(1 - x if invert else x)
+    table = Table("file", "class", "length", "next", "length", box=None)
+    for path, row in zip(images, lengths, strict=True):
+        order = np.argsort(-row, kind="stable")
+        names = [net.classes[i] for i in order]
+        if as_json:
+            found = {net.classes[i]: round(float(n), 6) for i, n in enumerate(row)}
+            print(json.dumps({"file": str(path), "class": names[0], "lengths": found}))
+        else:
+            second = (names[1], f"{row[order[1]]:.3f}") if len(names) > 1 else ("", "")
+            table.add_row(str(path), names[0], f"{row[order[0]]:.3f}", *second)
+    if not as_json:
+        console.print(table)
+
+
+@app.command("export")
+def export_command(
+    model: Weights,
+    onnx: Annotated[Path | None, typer.Argument(help="The file to write; MODEL with .onnx if not given.")] = None,
+    opset: Annotated[int, typer.Option(help="ONNX operator set, 17 or later.")] = 18,
+) -> None:
+    """Write a model as one ONNX file with a symbolic batch and the routing unrolled."""
+    from .export.onnx import export
+
+    target = onnx or model.with_suffix(".onnx")
+    export(backend("numpy").load(model), target, opset=opset)
+    _say(f"{target}: {target.stat().st_size / 1e6:.1f} MB, opset {opset}")
+
+
+@app.command("inspect")
+def inspect_command(
+    model: Annotated[str, typer.Argument(help="A .safetensors or .onnx file, a spec's JSON, or a preset's name.")],
+) -> None:
+    """Show layers, shapes, parameters and multiply-adds of a model."""
+    about: dict[str, Any] = {}
+    if model in PRESETS:
+        spec = PRESETS[model]
+    elif model.endswith(".json"):
+        spec = _spec("", Path(model))
+    elif model.endswith(".onnx"):
+        session = _open(Path(model))
+        spec, about = session.spec, {"classes": ", ".join(session.classes)} | session.provenance
+    else:
+        read = modelfile.read(model)
+        stored = sorted({str(array.dtype) for array in read.params.values()})
+        spec, about = read.spec, {"stored as": ", ".join(stored), "classes": ", ".join(read.classes)} | read.provenance
+    table = Table("layer", "kind", "output", "parameters", "multiply-adds", box=None)
+    for column in table.columns[3:]:
+        column.justify = "right"
+    table.add_row("images", "", _size(spec.input))
+    for layer in spec.layers:
+        row = layer.name, layer.kind, _size(layer.output), f"{layer.parameter_count:,}", f"{layer.multiply_adds:,}"
+        table.add_row(*row)
+    table.add_section()
+    table.add_row("total", "", "", f"{spec.parameter_count:,}", f"{spec.multiply_adds:,}")
+    console.print(table)
+    for name, value in about.items():
+        if name not in ("log", "training"):  # a checkpoint's own; the run's log.jsonl has them
+            _say(f"{name}: {json.dumps(value) if isinstance(value, dict) else value}")
+
+
+@app.command("verify")
+def verify_command(model: Weights, data: Annotated[str | None, typer.Option(help="Use 32 of its test images too.")] = None,
+                   data_dir: DataDir = None) -> None:  # fmt: skip
+    """Run a model on every backend at hand and ONNX Runtime; show the largest differences from NumPy in float64."""
+    read = modelfile.read(model)
+    images = None
+    if data is not None:
+        _, test = load(data, data_dir=data_dir, size=read.spec.input)
+        images = test.batch(slice(0, 32))[0]
+    if not _agreement(read, images):
+        raise typer.Exit(1)
+
+
+@app.command("explore")
+def explore_command(
+    model: Weights,
+    data: Data = "digits",
+    data_dir: DataDir = None,
+    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("figures"),
+    backend_name: Backend = None,
+) -> None:
+    """Draw what a model does: reconstructions, what each dimension means, couplings, lengths, training curves."""
+    from .figures import explore
+
+    net = _open(model, backend_name)
+    _, test = load(data, data_dir=data_dir, size=net.spec.input)
+    check_dataset(net, test, "test")
+    log = model.parent / "log.jsonl"
+    rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else None
+    for path in explore(net, test, out, rows):
+        _say(str(path))
+
+
+@app.command("demo")
+def demo_command(
+    out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("demo"),
+    epochs: Annotated[int, typer.Option(help="Passes over the 5,000 digits.")] = DEMO.epochs,
+    backend_name: Backend = None,
+) -> None:
+    """Train a small network on 5,000 real digits and follow it everywhere: evaluate, save, export, compare, draw."""
+    from .export.onnx import export
+    from .export.runtime import Session
+    from .figures import explore
+
+    train_set, test_set = load("digits")
+    name = backend_name or _default_backend()
+    caps = backend(name)
+    recipe = replace(DEMO, epochs=epochs)
+    net = caps.CapsNet(PRESETS["small"], seed=recipe.seed, classes=train_set.classes, provenance={"data": "digits"})
+    _say(f"1. Train {net.spec.parameter_count:,} parameters on {name} with {len(train_set):,} digits")
+    run = out / "run"
+    for old in (LAST, BEST):  # a demo starts anew
+        (run / old).unlink(missing_ok=True)
+    rows = _train(net, caps.Learner(net), train_set, test_set, recipe, run, False)
+    model = out / "digits.safetensors"
+    net.save(model)
+    _say(f"2. Saved {model} ({model.stat().st_size / 1e6:.1f} MB)")
+    _say(f"3. {accuracy(net, test_set):.2%} of the {len(test_set):,} test digits are right on {name}")
+    onnx = out / "digits.onnx"
+    export(net, onnx)
+    session = Session(onnx)
+    _say(f"4. Exported {onnx}: {accuracy(session, test_set):.2%} are right in ONNX Runtime")
+    _say("5. The same network everywhere, largest differences from NumPy in float64:")
+    agree = _agreement(modelfile.read(model), test_set.batch(slice(0, 32))[0])
+    _say("6. What it learned, in pictures:")
+    for path in explore(caps.load(model), test_set, out, rows):
+        _say(f"   {path}")
+    if not agree:
+        raise typer.Exit(1)
+
+
+def _train(
+    net: Any, learner: Any, train_set: Dataset, test_set: Dataset, recipe: Recipe, out: Path, resume: bool
+) -> list[dict[str, Any]]:
+    """Train with a bar, and TensorBoard where it is installed; Ctrl-C ends with the command that goes on."""
+    screen = Screen(console)
+    reporters: list[Reporter] = [screen, *([TensorBoard(out)] if importlib.util.find_spec("tensorboard") else [])]
+    try:
+        return train(net, learner, train_set, test_set, recipe, out, resume, tuple(reporters))
+    except KeyboardInterrupt:
+        screen.close()
+        _say(f"stopped; everything is saved. Go on with: capscore train --resume {out}")
+        raise typer.Exit(130) from None
+    finally:
+        screen.close()
+
+
+def _agreement(model: modelfile.Model, images: Any) -> bool:
+    """Print the table of differences; return whether all are within the tolerances."""
+    table = Table("engine", "dtype", "lengths", "capsules", "reconstruction", "", box=None)
+    rows = verify(model, images)
+    for row in rows:
+        drawn = "" if row.reconstruction is None else f"{row.reconstruction:.1e}"
+        verdict = "agrees" if row.agrees else f"differs by more than {TOLERANCE[row.dtype]:g}"
+        table.add_row(row.engine, row.dtype, f"{row.lengths:.1e}", f"{row.capsules:.1e}", drawn, verdict)
+    console.print(table)
+    return all(row.agrees for row in rows)
+
+
+def _default_backend() -> str:
+    chosen = os.environ.get("CAPSCORE_BACKEND")
+    return chosen or ("torch" if importlib.util.find_spec("torch") else "numpy")
+
+
+def _open(path: Path, name: str | None = None) -> Any:
+    """Return a network, or for an .onnx file a session."""
+    if path.suffix == ".onnx":
+        from .export.runtime import Session
+
+        return Session(path)
+    return backend(name or _default_backend()).load(path)
+
+
+def _spec(preset: str, path: Path | None) -> CapsNetSpec:
+    if path is not None:
+        try:
+            return CapsNetSpec.from_json(path.read_bytes())
+        except OSError as error:
+            raise SpecError(f"cannot read {path}: {error.strerror}") from None
+    if preset not in PRESETS:
+        raise SpecError(f"there is no preset {preset!r}; choose one of {', '.join(PRESETS)}")
+    return PRESETS[preset]
+
+
+def _for_classes(spec: CapsNetSpec, classes: int) -> CapsNetSpec:
+    """Return a preset with as many class capsules as the data has classes."""
+    return replace(spec, capsules=(*spec.capsules[:-1], replace(spec.capsules[-1], count=classes)))
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return "×".join(map(str, shape))
+
+
+def _say(line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def main() -> None:
+    """Run the command; an error of the user's ends with one line and exit code 1."""
+    try:
+        app()
+    except CapscoreError as error:
+        message = str(error)
+    except MemoryError as error:
+        message = f"not enough memory: {error or 'use a smaller batch or network'}"
+    except OSError as error:
+        message = f"{error.filename or ''}: {error.strerror or error}".lstrip(": ")
+    else:
+        return
+    print(f"capscore: error: {message}", file=sys.stderr)
+    sys.exit(1)

@@ -1,0 +1,93 @@
+"""Who is told how training goes: a live bar or plain lines, and TensorBoard."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+
+class Screen:
+    """A live bar for each epoch on a terminal; elsewhere a plain line now and then, and one per epoch."""
+
+    def __init__(self, console: Console, every_seconds: float = 10.0) -> None:
+        self.console, self.every = console, every_seconds
+        self.bar: Progress | None = None
+        self.task: TaskID | None = None
+
+    def begin(self, epoch: int, epochs: int, steps: int, step: int) -> None:
+        """Start the bar of an epoch."""
+        self.name, self.steps, self.done = f"epoch {epoch}/{epochs}", steps, step
+        self.started = self.told = time.monotonic()
+        self.images = 0
+        if self.console.is_terminal:
+            columns = (
+                "loss {task.fields[loss]:.4f}",
+                "accuracy {task.fields[accuracy]:.2%}",
+                "{task.fields[speed]:.0f} img/s",
+            )
+            self.bar = Progress(
+                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), *map(TextColumn, columns),
+                TimeRemainingColumn(), console=self.console, transient=True,
+            )  # fmt: skip
+            self.task = self.bar.add_task(self.name, total=steps, completed=step, loss=0.0, accuracy=0.0, speed=0.0)
+            self.bar.start()
+
+    def step(self, images: int, loss: float, accuracy: float) -> None:
+        """Move the bar, or print a line if the last one is a while ago."""
+        self.images += images
+        self.done += 1
+        now = time.monotonic()
+        speed = self.images / max(now - self.started, 1e-9)
+        if self.bar is not None and self.task is not None:
+            self.bar.update(self.task, completed=self.done, loss=loss, accuracy=accuracy, speed=speed)
+        elif now - self.told > self.every:
+            self.told = now
+            left = (self.steps - self.done) * (now - self.started) / max(1, self.images) * images
+            self._print(f"{self.name} {self.done}/{self.steps} loss {loss:.4f} accuracy {accuracy:.2%} "
+                        f"{speed:.0f} img/s {left:.0f} s left")  # fmt: skip
+
+    def end(self, row: dict[str, Any]) -> None:
+        """Replace the bar by the epoch's line."""
+        self.close()
+        self._print(
+            f"{self.name} loss {row['loss']:.4f} accuracy {row['accuracy']:.2%} "
+            f"held-out {row['held_out_accuracy']:.2%} {row['images_per_second']:.0f} img/s {row['seconds']:.1f} s"
+        )
+
+    def close(self) -> None:
+        """Take the bar away, also when an epoch broke off."""
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+    def _print(self, line: str) -> None:
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+class TensorBoard:
+    """TensorBoard events of every epoch, written by TensorBoard itself."""
+
+    def __init__(self, folder: Path) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        self.event, self.summary = Event, Summary
+        self.writer = EventFileWriter(str(folder))
+
+    def begin(self, epoch: int, epochs: int, steps: int, step: int) -> None:
+        """Nothing is written at the start of an epoch."""
+
+    def step(self, images: int, loss: float, accuracy: float) -> None:
+        """Nothing is written within an epoch."""
+
+    def end(self, row: dict[str, Any]) -> None:
+        """Write every number of the row as a scalar."""
+        values = [self.summary.Value(tag=name, simple_value=value) for name, value in row.items() if name != "epoch"]
+        summary = self.summary(value=values)
+        self.writer.add_event(self.event(wall_time=time.time(), step=row["epoch"], summary=summary))
+        self.writer.flush()

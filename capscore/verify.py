@@ -1,0 +1,95 @@
+"""Does a model compute the same everywhere? Every backend at hand and ONNX Runtime against NumPy in float64."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import backend, backend_names
+from .errors import BackendError
+from .model import Output
+from .modelfile import Model
+from .ops import to_host
+
+TOLERANCE = {"float64": 1e-10, "float32": 2e-6}
+
+
+@dataclass(frozen=True)
+class Row:
+    """The largest absolute differences of one engine from the reference; None where it has no such output."""
+
+    engine: str
+    dtype: str
+    lengths: float
+    capsules: float
+    reconstruction: float | None
+
+    @property
+    def agrees(self) -> bool:
+        """Whether all differences are within the tolerance of the dtype; NaN is not."""
+        found = [self.lengths, self.capsules, *([] if self.reconstruction is None else [self.reconstruction])]
+        return all(difference <= TOLERANCE[self.dtype] for difference in found)
+
+
+def available_backends() -> Iterator[tuple[str, ModuleType]]:
+    """Yield the backends whose libraries are installed and work here."""
+    for name in backend_names():
+        try:
+            module = backend(name)
+            module.to_numpy(module.asarray(np.zeros(1)))
+        except (BackendError, ImportError, RuntimeError):  # CuPy without a GPU is a RuntimeError
+            continue
+        yield name, module
+
+
+def verify(model: Model, images: NDArray[Any] | None = None, seed: int = 0) -> list[Row]:
+    """Run a model on every backend at hand, in both precisions, and exported on ONNX Runtime; return what differs.
+
+    `images` [B, C, H, W] in [0, 1] are added to a black image, a white one and four of uniform noise.
+    """
+    noise = np.random.default_rng(seed).random((4, *model.spec.input))
+    x = np.concatenate([np.zeros((1, *model.spec.input)), np.ones((1, *model.spec.input)), noise])
+    if images is not None:
+        x = np.concatenate([x, images])
+    reference = backend("numpy").CapsNet(model.spec, model.params, dtype="float64")
+    truth = reference(x)
+    if model.spec.decoder is not None:
+        truth = truth._replace(reconstruction=reference.reconstruct(truth.capsules))
+    rows = []
+    for name, module in available_backends():
+        for dtype in TOLERANCE:
+            net = module.CapsNet(model.spec, model.params, dtype=dtype)
+            out = net(x)
+            if model.spec.decoder is not None:
+                out = out._replace(reconstruction=net.reconstruct(out.capsules))
+            rows.append(_row(name, dtype, out, truth))
+    try:
+        from .export import onnx, runtime
+    except BackendError:
+        return rows
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        onnx.export(reference, path)
+        rows.append(_row("ONNX Runtime", "float32", runtime.Session(path)(x), truth))
+    return rows
+
+
+def _row(engine: str, dtype: str, out: Output[Any], truth: Output[Any]) -> Row:
+    lengths, capsules = to_host(out.lengths), to_host(out.capsules)
+    drawn = None
+    if truth.reconstruction is not None:
+        # Rounding may choose another of two equally long capsules to draw: that is no error of the drawing.
+        same = lengths.argmax(1) == truth.lengths.argmax(1)
+        drawn = _largest(to_host(out.reconstruction)[same], truth.reconstruction[same])
+    return Row(engine, dtype, _largest(lengths, truth.lengths), _largest(capsules, truth.capsules), drawn)
+
+
+def _largest(a: NDArray[Any], b: NDArray[Any]) -> float:
+    return float(np.abs(a - b).max(initial=0.0))

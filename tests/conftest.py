@@ -1,0 +1,175 @@
+"""What the tests share: the tolerances, each named once; the backends; random networks and images."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import os
+import sys
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+
+import capscore.backends.numpy
+from capscore.spec import CapsNetSpec, Conv, Decoder, DenseCaps, DynamicRouting, PrimaryCaps
+
+FLOAT64 = 1e-10  # the same weights and images on any two backends
+FLOAT32 = 2e-6
+GRADIENT = 1e-5  # float32, relative to the largest entry
+TOLERANCE = {"float64": FLOAT64, "float32": FLOAT32}
+
+REQUIRED = {name for name in os.environ.get("CAPSCORE_REQUIRE", "").split(",") if name}  # such as "torch,onnx"
+
+settings.register_profile("ci", deadline=None, derandomize=True, max_examples=40, print_blob=True)
+settings.register_profile("long", deadline=None, max_examples=1000, print_blob=True)  # --hypothesis-profile=long
+settings.load_profile("ci")
+
+
+def cuda_of_cupy() -> bool:
+    """Whether there is a CuPy with a GPU."""
+    try:
+        import cupy
+
+        return bool(cupy.cuda.runtime.getDeviceCount())
+    except Exception:  # whatever a driver that is missing makes it raise
+        return False
+
+
+REAL_CUPY = cuda_of_cupy()
+if not REAL_CUPY:  # the code of the cupy backend runs all the same
+    sys.modules["cupy"] = importlib.import_module("fake_cupy")
+
+
+def need(module: str, requirement: str) -> ModuleType:
+    """Import a module whose library may be absent: a reason to skip, unless CAPSCORE_REQUIRE names it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        if requirement in REQUIRED:
+            pytest.fail(f"CAPSCORE_REQUIRE names {requirement}: {error}")
+        pytest.skip(str(error))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `gpu` want the real CuPy."""
+    if not REAL_CUPY and "gpu" not in REQUIRED:
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="no CuPy with a GPU"))
+
+
+@pytest.fixture(scope="session", params=["numpy", "torch", "cupy"])
+def caps(request: pytest.FixtureRequest) -> ModuleType:
+    """Each backend in turn."""
+    return backend(request.param)
+
+
+@pytest.fixture(scope="session")
+def torch_caps() -> ModuleType:
+    return backend("torch")
+
+
+@pytest.fixture(scope="session")
+def onnx_export() -> ModuleType:
+    return need("capscore.export.onnx", "onnx")
+
+
+@pytest.fixture(scope="session")
+def runtime() -> ModuleType:
+    return need("capscore.export.runtime", "onnx")
+
+
+def backend(name: str) -> ModuleType:
+    if name == "cupy" and name in REQUIRED and not REAL_CUPY:
+        pytest.fail("CAPSCORE_REQUIRE names cupy, and only its stand-in is here")
+    return need(f"capscore.backends.{name}", name)
+
+
+SEEDS = st.integers(0, 2**32 - 1)
+DTYPES = st.sampled_from(["float64", "float32"])
+
+
+@st.composite
+def specs(draw: st.DrawFn, decoder: bool | None = None) -> CapsNetSpec:
+    """A small network of any make: every setting of every layer takes part."""
+
+    def conv(smallest: int) -> dict[str, int]:
+        padding = draw(st.integers(0, 2))
+        kernel = draw(st.integers(1, min(4, smallest + 2 * padding)))
+        return {"kernel": kernel, "stride": draw(st.integers(1, 3)), "padding": padding}
+
+    size = draw(st.integers(1, 3)), draw(st.integers(4, 7)), draw(st.integers(4, 7))
+    stem, smallest = [], min(size[1:])
+    for _ in range(draw(st.integers(0, 2))):
+        how = conv(smallest)
+        stem.append(Conv(draw(st.integers(1, 4)), activation=draw(st.sampled_from(["relu", "none"])), **how))
+        smallest = (smallest + 2 * how["padding"] - how["kernel"]) // how["stride"] + 1
+    primary = PrimaryCaps(draw(st.integers(1, 3)), draw(st.integers(1, 4)), **conv(smallest))
+    layer = st.builds(
+        DenseCaps,
+        count=st.integers(1, 4),
+        dim=st.integers(1, 5),
+        routing=st.builds(DynamicRouting, iterations=st.integers(1, 5), leaky=st.booleans()),
+        bias=st.booleans(),
+    )
+    capsules = draw(st.lists(layer, min_size=1, max_size=3))
+    hidden = draw(st.lists(st.integers(1, 8), max_size=2))
+    wanted = draw(st.booleans()) if decoder is None else decoder
+    return CapsNetSpec(size, primary, tuple(capsules), tuple(stem), Decoder(tuple(hidden)) if wanted else None)
+
+
+def small_spec(**changes: Any) -> CapsNetSpec:
+    """One network with something of everything: colour, padding, stride, two capsule layers, leaky, a decoder."""
+    settings: dict[str, Any] = {
+        "input": (2, 7, 6),
+        "stem": (Conv(4, kernel=3, padding=1),),
+        "primary": PrimaryCaps(types=3, dim=4, kernel=3, stride=2),
+        "capsules": (DenseCaps(4, dim=5, routing=DynamicRouting(2, leaky=True)), DenseCaps(3, dim=6, bias=False)),
+        "decoder": Decoder((8, 9)),
+    }
+    return CapsNetSpec(**(settings | changes))
+
+
+def random_params(spec: CapsNetSpec, seed: int = 0, dtype: str = "float64") -> dict[str, np.ndarray]:
+    """Parameters under which every layer speaks up: fresh ones leave small networks with capsules near zero."""
+    rng = np.random.default_rng(seed)
+
+    def spread(name: str, shape: tuple[int, ...]) -> float:
+        if name.endswith("bias"):
+            return 0.2
+        if name.startswith("capsules"):
+            return 2 * shape[1] / math.sqrt(shape[0] * shape[2])
+        return 2 / math.sqrt(math.prod(shape[1:]))
+
+    return {name: rng.normal(0, spread(name, shape), shape).astype(dtype) for name, shape in spec.parameters.items()}
+
+
+def random_images(spec: CapsNetSpec, batch: int, seed: int = 0, dtype: str = "float64") -> np.ndarray:
+    return np.random.default_rng(seed).random((batch, *spec.input)).astype(dtype)
+
+
+def plain(spec: CapsNetSpec) -> dict[str, Any]:
+    """The spec as the oracle reads it."""
+    return json.loads(spec.to_json())  # type: ignore[no-any-return]
+
+
+def close(actual: Any, desired: Any, tolerance: float, what: str = "") -> None:
+    """Assert equal shapes and a largest difference of at most `tolerance`, NaN in the same places."""
+    assert actual.shape == desired.shape, f"{what}: {actual.shape}, wanted {desired.shape}"
+    np.testing.assert_allclose(actual, desired, rtol=0, atol=tolerance, err_msg=what)
+
+
+def close_gradients(actual: Mapping[str, Any], desired: Mapping[str, Any], tolerance: float) -> None:
+    """Assert that gradients by name differ by at most `tolerance` of the largest entry of each."""
+    assert list(actual) == list(desired)
+    for name, g in desired.items():
+        close(actual[name], g, tolerance * max(np.abs(g).max(), np.finfo(np.float32).tiny), name)
+
+
+NUMPY = capscore.backends.numpy

@@ -1,0 +1,174 @@
+"""A stand-in for CuPy on machines without a GPU, strict where CuPy is strict.
+
+It checks that the code written over NumPy's dispatch protocols only calls what CuPy (13 and later) supplies, and
+never lets an array of the host meet one of the device. Its numbers are NumPy's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.lib.mixins import NDArrayOperatorsMixin
+
+__version__ = "0 (stand-in)"
+
+# NumPy functions → whether CuPy has them under the same module path, and the arguments that CuPy's take.
+SUPPLIED: dict[Any, set[str]] = {
+    np.abs: set(),
+    np.amax: {"axis", "keepdims"},
+    np.arange: {"dtype"},
+    np.broadcast_to: set(),
+    np.concatenate: {"axis"},
+    np.empty_like: {"dtype", "order", "shape"},
+    np.lib.stride_tricks.sliding_window_view: {"axis"},
+    np.max: {"axis", "keepdims"},
+    np.ones_like: {"dtype", "order", "shape"},
+    np.pad: {"mode"},
+    np.squeeze: {"axis"},
+    np.stack: {"axis"},
+    np.sum: {"axis", "keepdims"},
+    np.tensordot: {"axes"},
+    np.where: set(),
+    np.zeros_like: {"dtype", "order", "shape"},
+}
+SCALARS = (bool, int, float, np.generic)
+
+
+class ndarray(NDArrayOperatorsMixin):  # noqa: N801
+    """An array that only meets its own kind and scalars; never a subclass of NumPy's."""
+
+    def __init__(self, held: Any) -> None:
+        assert isinstance(held, np.ndarray | np.generic), type(held)
+        self.held = np.asarray(held)
+
+    def __array__(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()`")
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        if method != "__call__" or set(kwargs) - {"out", "dtype"}:
+            return NotImplemented
+        out = kwargs.pop("out", None)
+        if out is not None:
+            kwargs["out"] = tuple(_unwrap(x) for x in out)
+        result = ufunc(*(_unwrap(x) for x in inputs), **kwargs)
+        return out[0] if out is not None else _wrap(result)
+
+    def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        if func not in SUPPLIED or not all(issubclass(t, ndarray) for t in types):
+            return NotImplemented
+        if extra := set(kwargs) - SUPPLIED[func]:
+            raise TypeError(f"cupy's {func.__name__} got an unexpected keyword argument {extra}")
+        return _wrap(func(*map(_unwrap, args), **{name: _unwrap(x) for name, x in kwargs.items()}))
+
+    def __getitem__(self, index: Any) -> ndarray:
+        return _wrap(self.held[_index(index)])
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.held[_index(index)] = _unwrap(value)
+
+    def __len__(self) -> int:
+        return len(self.held)
+
+    def __bool__(self) -> bool:
+        return bool(self.held)
+
+    def __float__(self) -> float:
+        return float(self.held)
+
+    def __int__(self) -> int:
+        return int(self.held)
+
+    def __repr__(self) -> str:
+        return f"fake_cupy.{self.held!r}"
+
+    shape = property(lambda self: self.held.shape)
+    dtype = property(lambda self: self.held.dtype)
+    ndim = property(lambda self: self.held.ndim)
+    size = property(lambda self: self.held.size)
+    nbytes = property(lambda self: self.held.nbytes)
+    itemsize = property(lambda self: self.held.itemsize)
+    strides = property(lambda self: self.held.strides)
+    T = property(lambda self: _wrap(self.held.T))
+
+    def get(self) -> Any:
+        """Copy to the host, as CuPy does."""
+        return self.held.copy()
+
+    def item(self) -> Any:
+        return self.held.item()
+
+    def tolist(self) -> Any:
+        return self.held.tolist()
+
+    def reshape(self, *shape: Any) -> ndarray:
+        return _wrap(self.held.reshape(*shape))
+
+    def transpose(self, *axes: Any) -> ndarray:
+        return _wrap(self.held.transpose(*axes))
+
+    def swapaxes(self, a: int, b: int) -> ndarray:
+        return _wrap(self.held.swapaxes(a, b))
+
+    def squeeze(self, axis: Any = None) -> ndarray:
+        return _wrap(self.held.squeeze(axis))
+
+    def astype(self, dtype: Any, order: str = "K", copy: bool = True) -> ndarray:
+        return _wrap(self.held.astype(dtype, order=order, copy=copy))
+
+    def copy(self, order: str = "C") -> ndarray:
+        return _wrap(self.held.copy(order))
+
+    def ravel(self) -> ndarray:
+        return _wrap(self.held.ravel())
+
+    def max(self, axis: Any = None, out: None = None, keepdims: bool = False) -> ndarray:
+        return _wrap(self.held.max(axis=axis, keepdims=keepdims))
+
+    def min(self, axis: Any = None, out: None = None, keepdims: bool = False) -> ndarray:
+        return _wrap(self.held.min(axis=axis, keepdims=keepdims))
+
+    def sum(self, axis: Any = None, dtype: Any = None, out: None = None, keepdims: bool = False) -> ndarray:
+        return _wrap(self.held.sum(axis=axis, dtype=dtype, keepdims=keepdims))
+
+    def mean(self, axis: Any = None, dtype: Any = None, out: None = None, keepdims: bool = False) -> ndarray:
+        return _wrap(self.held.mean(axis=axis, dtype=dtype, keepdims=keepdims))
+
+    def argmax(self, axis: Any = None, out: None = None, dtype: Any = None, keepdims: bool = False) -> ndarray:
+        return _wrap(self.held.argmax(axis=axis, keepdims=keepdims))
+
+    def any(self, axis: Any = None, out: None = None, keepdims: bool = False) -> ndarray:
+        return _wrap(self.held.any(axis=axis, keepdims=keepdims))
+
+    def all(self, axis: Any = None, out: None = None, keepdims: bool = False) -> ndarray:
+        return _wrap(self.held.all(axis=axis, keepdims=keepdims))
+
+
+def _wrap(x: Any) -> ndarray:
+    """Hold what NumPy returned; CuPy has no scalars of its own, only arrays without axes."""
+    return ndarray(np.asarray(x))
+
+
+def _unwrap(x: Any) -> Any:
+    if isinstance(x, ndarray):
+        return x.held
+    if isinstance(x, list | tuple):
+        return type(x)(map(_unwrap, x))
+    if isinstance(x, np.ndarray):
+        raise TypeError(f"Unsupported type {type(x)}")  # CuPy's own words
+    return x
+
+
+def _index(index: Any) -> Any:
+    return tuple(map(_unwrap, index)) if isinstance(index, tuple) else _unwrap(index)
+
+
+def asarray(a: Any, dtype: Any = None, order: Any = None) -> ndarray:
+    if isinstance(a, ndarray):
+        return a if dtype is None or a.dtype == dtype else a.astype(dtype)
+    assert isinstance(a, (np.ndarray, list, tuple, *SCALARS)), f"CuPy cannot take {type(a)}"
+    return ndarray(np.array(a, dtype=dtype, order="C"))  # to the device: always a copy
+
+
+def asnumpy(a: Any) -> Any:
+    return a.get() if isinstance(a, ndarray) else np.asarray(a)
