@@ -144,7 +144,7 @@ def random_params(spec: CapsNetSpec, seed: int = 0, dtype: str = "float64") -> d
         if name.endswith("bias"):
             return 0.2
         if name.startswith("capsules"):
-            return 2 * shape[1] / math.sqrt(shape[0] * shape[2])
+            return min(2 * shape[1] / math.sqrt(shape[0]), 3) / math.sqrt(shape[2])
         return 2 / math.sqrt(math.prod(shape[1:]))
 
     return {name: rng.normal(0, spread(name, shape), shape).astype(dtype) for name, shape in spec.parameters.items()}

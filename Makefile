@@ -1,0 +1,37 @@
+# `make demo` and `make test` each make a virtual environment and do all set-up on a machine with Python ≥ 3.11.
+# PYTHON chooses the interpreter, VENV the folder of the environment.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/demo.stamp
+	$(BIN)/capscore demo
+
+test: $(VENV)/test.stamp
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/test.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# The demo and the tests need torch: the constraints name a build, and its absence would only skip things.
+$(VENV)/demo.stamp: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(INSTALL) torch
+	$(INSTALL) --editable '.[torch,onnx,plot]'
+	touch $@
+
+$(VENV)/test.stamp: pyproject.toml constraints.txt $(VENV)/demo.stamp
+	$(INSTALL) --editable '.[torch,onnx,plot,dev]' tensorboard
+	touch $@
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "capscore needs Python 3.11 or later: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+clean:
+	rm -rf $(VENV) demo build *.egg-info
