@@ -82,7 +82,8 @@ def train_command(
         if model is None or not {"recipe", "data"} <= set(model.provenance):
             raise ModelFileError(f"there is no training to resume in {resume}: {LAST} is missing or no checkpoint")
         settings = model.provenance
-        recipe = Recipe(**(settings["recipe"] | ({} if epochs is None else {"epochs": epochs})))
+        recipe = Recipe.of(settings)
+        recipe = recipe if epochs is None else replace(recipe, epochs=epochs)
         net_spec, out, data, backend_name = model.spec, resume, settings["data"], backend_name or settings["backend"]
         data_dir = data_dir or (Path(settings["data_dir"]) if settings["data_dir"] else None)
         dtype = str(next(iter(model.params.values())).dtype)
@@ -288,7 +289,7 @@ def _agreement(model: modelfile.Model, images: Any) -> bool:
     rows = verify(model, images)
     for row in rows:
         drawn = "" if row.reconstruction is None else f"{row.reconstruction:.1e}"
-        verdict = "agrees" if row.agrees else f"differs by more than {TOLERANCE[row.dtype]:g}"
+        verdict = "agrees" if row.agrees else f"differs (> {TOLERANCE[row.dtype]:g})"
         table.add_row(row.engine, row.dtype, f"{row.lengths:.1e}", f"{row.capsules:.1e}", drawn, verdict)
     console.print(table)
     return all(row.agrees for row in rows)
@@ -346,3 +347,7 @@ def main() -> None:
         return
     print(f"capscore: error: {message}", file=sys.stderr)
     sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

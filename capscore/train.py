@@ -13,7 +13,7 @@ import platform
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -51,6 +51,14 @@ class Recipe:
             if (name in wholes and type(value) is not int) or not (math.isfinite(value) and value >= least):
                 kind = "a whole number" if name in wholes else "a number"
                 raise TrainingError(f"{name} must be {kind} of at least {least}, not {value!r}")
+
+    @classmethod
+    def of(cls, provenance: Mapping[str, Any]) -> Recipe:
+        """Return the recipe that a checkpoint's provenance tells of."""
+        try:
+            return cls(**provenance["recipe"])
+        except (KeyError, TypeError) as error:
+            raise TrainingError(f"this is no checkpoint of a training: {error}") from None
 
     def rate_at(self, step: int) -> float:
         """Return the learning rate of step 0, 1, 2, …"""
@@ -163,13 +171,13 @@ def train(
                 "images_per_second": len(data) / progress.seconds,
             }
             rows.append(row)
-            better = row["held_out_accuracy"] > progress.best
-            progress = Progress(epoch + 1, 0, progress.steps, best=max(progress.best, row["held_out_accuracy"]))
+            if row["held_out_accuracy"] > progress.best:  # saved first: a checkpoint that knows of it may rely on it
+                progress.best = row["held_out_accuracy"]
+                net.provenance |= {"epoch": epoch + 1, "held_out_accuracy": progress.best}
+                net.save(folder / BEST)
+            progress = Progress(epoch + 1, 0, progress.steps, best=progress.best)
             checkpoint()
             saved = time.monotonic()
-            if better:
-                net.provenance["epoch"], net.provenance["held_out_accuracy"] = epoch + 1, row["held_out_accuracy"]
-                net.save(folder / BEST)
             _write_log(folder, rows)
             for reporter in reporters:
                 reporter.end(row)
@@ -259,14 +267,15 @@ def _restore(
     about = model.provenance
     if model.spec != net.spec:
         raise TrainingError(f"the checkpoint in {folder} is of another network; resume with that one's settings")
-    before = about.get("recipe", {})
-    changed = [k for k, v in asdict(recipe).items() if k != "epochs" and before.get(k) != v]
+    before = asdict(Recipe.of(about))
+    changed = [k for k, v in asdict(recipe).items() if k != "epochs" and before[k] != v]
     if changed:
-        which = ", ".join(f"{k} was {before.get(k)}" for k in changed)
+        which = ", ".join(f"{k} was {before[k]}" for k in changed)
         raise TrainingError(f"the training in {folder} had other settings: {which}; only epochs may change")
     try:
         progress = Progress(**about["training"])
         rows = list(about["log"])
+        _write_log(folder, rows)  # it may have been killed before it did
         if progress.steps:
             state = {name.removeprefix(modelfile.STATE): array for name, array in model.state.items()}
             learner.restore(state, progress.steps)

@@ -1,0 +1,195 @@
+"""The `capscore` command: what it prints, its exit codes, and that errors of users show no traceback."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import need
+from PIL import Image
+
+from capscore import PRESETS, __version__, modelfile
+from capscore.backends import numpy as caps
+from capscore.data import load
+
+COMMANDS = ["train", "eval", "predict", "export", "inspect", "verify", "explore", "demo"]
+
+
+def capscore(*args, code=0, **options):
+    """Run the command as a user does and return what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "capscore.cli", *map(str, args)],
+        capture_output=True, text=True, timeout=300, env=os.environ | {"COLUMNS": "200"}, **options,
+    )  # fmt: skip
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout if code == 0 else done.stderr
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A small network that has seen a few digits."""
+    folder = tmp_path_factory.mktemp("model")
+    train, test = load("digits")
+    part = {"train_images": train.images[:320], "train_labels": train.labels[:320]}
+    np.savez(folder / "some.npz", **part, test_images=test.images[:80], test_labels=test.labels[:80])
+    run = folder / "run"
+    said = capscore("train", "--data", folder / "some.npz", "--out", run, "--epochs", 2, "--batch", 32,
+                    "--backend", "numpy")  # fmt: skip
+    assert "471,216 parameters on numpy; 320 images to learn from, 80 held out" in said
+    assert "epoch 2/2 loss" in said
+    return run / "best.safetensors"
+
+
+def test_help_and_version():
+    assert all(command in capscore("--help") for command in COMMANDS)
+    for command in COMMANDS:
+        assert "--help" in capscore(command, "--help")
+    assert capscore("--version").strip() == __version__
+
+
+def test_eval_export_inspect_verify(model, tmp_path):
+    need("capscore.export.runtime", "onnx")
+    right = capscore("eval", model, "--backend", "numpy")
+    assert "of 1,000 test images of digits are wrong" in right
+    onnx = tmp_path / "model.onnx"
+    assert f"{onnx}: 3.2 MB" in capscore("export", model, onnx)
+    assert capscore("eval", onnx) == right
+    for path in (model, onnx, "small"):
+        table = capscore("inspect", path)
+        assert "471,216" in table
+        assert "primary" in table
+        assert "128×8" in table
+    table = capscore("verify", model, "--data", "digits")
+    assert table.count("agrees") >= 3
+    assert "ONNX Runtime" in table
+
+
+def test_verify_fails_when_something_differs(model, monkeypatch, capsys):
+    from capscore import cli
+    from capscore.backends import numpy as reference
+
+    wrong = reference.CapsNet.reconstruct
+    monkeypatch.setattr(
+        reference.CapsNet, "reconstruct", lambda net, v, labels=None: wrong(net, v, labels) + (v.dtype == np.float32)
+    )
+    monkeypatch.setattr(sys, "argv", ["capscore", "verify", str(model)])
+    with pytest.raises(SystemExit) as exit:
+        cli.main()
+    assert exit.value.code == 1
+    assert "differs (> 2e-06)" in capsys.readouterr().out
+
+
+def test_predict_says_what_the_network_says(model, tmp_path):
+    _, test = load("digits")
+    paths = []
+    for i in (3, 250, 777):
+        paths.append(tmp_path / f"{i}.png")
+        Image.fromarray(test.images[i, 0]).save(paths[-1])
+    lengths = caps.load(model).predict(test.batch(np.array([3, 250, 777]))[0])
+    rows = [json.loads(line) for line in capscore("predict", model, *paths, "--json").splitlines()]
+    assert [row["file"] for row in rows] == [str(path) for path in paths]
+    assert [row["class"] for row in rows] == [str(i) for i in lengths.argmax(1)]
+    np.testing.assert_allclose([list(row["lengths"].values()) for row in rows], lengths, atol=2e-6)
+    table = capscore("predict", model, paths[0])
+    assert "3.png" in table
+    assert f"{lengths[0].max():.3f}" in table
+    dark = tmp_path / "dark.png"
+    Image.fromarray(255 - test.images[3, 0]).save(dark)
+    inverted = json.loads(capscore("predict", model, dark, "--json", "--invert"))
+    np.testing.assert_allclose(list(inverted["lengths"].values()), lengths[0], atol=2e-6)
+
+
+def test_ctrl_c_saves_and_the_command_it_names_goes_on(tmp_path):
+    out = tmp_path / "run"
+    program = [sys.executable, "-u", "-m", "capscore.cli"]
+    args = ["train", "--backend", "numpy", "--out", str(out), "--batch", "50", "--epochs", "3"]
+    with subprocess.Popen(program + args, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        while "epoch 1/3" not in process.stdout.readline():
+            pass
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        said = process.stdout.read()
+    assert process.returncode == 130, said
+    assert f"everything is saved. Go on with: capscore train --resume {out}" in said
+    assert "Traceback" not in said
+    before = modelfile.read(out / "last.safetensors").provenance["training"]
+    assert before["steps"] >= 1
+    assert "epoch 3/3" in capscore("train", "--resume", out)
+    assert "best held-out" in capscore("train", "--resume", out, "--epochs", 3)
+
+
+def test_a_folder_of_colour_images_trains_and_keeps_its_class_names(tmp_path):
+    rng = np.random.default_rng(0)
+    for name, channel in (("red", 0), ("green", 1), ("blue", 2)):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(10):
+            pixels = rng.integers(0, 80, (20, 24, 3), np.uint8)
+            pixels[..., channel] += 150
+            Image.fromarray(pixels).save(tmp_path / "images" / name / f"{i}.png")
+    spec = json.loads(PRESETS["small"].to_json()) | {"input": [3, 16, 16], "decoder": None}
+    spec["stem"][0]["channels"] = 8
+    spec["capsules"][0]["count"] = 3
+    (tmp_path / "spec.json").write_text(json.dumps(spec))
+    capscore("train", "--spec", tmp_path / "spec.json", "--data", tmp_path / "images", "--out", tmp_path / "run",
+             "--epochs", 15, "--batch", 8, "--shift", 1, "--backend", "numpy")  # fmt: skip
+    model = tmp_path / "run" / "best.safetensors"
+    assert "0 of 6 test images" in capscore("eval", model, "--data", tmp_path / "images")
+    found = json.loads(capscore("predict", model, tmp_path / "images" / "green" / "0.png", "--json"))
+    assert found["class"] == "green"
+    assert set(found["lengths"]) == {"red", "green", "blue"}
+
+
+def wrong(tmp_path, model):
+    """Errors of users: a command line, and what the message must say."""
+    (tmp_path / "garbage.safetensors").write_bytes(b"garbage" * 10)
+    (tmp_path / "garbage.onnx").write_bytes(b"garbage" * 10)
+    (tmp_path / "garbage.png").write_bytes(b"garbage" * 10)
+    (tmp_path / "spec.json").write_text('{"input": [1, 28, 28]}')
+    (tmp_path / "empty").mkdir()
+    garbage, nowhere = tmp_path / "garbage.safetensors", tmp_path / "nowhere.safetensors"
+    return [
+        (["eval", garbage], "cannot read the model"),
+        (["eval", tmp_path / "garbage.onnx"], "cannot load the ONNX model"),
+        (["inspect", nowhere], "there is no such file"),
+        (["inspect", "medium"], "there is no such file"),
+        (["train", "--preset", "medium"], "choose one of mnist"),
+        (["train", "--spec", tmp_path / "spec.json"], "lacks primary, capsules"),
+        (["train", "--data", tmp_path / "empty"], "has no class folders"),
+        (["train", "--data", "mnits"], "use digits, mnist"),
+        (["train", "--data", "mnist", "--data-dir", tmp_path], "mnist"),
+        (["train", "--epochs", "-1"], "epochs must be a whole number of at least 1"),
+        (["train", "--resume", tmp_path], "no training to resume"),
+        (["train", "--backend", "tensorflow"], "there is no backend 'tensorflow'; choose one of cupy, numpy, torch"),
+        (["train", "--backend", "numpy", "--amp", "--out", tmp_path / "amp"], "no option amp"),
+        (["train", "--preset", "cifar10"], "1×28×28"),
+        (["predict", model, tmp_path / "garbage.png"], "garbage.png"),
+        (["predict", model, tmp_path / "nowhere.png"], "nowhere.png"),
+        (["export", model, tmp_path / "no" / "folder.onnx"], "is its folder there and writable?"),
+        (["export", model, tmp_path / "m.onnx", "--opset", "3"], "opset must be from 17"),
+        (["verify", garbage], "cannot read the model"),
+    ]
+
+
+def test_errors_of_users_are_one_line_and_exit_code_1(model, tmp_path, monkeypatch, capsys):
+    from capscore import cli
+
+    monkeypatch.chdir(tmp_path)
+    for args, message in wrong(tmp_path, model):
+        monkeypatch.setattr(sys, "argv", ["capscore", *map(str, args)])
+        with pytest.raises(SystemExit) as exit:
+            cli.main()
+        err = capsys.readouterr().err
+        assert exit.value.code == 1, args
+        assert message in err, args
+        assert err.startswith("capscore: error: "), args
+        assert err.count("\n") <= 3, err
+
+
+def test_a_wrong_option_is_exit_code_2():
+    assert "No such option" in capscore("train", "--epoch", "3", code=2)
+    assert "Missing argument" in capscore("predict", code=2)

@@ -1,0 +1,267 @@
+"""Training: one loop for every backend, resumed to the bit, interrupted without loss."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from conftest import backend
+
+from capscore import CapsNetSpec, Conv, Decoder, DenseCaps, PrimaryCaps, modelfile
+from capscore.data import Dataset, load
+from capscore.errors import CapscoreError, TrainingError
+from capscore.train import BEST, LAST, LOG, Recipe, accuracy, batches, shift, train
+
+TINY = CapsNetSpec(
+    input=(1, 28, 28),
+    stem=(Conv(4, kernel=7, stride=3),),
+    primary=PrimaryCaps(types=2, dim=4, kernel=3, stride=2),
+    capsules=(DenseCaps(10, dim=6),),
+    decoder=Decoder((16,)),
+)
+RECIPE = Recipe(epochs=2, batch=32, seed=3)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    learn, held_out = load("digits")
+    some = np.random.default_rng(0).permutation(len(learn))[:150]
+    return replace(learn, images=learn.images[some], labels=learn.labels[some]), replace(
+        held_out, images=held_out.images[::20], labels=held_out.labels[::20]
+    )
+
+
+def run(name, digits, folder, recipe=RECIPE, resume=False, reporters=(), spec=TINY, **options):
+    caps = backend(name)
+    net = caps.CapsNet(spec, seed=recipe.seed, classes=digits[0].classes)
+    learner = caps.Learner(net, recipe.reconstruction)
+    rows = train(net, learner, *digits, recipe, folder, resume, reporters, **options)
+    return {key: caps.to_numpy(value).copy() for key, value in net.params.items()}, rows
+
+
+class StopAt:
+    """A reporter that presses Ctrl-C after so many steps."""
+
+    def __init__(self, steps):
+        self.left = steps
+
+    def begin(self, *_):
+        pass
+
+    def step(self, *_):
+        self.left -= 1
+        if not self.left:
+            signal.raise_signal(signal.SIGINT)
+
+    def end(self, row):
+        pass
+
+
+@pytest.mark.parametrize("name", ["numpy", "torch"])
+@pytest.mark.parametrize("steps", [1, 3, 5, 7])  # within an epoch, at its last step, within the next
+def test_a_resumed_run_ends_with_the_same_bits(name, steps, digits, tmp_path):
+    whole, rows = run(name, digits, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(name, digits, tmp_path / "cut", reporters=(StopAt(steps),))
+    resumed, rows_again = run(name, digits, tmp_path / "cut", resume=True)
+    for key in whole:
+        np.testing.assert_array_equal(whole[key], resumed[key])
+    for row, again in zip(rows, rows_again, strict=True):
+        for key in ("epoch", "steps", "loss", "accuracy", "held_out_accuracy"):
+            assert row[key] == again[key]
+    read = [modelfile.read(tmp_path / run / LAST).state for run in ("whole", "cut")]
+    assert len(read[0]) == 2 * len(TINY.parameters)
+    for key in read[0]:
+        np.testing.assert_array_equal(read[0][key], read[1][key])
+
+
+def test_more_epochs_may_be_asked_for_on_resuming(digits, tmp_path):
+    longer, _ = run("numpy", digits, tmp_path / "longer", replace(RECIPE, epochs=3))
+    run("numpy", digits, tmp_path / "run")
+    resumed, rows = run("numpy", digits, tmp_path / "run", replace(RECIPE, epochs=3), resume=True)
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    for key in longer:
+        np.testing.assert_array_equal(longer[key], resumed[key])
+
+
+def test_a_killed_run_loses_nothing_before_its_checkpoint(digits, tmp_path):
+    """kill -9 at any moment leaves readable files, and resuming ends with the bits of an undisturbed run."""
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import test_train as t; from capscore.data import load\n"
+        "from dataclasses import replace; import numpy as np\n"
+        "a, b = load('digits'); some = np.random.default_rng(0).permutation(len(a))[:150]\n"
+        "a = replace(a, images=a.images[some], labels=a.labels[some])\n"
+        "b = replace(b, images=b.images[::20], labels=b.labels[::20])\n"
+        "t.run('numpy', (a, b), sys.argv[2], replace(t.RECIPE, epochs=400), checkpoint_seconds=0.0)\n"
+    )
+    folder = tmp_path / "run"
+    process = subprocess.Popen([sys.executable, "-c", program, os.path.dirname(__file__), str(folder)])
+    while not (folder / LOG).exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    read = modelfile.read(folder / LAST)
+    epochs = read.provenance["training"]["epoch"] + 2
+    recipe = replace(RECIPE, epochs=epochs)
+    about = read.provenance | {"recipe": read.provenance["recipe"] | {"epochs": epochs}}
+    modelfile.save(folder / LAST, replace(read, provenance=about))
+    resumed, rows = run("numpy", digits, folder, recipe, resume=True)
+    whole, _ = run("numpy", digits, tmp_path / "whole", recipe)
+    assert len(rows) == epochs
+    for key in whole:
+        np.testing.assert_array_equal(whole[key], resumed[key])
+
+
+def test_what_a_training_leaves_behind(digits, tmp_path):
+    params, rows = run("numpy", digits, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([BEST, LAST, LOG])
+    assert [json.loads(line) for line in (tmp_path / LOG).read_text().splitlines()] == rows
+    last, best = modelfile.read(tmp_path / LAST), modelfile.read(tmp_path / BEST)
+    assert last.spec == best.spec == TINY
+    assert best.classes == digits[0].classes
+    assert best.provenance["held_out_accuracy"] == max(row["held_out_accuracy"] for row in rows)
+    for key in params:
+        np.testing.assert_array_equal(last.params[key], params[key])
+    assert not best.state
+    net = backend("numpy").load(tmp_path / BEST)
+    assert accuracy(net, digits[1]) == best.provenance["held_out_accuracy"]
+
+
+def test_numpy_and_torch_learn_the_same(digits, tmp_path):
+    _, ours = run("numpy", digits, tmp_path / "numpy")
+    _, theirs = run("torch", digits, tmp_path / "torch")
+    np.testing.assert_allclose([r["loss"] for r in ours], [r["loss"] for r in theirs], rtol=1e-5)
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(digits, tmp_path):
+    images = digits[0].batch(slice(None))[0].copy()
+    bad = Dataset(images, digits[0].labels, digits[0].classes)
+    images[7] = np.nan  # after Dataset has looked: as a broken augmentation would
+    with pytest.raises(TrainingError, match=r"loss became nan at step \d.*smaller rate"):
+        run("numpy", (bad, digits[1]), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 4}, "seed was 3"),
+        ({"batch": 16}, "batch was 32"),
+        ({"rate": 1.0}, "rate was 0.001"),
+    ],
+)
+def test_resuming_with_other_settings_is_refused(change, message, digits, tmp_path):
+    run("numpy", digits, tmp_path, replace(RECIPE, epochs=1))
+    with pytest.raises(TrainingError, match=message):
+        run("numpy", digits, tmp_path, replace(RECIPE, **change), resume=True)
+
+
+def test_resuming_nothing_another_network_or_no_checkpoint_is_refused(digits, tmp_path):
+    with pytest.raises(TrainingError, match=r"last.safetensors is missing"):
+        run("numpy", digits, tmp_path, resume=True)
+    run("numpy", digits, tmp_path, replace(RECIPE, epochs=1))
+    with pytest.raises(TrainingError, match="another network"):
+        run("numpy", digits, tmp_path, resume=True, spec=replace(TINY, decoder=None))
+    with pytest.raises(TrainingError, match="already holds a training"):
+        run("numpy", digits, tmp_path)
+    (tmp_path / BEST).rename(tmp_path / LAST)
+    with pytest.raises(TrainingError, match="no checkpoint"):
+        run("numpy", digits, tmp_path, resume=True)
+
+
+def test_datasets_that_do_not_fit_are_refused(digits, tmp_path):
+    nine = Dataset(digits[1].images, digits[1].labels % 9, tuple("012345678"))
+    with pytest.raises(CapscoreError, match="held-out set has 9 classes; the network has 10"):
+        run("numpy", (digits[0], nine), tmp_path)
+    cropped = replace(digits[1], images=digits[1].images[..., :20])
+    with pytest.raises(CapscoreError, match="held-out images are"):
+        run("numpy", (digits[0], cropped), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"epochs": 0}, {"batch": 0}, {"batch": 2.5}, {"rate": float("nan")}, {"shift": -1}, {"decay_steps": 0}]
+)
+def test_a_recipe_checks_its_numbers(settings):
+    with pytest.raises(TrainingError, match=next(iter(settings))):
+        Recipe(**settings)
+
+
+def test_the_rate_decays_to_its_floor():
+    recipe = Recipe(rate=1e-3, decay=0.96, decay_steps=2000, floor=1e-6)
+    assert recipe.rate_at(0) == 1e-3
+    assert recipe.rate_at(2000) == pytest.approx(0.96e-3)
+    assert recipe.rate_at(10**6) == 1e-6
+
+
+def test_every_image_is_shifted_by_its_own_amount_and_zeros_enter():
+    images = np.ones((200, 1, 5, 6), np.float32)
+    images[:, :, 2, 3] = 2  # a mark to find
+    moved = shift(images, 2, np.random.default_rng(0))
+    _, _, rows, columns = np.nonzero(moved == 2)
+    assert {(r - 2, c - 3) for r, c in zip(rows, columns, strict=True)} == {
+        (r, c) for r in range(-2, 3) for c in range(-2, 3)
+    }
+    for image, r, c in zip(moved[:, 0], rows - 2, columns - 3, strict=True):
+        expected = np.zeros((9, 10))
+        expected[2 + r : 7 + r, 2 + c : 8 + c] = images[0, 0]
+        np.testing.assert_array_equal(image, expected[2:7, 2:8])
+
+
+def test_an_epoch_shows_every_image_once_and_each_epoch_in_another_order(digits):
+    seen = [np.concatenate([labels for _, labels in batches(digits[0], RECIPE, epoch)]) for epoch in (0, 1)]
+    assert all(np.array_equal(np.sort(order), np.sort(digits[0].labels)) for order in seen)
+    assert not np.array_equal(*seen)
+    skipped = list(batches(digits[0], RECIPE, 0, skip=2))
+    for (a, _), (b, _) in zip(skipped, list(batches(digits[0], RECIPE, 0))[2:], strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_folder_that_cannot_be_made_is_a_clear_error(digits, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TrainingError, match="cannot make the folder"):
+        run("numpy", digits, tmp_path / "file" / "run")
+
+
+def test_a_full_disk_ends_training_and_keeps_the_last_checkpoint(digits, tmp_path, monkeypatch):
+    run("numpy", digits, tmp_path, replace(RECIPE, epochs=1))
+    before = (tmp_path / LAST).read_bytes()
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CapscoreError, match="No space left on device; nothing was changed"):
+        run("numpy", digits, tmp_path, replace(RECIPE, epochs=2), resume=True)
+    assert (tmp_path / LAST).read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([BEST, LAST, LOG])
+
+
+def test_torch_options_and_their_absence_elsewhere(digits, tmp_path):
+    with pytest.raises(CapscoreError, match="no option amp; the torch backend does"):
+        net = backend("numpy").CapsNet(TINY)
+        backend("numpy").Learner(net, amp=True)
+    caps = backend("torch")
+    with pytest.raises(CapscoreError, match="cannot use the device 'nowhere'"):
+        caps.Learner(caps.CapsNet(TINY), device="nowhere")
+    net = caps.CapsNet(TINY, seed=RECIPE.seed, classes=digits[0].classes)
+    rows = train(net, caps.Learner(net, amp=True), *digits, RECIPE, tmp_path / "amp")
+    _, exact = run("torch", digits, tmp_path / "exact")
+    assert rows[-1]["loss"] == pytest.approx(exact[-1]["loss"], rel=0.02)
+
+
+def test_tensorboard_events_hold_the_log(digits, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from capscore.report import TensorBoard
+
+    _, rows = run("numpy", digits, tmp_path, reporters=(TensorBoard(tmp_path),))
+    events = EventAccumulator(str(tmp_path)).Reload()
+    found = [event.value for event in events.Scalars("held_out_accuracy")]
+    np.testing.assert_allclose(found, [row["held_out_accuracy"] for row in rows], rtol=1e-6)
