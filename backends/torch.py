@@ -63,8 +63,9 @@ def sum(x: Tensor, axis: Axes, keepdims: bool = False) -> Tensor:
 
 
 def norm(x: Tensor, axis: int, keepdims: bool = False) -> Tensor:
-    """Return the Euclidean norm over `axis`, the largest entry divided out; at least float32 under autocast."""
-    x = x if x.dtype == torch.float64 else x.float()
+    """Return the Euclidean norm over `axis`, the largest entry divided out; in float32 under autocast."""
+    if torch.is_autocast_enabled(x.device.type):  # what is computed from lengths then stays in float32
+        x = x.float()
     scale = x.detach().abs().amax(axis, keepdim=True)  # constant to the gradient: the norm is homogeneous
     scale = torch.where(scale == 0, 1.0, scale)
     n: Tensor = torch.linalg.vector_norm(x / scale, dim=axis, keepdim=True) * scale

@@ -1,8 +1,7 @@
 """Pictures of what a network does: reconstructions, capsule dimensions, routing, lengths and training curves.
 
 They need matplotlib but nothing of its global state: every function returns a `Figure` of its own, so they
-work without a display and in threads. Pages are laid out in inches; at 150 dots per inch a full page is
-1,350 pixels wide and its smallest letters are still legible at two thirds of that.
+work without a display and in threads. Pages are laid out in inches from the left and the top.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import itertools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,26 +25,27 @@ from .train import check_dataset
 
 try:
     from matplotlib.axes import Axes
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import LinearSegmentedColormap, Normalize
+    from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
     from matplotlib.ticker import MaxNLocator
 except ModuleNotFoundError as error:
     raise BackendError("figures need matplotlib: pip install 'capscore[plot]'") from error
 
+Box = tuple[float, float, float, float]  # x, y of the upper left corner, width, height
+
 DPI = 150
-WIDTH = 9.0  # of a full page, in inches; margins and header likewise
-MARGIN, HEADER = 0.3, 0.85
-HEADING, BODY, SMALL = 13, 9, 8  # sizes of letters, in points
-INK, GREY, LINE = "#222222", "#6b6b6b", "#d0d0d0"
+WIDTH, MARGIN, HEADER = 9.0, 0.3, 0.85  # of every page: 1,350 pixels, legible at two thirds of that
+HEADING, BODY, SMALL = 13, 9, 8  # points
+INK, GREY, PALE, LINE = "#222222", "#6b6b6b", "#a9a9a9", "#d0d0d0"
 BLUE, ORANGE = "#0072b2", "#d55e00"  # told apart with every kind of colour blindness
-MORE_OR_LESS = LinearSegmentedColormap.from_list("more or less", [ORANGE, "#f4f4f4", BLUE])
+BALANCE = LinearSegmentedColormap.from_list("balance", [ORANGE, "#f4f4f4", BLUE])
+DEEPER = LinearSegmentedColormap.from_list("deeper", ["#b8d6ea", BLUE])
 STEPS = np.arange(-5, 6) * 0.05  # the paper's perturbations, the middle one exactly zero
 
 
 def perturb(net: CapsNet[Any], image: Any, label: int | None = None, steps: Any = STEPS) -> NDArray[Any]:
-    """Draw an image with one dimension of one capsule moved at a time (section 5.1).
+    """Draw an image again with each dimension of one class capsule moved (section 5.1).
 
     Parameters
     ----------
@@ -55,74 +55,75 @@ def perturb(net: CapsNet[Any], image: Any, label: int | None = None, steps: Any 
 
     Returns
     -------
-    drawings [D, S, C, H, W]: row d has dimension d moved
+    drawings [D, S, C, H, W]: in row d it is dimension d that moves
     """
-    output = net(net.ops.reshape(net.ops.asarray(image), (1, *np.shape(image))))
-    capsules = net.ops.to_numpy(output.capsules)[0]  # [J, D]
-    label = int(net.ops.to_numpy(output.lengths)[0].argmax()) if label is None else label
-    keep, (count, dim) = one_hot(np.array([label]), 1, len(capsules))[0], capsules.shape
-    shifts = np.eye(dim)[:, None] * np.asarray(steps)[:, None]  # [D, S, D]
-    moved = (capsules + shifts[:, :, None] * keep[:, None]).reshape(-1, count, dim)
+    seen = _look(net, net.ops.asarray(image)[None])
+    capsules = net.ops.to_numpy(seen.output.capsules)  # [1, J, D]
+    label = int(seen.found[0]) if label is None else label
+    keep = one_hot(np.array([label]), 1, capsules.shape[1])[0]
+    dim = capsules.shape[2]
+    shifts = np.eye(dim)[:, None] * np.reshape(steps, (-1, 1))  # [D, S, D]
+    moved = (capsules + shifts.reshape(-1, 1, dim) * keep[:, None]).astype(capsules.dtype)  # [D·S, J, D]
     drawn = net.ops.to_numpy(net.reconstruct(moved, np.full(len(moved), label)))
-    return drawn.reshape(dim, -1, *drawn.shape[1:])
+    sheet: NDArray[Any] = drawn.reshape(dim, -1, *drawn.shape[1:])
+    return sheet
 
 
 class Agreement(NamedTuple):
-    """How the last capsule layer's routing of B images went, iteration by iteration."""
+    """How the last capsule layer routed B images, iteration by iteration."""
 
     couplings: NDArray[Any]  # [R, B, N, J]
     lengths: NDArray[Any]  # [R, B, J]: of the class capsules that an iteration's couplings make
-    entropy: NDArray[Any]  # [R, B]: of an input capsule's couplings, in bits, the mean over the N
+    entropy: NDArray[Any]  # [R, B]: of an input capsule's couplings in bits, the mean over the N
 
 
 def agreement(net: CapsNet[Any], images: Any) -> Agreement:
     """Follow the routing of images [B, C, H, W] through its iterations.
 
-    The share that leaky routing gives to no capsule counts in the entropy as one more.
+    What leaky routing gives to no capsule counts in the entropy as one more share.
     """
     ops, last = net.ops, len(net.spec.capsules) - 1
     trace = (net(images, couplings=True).couplings or ())[last]
-    below = copy.copy(net.spec)  # no valid network: it ends with the capsules that the last layer sees
+    below = copy.copy(net.spec)  # no network by itself: it ends with the capsules that the last layer sees
     object.__setattr__(below, "capsules", net.spec.capsules[:last])
     u = layers.forward(ops, below, net.params, ops.asarray(images, trace[0]))
     weight, bias = net.params[f"capsules.{last}.weight"], net.params.get(f"capsules.{last}.bias")
     votes = layers.LinearVotes(ops, u, weight, bias, net.spec.votes_shape(last))
-    made = [layers.lengths(ops, layers.squash(ops, votes.combine(ops.transpose(c, (2, 0, 1))))) for c in trace]
+    made = [layers.squash(ops, votes.combine(ops.transpose(c, (2, 0, 1)))) for c in trace]  # each [J, B, D]
+    lengths = np.stack([ops.to_numpy(layers.lengths(ops, v)).T for v in made])
     c = np.stack([ops.to_numpy(c) for c in trace]).astype(np.float64)
     shares = np.concatenate([c, np.clip(1 - c.sum(-1, keepdims=True), 0, 1)], -1)
     entropy = -(shares * np.log2(np.maximum(shares, 1e-300))).sum(-1).mean(-1)
-    return Agreement(c, np.stack([ops.to_numpy(v).T for v in made]), entropy)
+    return Agreement(c, lengths, entropy)
 
 
 def reconstructions(net: CapsNet[Any], images: Any, labels: Any = None) -> Figure:
-    """Show images [B, C, H, W] over what the decoder draws from their longest capsules.
+    """Show images [B, C, H, W] above what the decoder draws from their longest capsules.
 
-    Beside the names stands the capsule's length; with `labels` [B] a right answer is blue, a wrong one orange.
+    Below stand the class found and its length; with `labels` [B] a right one is blue, a wrong one orange.
     """
     seen = _look(net, images, labels)
     drawn = net.ops.to_numpy(net.reconstruct(seen.output.capsules))
     columns = _columns(len(drawn), 10)
-    left, pitch = MARGIN + 0.25, (WIDTH - 2 * MARGIN - 0.25) / max(columns, 6)
-    w, h = _fit(net, pitch - 0.1, pitch - 0.1)
+    left = MARGIN + 0.25
+    pitch = (WIDTH - MARGIN - left + 0.1) / max(columns, 6)
+    w, h = _fit(net, pitch - 0.1)
     band = 2 * h + 0.85
     fig = _page(
         HEADER + band * -(-len(drawn) // columns),
         "Reconstructions",
-        "above: the image and its label; below: what the decoder draws from the longest capsule, and its length",
+        "above: image and label; below: what the decoder draws from the longest capsule, its class and length",
     )
-    for i, (image, drawing) in enumerate(zip(seen.images, drawn, strict=True)):
+    for i, drawing in enumerate(drawn):
         x, y = left + pitch * (i % columns), HEADER + band * (i // columns)
-        if i % columns == 0:
-            for word, down in (("image", 0.2), ("drawn", 0.25 + h)):
-                _text(fig, left - 0.1, y + down + h / 2, word, SMALL, GREY, ha="right", va="center", rotation=90)
-        middle, color = x + w / 2, seen.color(i)
-        if seen.labels is not None:
-            _text(fig, middle, y, _short(net.classes[seen.labels[i]], pitch), BODY, INK, ha="center")
-        _tile(fig, (x, y + 0.2, w, h), image)
+        for word, middle in (("image", 0.2 + h / 2), ("drawn", 0.25 + 1.5 * h)) if i % columns == 0 else ():
+            _text(fig, left - 0.1, y + middle, word, GREY, SMALL, ha="right", va="center", rotation=90)
+        asked, answer, color = seen.says(net, i, pitch)
+        _text(fig, x + w / 2, y, asked, ha="center")
+        _tile(fig, (x, y + 0.2, w, h), seen.images[i])
         _tile(fig, (x, y + 0.25 + h, w, h), drawing, ORANGE if color == ORANGE else LINE)
-        answer = f"→ {_short(net.classes[seen.found[i]], pitch - 0.3)}{seen.mark(i)}"
-        _text(fig, middle, y + 0.3 + 2 * h, answer, BODY, color, ha="center")
-        _text(fig, middle, y + 0.47 + 2 * h, f"{seen.lengths[i].max():.2f}", SMALL, GREY, ha="center")
+        _text(fig, x + w / 2, y + 0.3 + 2 * h, answer, color, ha="center")
+        _text(fig, x + w / 2, y + 0.47 + 2 * h, f"{seen.lengths[i].max():.2f}", GREY, SMALL, ha="center")
     return fig
 
 
@@ -131,177 +132,169 @@ def perturbations(net: CapsNet[Any], image: Any, label: Any = None) -> Figure:
 
     Parameters
     ----------
-    image : [C, H, W], or up to a few [B, C, H, W], which stand side by side
+    image : [C, H, W], or a few [B, C, H, W] that stand side by side
     label : the class, or classes [B], of the capsules that are moved; the longest when None
     """
-    single = len(np.shape(image)) == 3
-    seen = _look(net, net.ops.reshape(net.ops.asarray(image), (1, *np.shape(image))) if single else image)
-    chosen = seen.found if label is None else one_hot(np.atleast_1d(label), len(seen.found), net.spec.classes).argmax(1)
-    sheets = [_sheet(perturb(net, image, int(j))) for image, j in zip(seen.images, chosen, strict=True)]
-    dim, count = net.spec.capsules[-1].dim, len(sheets)
-    left = MARGIN + 0.3
-    pitch = (WIDTH - MARGIN - left + 0.25) / max(count, 2)
+    images = net.ops.asarray(image)
+    seen = _look(net, images[None] if len(images.shape) == 3 else images)
+    chosen = seen.found if label is None else one_hot(np.atleast_1d(label), *seen.lengths.shape).argmax(1)
+    sheets = [_sheet(perturb(net, x, int(j))) for x, j in zip(seen.images, chosen, strict=True)]
+    dim, middle, end = net.spec.capsules[-1].dim, len(STEPS) // 2, len(STEPS) - 1
+    left, top = MARGIN + 0.45, HEADER + 0.65
+    pitch = (WIDTH - MARGIN - left + 0.2) / max(len(sheets), 2)
     w = pitch - 0.25
-    tall, wide = sheets[0].shape[:2]
-    h, top = w * tall / wide, HEADER + 0.65
+    h = w * sheets[0].shape[0] / sheets[0].shape[1]
     fig = _page(
-        top + h + 0.55,
+        top + h + 0.4,
         "What the dimensions of a capsule mean",
-        "each row: one dimension of the class capsule moved and drawn again; framed: as the network found it",
+        "in each row one dimension of the class capsule is moved and the image drawn again; framed: unmoved",
     )
-    for i, sheet in enumerate(sheets):
+    _text(fig, MARGIN, top + h / 2, "dimension", GREY, SMALL, ha="left", va="center", rotation=90)
+    tile_w, tile_h = _fit(net, 0.5)
+    for i, (sheet, j) in enumerate(zip(sheets, chosen, strict=True)):
         x = left + pitch * i
-        iw, ih = _fit(net, 0.5, 0.5)
-        _tile(fig, (x, HEADER + 0.02, iw, ih), seen.images[i])
-        _text(fig, x + iw + 0.1, HEADER + 0.08, _short(net.classes[chosen[i]], w - 0.7), BODY + 2, INK, weight="bold")
-        _text(fig, x + iw + 0.1, HEADER + 0.3, f"length {seen.lengths[i, chosen[i]]:.2f}", SMALL, GREY)
-        ax = _bare(_axes(fig, (x, top, w, h)))
-        ax.imshow(sheet, extent=(-0.5, len(STEPS) - 0.5, dim - 0.5, -0.5), aspect="auto")
-        middle = len(STEPS) // 2
+        _tile(fig, (x, HEADER, tile_w, tile_h), seen.images[i])
+        _text(fig, x + tile_w + 0.1, HEADER + 0.06, _short(net.classes[j], w - 0.7), size=BODY + 2, weight="bold")
+        _text(fig, x + tile_w + 0.1, HEADER + 0.29, f"length {seen.lengths[i, j]:.2f}", GREY, SMALL)
+        ax = _axes(fig, (x, top, w, h))
+        ax.imshow(sheet, extent=(-0.5, end + 0.5, dim - 0.5, -0.5), aspect="auto")
         ax.add_patch(Rectangle((middle - 0.5, -0.5), 1, dim, fill=False, ec=BLUE, lw=1.8, clip_on=False))
-        ax.set_xticks([0, middle, len(STEPS) - 1], [f"−{-STEPS[0]:g}", "0", f"+{STEPS[-1]:g}"])
-        if i == 0:
-            ax.set_yticks(range(dim), [str(d + 1) for d in range(dim)])
-            _text(fig, x - 0.12, top - 0.06, "dimension", SMALL, GREY, ha="left", va="bottom")
-        ax.tick_params(length=0, labelsize=SMALL, labelcolor=GREY, pad=3)
+        ax.set_xticks([0, middle, end], [f"−{-STEPS[0]:g}", "0", f"+{STEPS[end]:g}"])
+        ax.set_yticks(range(dim) if i == 0 else [], range(1, dim + 1) if i == 0 else [])
+        ax.tick_params(length=0, labelsize=SMALL, labelcolor=GREY)
     return fig
 
 
 def training_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Show loss and errors against the epoch, from the log rows of `capscore.train.train`."""
     if not rows:
-        raise ShapeError("the log has no rows yet: train for an epoch")
-    epochs = [row["epoch"] for row in rows]
-    errors = {
-        name: [100 - 100 * row[key] for row in rows]
-        for name, key in (("training", "accuracy"), ("held-out", "held_out_accuracy"))
-    }
-    best = int(np.argmin(errors["held-out"]))
-    height = 3.3
+        raise ShapeError("there are no log rows to draw: train for an epoch")
+    epochs, training, held_out = (
+        np.array([row[key] for row in rows]) for key in ("epoch", "accuracy", "held_out_accuracy")
+    )
+    curves = {"training": (100 * (1 - training), GREY), "held-out": (100 * (1 - held_out), BLUE)}
+    best = int(held_out.argmax())
     fig = _page(
-        HEADER + height,
+        HEADER + 3.2,
         "Training",
-        f"best held-out error {errors['held-out'][best]:.2f} % at epoch {epochs[best]}; "
+        f"best held-out error {100 * (1 - held_out[best]):.2f} % at epoch {epochs[best]}; "
         "the training error is that of the shifted images, while learning",
     )
-    panels = []
-    w, h = (WIDTH - 2 * MARGIN) / 2 - 0.95, height - 0.95
-    for i, what in enumerate(("loss", "error, %")):
-        ax = _chart(_axes(fig, (MARGIN + 0.35 + i * (w + 1.25), HEADER + 0.3, w, h)))
-        _text(fig, MARGIN + i * (w + 1.25), HEADER, what, BODY, INK, weight="bold")
+    left, right = (_chart(_axes(fig, (x, HEADER + 0.3, 3.2, 2.3))) for x in (MARGIN + 0.35, 4.75))
+    for ax, what in ((left, "loss"), (right, "error, %")):
+        ax.set_title(what, loc="left", size=BODY, color=INK, weight="bold", pad=10)
         ax.set_xlabel("epoch", size=SMALL, color=GREY)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
         ax.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
-        panels.append(ax)
-    style = {"marker": "o", "markersize": 3, "linewidth": 1.6}
-    panels[0].plot(epochs, [row["loss"] for row in rows], color=INK, **style)
-    panels[0].set_ylim(bottom=0)
-    low, high = sorted(errors, key=lambda name: errors[name][-1])
-    for name, values in errors.items():
-        color = BLUE if name == "held-out" else GREY
-        panels[1].plot(epochs, values, color=color, **style)
-        side = {"va": "bottom", "xytext": (5, 1)} if name == high else {"va": "top", "xytext": (5, -1)}
-        label = f"{name}\n{values[-1]:.2f}"
-        panels[1].annotate(
-            label, (epochs[-1], values[-1]), textcoords="offset points", color=color, size=SMALL, **side
-        )
-    panels[1].plot(epochs[best], errors["held-out"][best], "o", ms=8, mfc="none", mec=BLUE)
-    values = np.array([errors[low], errors[high]])
+    left.plot(epochs, [row["loss"] for row in rows], color=INK, marker="o", ms=3)
+    left.set_ylim(bottom=0)
+    upper = max(curves, key=lambda name: float(curves[name][0][-1]))
+    for name, (errors, color) in curves.items():
+        right.plot(epochs, errors, color=color, marker="o", ms=3)
+        va: Literal["bottom", "top"] = "bottom" if name == upper else "top"  # the two never cover each other
+        label, at = f"{name} {errors[-1]:.2f}", (float(epochs[-1]), float(errors[-1]))
+        right.annotate(label, at, (8, 0), textcoords="offset points", color=color, size=BODY, va=va)
+    right.plot(epochs[best], curves["held-out"][0][best], "o", ms=8, mfc="none", mec=BLUE)
+    values = np.concatenate([errors for errors, _ in curves.values()])
     if values.min() > 0:
-        _decades(panels[1], float(values.min()), float(values.max()))
-    else:  # no logarithm of zero
-        panels[1].set_ylim(bottom=0)
+        ticks = np.array([digit * 10.0**power for power in range(-6, 3) for digit in (1, 2, 5)])
+        low, high = np.searchsorted(ticks, [values.min(), values.max()])
+        right.set_yscale("log")
+        right.set_ylim(ticks[low - 1], ticks[high])
+        right.set_yticks(ticks[low - 1 : high + 1], [f"{tick:g}" for tick in ticks[low - 1 : high + 1]])
+        right.minorticks_off()
+    else:  # zero has no logarithm
+        right.set_ylim(bottom=0)
     return fig
 
 
 def couplings(net: CapsNet[Any], images: Any) -> Figure:
-    """Show routing by agreement for a few images [B, C, H, W], a row each.
+    """Show routing by agreement for a few images [B, C, H, W], a row each, up to four of its iterations.
 
-    From left to right: the image; where on the primary map the couplings to the winning capsule lie above
-    and below an even share, the mean over the types (with one capsule layer only); all couplings to it in
-    order of size; and the length of every class capsule. At most four iterations are shown.
+    From left to right: the image; on the primary map, where the couplings to the longest capsule lie above
+    and below an even share, the mean over the types (not with several capsule layers); all of them in order
+    of size, with the mean entropy; the length of every class capsule.
     """
     seen, found = _look(net, images), agreement(net, images)
-    total, count, _, classes = found.couplings.shape
+    total, count = found.entropy.shape
     shown = np.unique(np.linspace(0, total - 1, min(total, 4)).round().astype(int))
+    winner = np.stack([found.couplings[shown, b, :, j] for b, j in enumerate(seen.found)])  # [B, shown, N]
+    p, (tall, wide) = net.spec.primary, net.spec.primary_map
     mapped = len(net.spec.capsules) == 1
-    even = float(found.couplings[0].max())
-    maps = [_winning(found.couplings[:, b, :, seen.found[b]], net) - even for b in range(count)] if mapped else []
-    limit = max([0.01, *(float(np.abs(m[shown]).max()) for m in maps)])
-    pitch = 1.25
-    side, x_maps = 0.9, MARGIN + 1.15
-    x_curve = x_maps + (len(shown) * 0.92 + 0.5 if mapped else 0.45)
-    w = (WIDTH - MARGIN - 0.55 - x_curve - 0.6) / 2
-    x_length = x_curve + w + 0.6
-    top = HEADER + 0.35
+    maps = (winner - found.couplings[0].max()).reshape(count, len(shown), p.types, tall, wide).mean(2) if mapped else []
+    limit = max(0.01, float(np.abs(maps).max())) if mapped else 0
+    side, pitch, top = 0.9, 1.2, HEADER + 0.55
+    x_rank = MARGIN + 1.6 + (len(shown) if mapped else 0)
+    w = (WIDTH - MARGIN - 1.1 - x_rank) / 2
+    x_length = x_rank + w + 0.5
     fig = _page(
-        top + pitch * count + 0.55,
+        top + pitch * count + 0.25,
         "Routing by agreement",
-        f"{total} iteration{'s' * (total > 1)}: input capsules turn to the class capsule with which their votes agree",
+        "input capsules turn to the class capsule that their votes agree with, from one iteration to the next",
     )
+    heads = [(x_rank, "by rank, with entropy", "light to dark: the iterations"), (x_length, "lengths of capsules", "")]
     if mapped:
-        _text(fig, x_maps, HEADER, "couplings to the winner, by place", BODY, INK, weight="bold")
-    _text(fig, x_curve, HEADER, "all of them, by size", BODY, INK, weight="bold")
-    _text(fig, x_length, HEADER, "length of class capsules", BODY, INK, weight="bold")
-    shades = _shades(len(shown))
-    for b in range(count):
-        y, j = top + pitch * b, seen.found[b]
-        iw, ih = _fit(net, side, side)
-        _tile(fig, (MARGIN, y, iw, ih), seen.images[b])
-        for k, r in enumerate(shown if mapped else ()):
-            tall, wide = net.spec.primary_map
-            scale = 0.8 / max(tall, wide)
-            ax = _bare(_axes(fig, (x_maps + 0.92 * k, y, wide * scale, tall * scale)))
-            ax.imshow(maps[b][r], cmap=MORE_OR_LESS, vmin=-limit, vmax=limit, interpolation="nearest")
-            note = f"{r + 1}: {found.entropy[r, b]:.2f} bit"
-            _text(fig, x_maps + 0.92 * k, y + 0.84, note, SMALL - 1, GREY)
-        ax = _chart(_axes(fig, (x_curve, y, w, side)))
-        for r, shade in zip(shown, shades, strict=True):
-            ordered = np.sort(found.couplings[r, b, :, j])
-            ax.plot(np.linspace(0, 100, len(ordered)), ordered, color=shade, lw=1.6)
-        ax.set(xlim=(0, 100), ylim=(0, 1), xticks=(0, 50, 100), yticks=(0, 0.5, 1))
-        ax2 = _chart(_axes(fig, (x_length, y, w, side)))
-        turns = np.arange(1, total + 1)
-        for other in np.argsort(found.lengths[-1, b]):
-            color, width = (BLUE, 2.0) if other == j else (LINE, 1.0)
-            ax2.plot(turns, found.lengths[:, b, other], color=color, lw=width, marker="o", ms=width + 1.5)
-        ax2.set(xlim=(0.7, total + 0.3), ylim=(0, 1), yticks=(0, 0.5, 1))
-        ax2.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-        name = _short(net.classes[j], 0.5)
-        _text(fig, x_length + w + 0.05, y + side * (1 - seen.lengths[b, j]), name, BODY, BLUE, va="center", weight="bold")
+        heads.append((MARGIN + 1.2, "couplings to the longest", "blue: above an even share"))
+    for x, head, note in heads:
+        _text(fig, x, HEADER, head, weight="bold")
+        _text(fig, x, HEADER + 0.2, note, GREY, SMALL)
+    for b, j in enumerate(seen.found):
+        y, lowest = top + pitch * b, b == count - 1
+        _tile(fig, (MARGIN, y, *_fit(net, side)), seen.images[b])
+        rank = _chart(_axes(fig, (x_rank, y, w, side)), "rank" if lowest else "")
+        for k, r in enumerate(shown):
+            if mapped:
+                scale = side / max(tall, wide)
+                ax = _axes(fig, (MARGIN + 1.2 + k, y, wide * scale, tall * scale))
+                ax.set(xticks=(), yticks=())
+                ax.set_xlabel(f"iteration {r + 1}" if lowest else "", size=SMALL, color=GREY)
+                ax.imshow(maps[b][k], BALANCE, vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
+            color = DEEPER(k / (len(shown) - 1) if k else 0.0)
+            rank.plot(range(1, winner.shape[2] + 1), -np.sort(-winner[b, k]), color=color)
+        rank.set(xscale="log", xlim=(1, None), ylim=(0, 1))
+        bits = " → ".join(f"{e:.2f}" for e in found.entropy[shown, b])
+        _text(fig, x_rank + w, y, f"{bits} bit", GREY, SMALL, ha="right")
+        ax = _chart(_axes(fig, (x_length, y, w, side)), "iteration" if lowest else "")
+        for other in (*np.flatnonzero(np.arange(net.spec.classes) != j), j):
+            color = BLUE if other == j else PALE
+            ax.plot(range(1, total + 1), found.lengths[:, b, other], color=color, marker="o", ms=3)
+        ax.set(xlim=(0.7, total + 0.3), ylim=(0, 1))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        height = y + side * (1 - found.lengths[-1, b, j])
+        _text(fig, x_length + w + 0.05, height, _short(net.classes[j], 0.8), BLUE, va="center", weight="bold")
     return fig
 
 
 def lengths(net: CapsNet[Any], images: Any, labels: Any = None) -> Figure:
-    """Show images [B, C, H, W] beside the lengths of their class capsules, the ten longest if there are more."""
+    """Show images [B, C, H, W] beside the lengths of their class capsules, the ten longest if there are more.
+
+    With `labels` [B] the true class is blue and a wrong answer orange.
+    """
     seen = _look(net, images, labels)
     count, classes = seen.lengths.shape
-    columns = _columns(count, 5)
-    pitch, bars = (WIDTH - 2 * MARGIN + 0.15) / max(columns, 3), min(classes, 10)
-    side = min(0.85, pitch * 0.4)
-    tall = max(side, 0.13 * bars)
-    band = tall + 0.65
+    columns, bars = _columns(count, 5), min(classes, 10)
+    pitch = (WIDTH - 2 * MARGIN + 0.2) / max(columns, 3)
+    w, h = _fit(net, 0.75)
+    tall = max(h + 0.55, 0.14 * bars)
+    band = tall + 0.45
     fig = _page(
         HEADER + band * -(-count // columns),
         "Lengths of the class capsules",
-        "how present the network finds each class, from 0 to 1",
+        "how sure the network is that each class is present, from 0 to 1",
     )
-    for i in range(count):
+    for i, found in enumerate(seen.lengths):
         x, y = MARGIN + pitch * (i % columns), HEADER + band * (i // columns)
-        w, h = _fit(net, side, side)
-        label = None if seen.labels is None else seen.labels[i]
-        asked = "" if label is None else f"{_short(net.classes[label], pitch / 2 - 0.2)} "
-        answer = f"{asked}→ {_short(net.classes[seen.found[i]], pitch / 2 - 0.2)}{seen.mark(i)}"
-        _text(fig, x, y, answer, BODY, seen.color(i), weight="bold")
-        _tile(fig, (x, y + 0.22, w, h), seen.images[i])
-        order = np.arange(classes) if classes <= 10 else np.argsort(-seen.lengths[i], kind="stable")[:bars]
-        names = [_short(net.classes[j], 0.6) for j in order]
-        room = 0.12 + 0.07 * max(map(len, names))
-        ax = _chart(_axes(fig, (x + w + room, y + 0.22, pitch - w - room - 0.3, tall)), grid="x")
-        colors = [BLUE if j == label else seen.color(i) if j == seen.found[i] else "#a9a9a9" for j in order]
-        ax.barh(range(bars), seen.lengths[i, order], height=0.72, color=colors)
-        ax.set(xlim=(0, 1), ylim=(bars - 0.4, -0.6), xticks=(0, 0.5, 1))
-        ax.set_xticklabels(["0", "0.5", "1"])
+        asked, answer, color = seen.says(net, i, 0.85)
+        _tile(fig, (x, y, w, h), seen.images[i])
+        _text(fig, x, y + h + 0.06, f"{asked}\n{answer}".strip(), color, linespacing=1.3)
+        shown = np.arange(classes) if classes <= 10 else np.argsort(-found, kind="stable")[:bars]
+        names = [_short(net.classes[j], 0.7) for j in shown]
+        indent = max(w, 0.75) + 0.12 + 0.07 * max(map(len, names))
+        ax = _chart(_axes(fig, (x + indent, y, pitch - indent - 0.3, min(tall, 0.3 * bars))), grid="x")
+        true = None if seen.labels is None else seen.labels[i]
+        colors = [BLUE if j == true else color if j == seen.found[i] else PALE for j in shown]
+        ax.barh(range(bars), found[shown], height=0.72, color=colors)
+        ax.set(xlim=(0, 1), ylim=(bars - 0.4, -0.6))
         ax.set_yticks(range(bars), names, parse_math=False)
         ax.tick_params(labelsize=SMALL - 1, length=0)
     return fig
@@ -323,24 +316,25 @@ def explore(
 ) -> list[Path]:
     """Write every picture that applies to the network and return the files.
 
-    The `count` examples are drawn with a fixed seed, one of each class in turn. A network without a decoder
-    has no reconstructions and perturbations; without log `rows` there are no curves.
+    The `count` examples are always the same, one of each class in turn. A network without a decoder has no
+    reconstructions and perturbations; without log `rows` there are no curves.
     """
     check_dataset(net, data, "example")
     images, labels = data.batch(_examples(data, count))
-    found = net.predict(images)
-    clear = np.argsort(np.where(found.argmax(1) == labels, -found.max(1), 1), kind="stable")
-    figures = {"lengths": lengths(net, images, labels), "couplings": couplings(net, images[:4])}
+    figures: dict[str, Figure] = {}
     if net.spec.decoder is not None:
         figures["reconstructions"] = reconstructions(net, images, labels)
-        figures["perturbations"] = perturbations(net, images[np.sort(clear[:3])])
+        found = net.predict(images)
+        clearest = np.argsort(np.where(found.argmax(1) == labels, -found.max(1), 0), kind="stable")[:3]
+        figures["perturbations"] = perturbations(net, images[np.sort(clearest)])
+    figures["couplings"] = couplings(net, images[:4])
+    figures["lengths"] = lengths(net, images, labels)
     if rows:
         figures["curves"] = training_curves(rows)
-    paths = [Path(folder) / f"{name}.png" for name in figures]
     Path(folder).mkdir(parents=True, exist_ok=True)
-    for path, figure in zip(paths, figures.values(), strict=True):
-        save(figure, path)
-    return paths
+    for name, figure in figures.items():
+        save(figure, Path(folder) / f"{name}.png")
+    return [Path(folder) / f"{name}.png" for name in figures]
 
 
 def _examples(data: Dataset, count: int) -> NDArray[np.int64]:
@@ -352,65 +346,54 @@ def _examples(data: Dataset, count: int) -> NDArray[np.int64]:
 
 
 class _Seen(NamedTuple):
-    images: NDArray[Any]  # [B, H, W, 3]
+    images: NDArray[Any]  # [B, C, H, W]
     output: Output[Any]
     lengths: NDArray[Any]  # [B, J]
     found: NDArray[Any]  # [B]: the classes of the longest capsules
     labels: NDArray[Any] | None  # [B]
 
-    def color(self, i: int) -> str:
+    def says(self, net: CapsNet[Any], i: int, inches: float) -> tuple[str, str, str]:
+        """Return image i's label, the class found, and the colour; a sign too, as colour does not reach everyone."""
+        answer = "→ " + _short(net.classes[self.found[i]], inches - 0.3)
         if self.labels is None:
-            return INK
-        return BLUE if self.labels[i] == self.found[i] else ORANGE
-
-    def mark(self, i: int) -> str:
-        return {INK: "", BLUE: " ✓", ORANGE: " ✗"}[self.color(i)]  # colour alone does not reach everyone
+            return "", answer, INK
+        asked = _short(net.classes[self.labels[i]], inches)
+        return (asked, f"{answer} ✓", BLUE) if self.labels[i] == self.found[i] else (asked, f"{answer} ✗", ORANGE)
 
 
 def _look(net: CapsNet[Any], images: Any, labels: Any = None) -> _Seen:
-    if not len(images):
-        raise ShapeError("there are no images to show")
     output = net(images)
     lengths = net.ops.to_numpy(output.lengths)
+    if not len(lengths):
+        raise ShapeError("there are no images to show")
     wanted = None if labels is None else one_hot(labels, *lengths.shape).argmax(1)
     return _Seen(net.ops.to_numpy(net.ops.asarray(images)), output, lengths, lengths.argmax(1), wanted)
 
 
 def _picture(image: NDArray[Any]) -> NDArray[Any]:
-    """Turn [..., C, H, W] into what can be shown, [..., H, W, 3]: the first channel alone unless there are three."""
+    """Turn [..., C, H, W] into what can be shown, [..., H, W, 3]: the first channel in grey unless there are three."""
     channels = image if image.shape[-3] == 3 else image[..., [0, 0, 0], :, :]
-    return np.clip(np.moveaxis(channels, -3, -1), 0, 1)
+    shown: NDArray[Any] = np.clip(np.moveaxis(channels, -3, -1), 0, 1)
+    return shown
 
 
 def _sheet(drawings: NDArray[Any]) -> NDArray[Any]:
     """Join drawings [D, S, C, H, W] to one picture with white lines between them."""
-    tiles = _picture(drawings)
-    gap = max(1, tiles.shape[3] // 14)
-    tiles = np.pad(tiles, ((0, 0), (0, 0), (gap, gap), (gap, gap), (0, 0)), constant_values=1)
-    dim, steps, height, width, _ = tiles.shape
-    return tiles.transpose(0, 2, 1, 3, 4).reshape(dim * height, steps * width, 3)
-
-
-def _winning(c: NDArray[Any], net: CapsNet[Any]) -> NDArray[Any]:
-    """Return couplings [R, N] of one layer as maps [R, H, W], the mean over the types."""
-    return c.reshape(len(c), net.spec.primary.types, *net.spec.primary_map).mean(1)
-
-
-def _shades(count: int) -> list[tuple[float, ...]]:
-    light, dark = np.array([0.72, 0.84, 0.92]), np.array([0.0, 0.447, 0.698])
-    return [tuple(light + (dark - light) * t) for t in np.linspace(0 if count > 1 else 1, 1, count)]
+    gap = -(-drawings.shape[-1] // 28)
+    tiles = np.pad(_picture(drawings), ((0, 0), (0, 0), (gap, gap), (gap, gap), (0, 0)), constant_values=1)
+    joined: NDArray[Any] = np.concatenate(np.concatenate(tiles, 1), 1)  # [S, D·H, W, 3], then [D·H, S·W, 3]
+    return joined
 
 
 def _columns(count: int, most: int) -> int:
-    """Return how many columns make rows of at most `most` as even as can be."""
+    """Return how many columns, of at most `most`, make rows as even as can be."""
     return -(-count // -(-count // most))
 
 
-def _fit(net: CapsNet[Any], width: float, height: float) -> tuple[float, float]:
-    """Return width and height of the network's images, as large as the box allows."""
+def _fit(net: CapsNet[Any], side: float) -> tuple[float, float]:
+    """Return width and height of the network's images, the longer one being `side`."""
     _, h, w = net.spec.input
-    scale = min(width / w, height / h)
-    return w * scale, h * scale
+    return w * side / max(h, w), h * side / max(h, w)
 
 
 def _short(name: str, inches: float) -> str:
@@ -419,52 +402,37 @@ def _short(name: str, inches: float) -> str:
     return line if len(line) <= room else line[: room - 1] + "…"
 
 
-def _decades(ax: Axes, low: float, high: float) -> None:
-    """Make the y axis logarithmic, with ticks at 1, 2 and 5 that enclose the values."""
-    ticks = np.array([d * 10.0**p for p in range(-4, 3) for d in (1, 2, 5)])
-    first, last = np.searchsorted(ticks, low, "right") - 1, np.searchsorted(ticks, high, "left")
-    kept = ticks[max(first, 0) : last + 1]
-    ax.set_yscale("log")
-    ax.set_ylim(kept[0] * 0.95, kept[-1] * 1.05)
-    ax.set_yticks(kept, [f"{tick:g}" for tick in kept])
-    ax.minorticks_off()
-
-
 def _page(height: float, title: str, note: str) -> Figure:
     fig = Figure(figsize=(WIDTH, height), facecolor="white")
-    _text(fig, MARGIN, 0.2, title, HEADING, INK, weight="bold")
-    _text(fig, MARGIN, 0.48, note, SMALL, GREY)
+    _text(fig, MARGIN, 0.2, title, size=HEADING, weight="bold")
+    _text(fig, MARGIN, 0.48, note, GREY, SMALL)
     return fig
 
 
-def _text(fig: Figure, x: float, y: float, text: str, size: float, color: str, va: str = "top", **how: Any) -> None:
-    """Write at inches from the left and the top; a class name is no formula."""
+def _text(fig: Figure, x: float, y: float, text: str, color: str = INK, size: float = BODY, **how: Any) -> None:
     w, h = fig.get_size_inches()
-    fig.text(x / w, 1 - y / h, text, size=size, color=color, va=va, parse_math=False, **how)
+    how = {"va": "top", "parse_math": False, **how}  # a dollar in a class name begins no formula
+    fig.text(x / w, 1 - y / h, text, size=size, color=color, **how)
 
 
-def _axes(fig: Figure, box: tuple[float, float, float, float]) -> Axes:
-    """Return axes at (x, y, width, height) in inches from the left and the top."""
-    w, h = fig.get_size_inches()
-    return fig.add_axes((box[0] / w, 1 - (box[1] + box[3]) / h, box[2] / w, box[3] / h), facecolor="white")
-
-
-def _bare(ax: Axes) -> Axes:
-    ax.set(xticks=(), yticks=())
+def _axes(fig: Figure, box: Box) -> Axes:
+    (w, h), (x, y, width, height) = fig.get_size_inches(), box
+    ax = fig.add_axes((x / w, 1 - (y + height) / h, width / w, height / h), facecolor="white")
     ax.spines[:].set_visible(False)
     return ax
 
 
-def _tile(fig: Figure, box: tuple[float, float, float, float], image: NDArray[Any], edge: str = LINE) -> None:
-    ax = _bare(_axes(fig, box))
+def _tile(fig: Figure, box: Box, image: NDArray[Any], edge: str = LINE) -> None:
+    ax = _axes(fig, box)
+    ax.set(xticks=(), yticks=())
     ax.imshow(_picture(image), aspect="auto")
     ax.spines[:].set(visible=True, color=edge, linewidth=0.8 if edge == LINE else 2)
 
 
-def _chart(ax: Axes, grid: str = "y") -> Axes:
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.spines[["left", "bottom"]].set(color=LINE)
+def _chart(ax: Axes, label: str = "", grid: Literal["x", "y"] = "y") -> Axes:
+    ax.spines[["left", "bottom"]].set(visible=True, color=LINE)
     ax.grid(axis=grid, color=LINE, lw=0.6)
     ax.set_axisbelow(True)
     ax.tick_params(labelsize=SMALL, labelcolor=GREY, color=LINE, length=3)
+    ax.set_xlabel(label, size=SMALL, color=GREY)
     return ax
