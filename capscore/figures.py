@@ -6,7 +6,6 @@ work without a display and in threads. Pages are laid out in inches from the lef
 
 from __future__ import annotations
 
-import copy
 import io
 import itertools
 import os
@@ -60,10 +59,9 @@ def perturb(net: CapsNet[Any], image: Any, label: int | None = None, steps: Any 
     seen = _look(net, net.ops.asarray(image)[None])
     capsules = net.ops.to_numpy(seen.output.capsules)  # [1, J, D]
     label = int(seen.found[0]) if label is None else label
-    keep = one_hot(np.array([label]), 1, capsules.shape[1])[0]
     dim = capsules.shape[2]
     shifts = np.eye(dim)[:, None] * np.reshape(steps, (-1, 1))  # [D, S, D]
-    moved = (capsules + shifts.reshape(-1, 1, dim) * keep[:, None]).astype(capsules.dtype)  # [D·S, J, D]
+    moved = capsules + shifts.reshape(-1, 1, dim).astype(capsules.dtype)  # [D·S, J, D], all but `label` masked
     drawn = net.ops.to_numpy(net.reconstruct(moved, np.full(len(moved), label)))
     sheet: NDArray[Any] = drawn.reshape(dim, -1, *drawn.shape[1:])
     return sheet
@@ -84,9 +82,9 @@ def agreement(net: CapsNet[Any], images: Any) -> Agreement:
     """
     ops, last = net.ops, len(net.spec.capsules) - 1
     trace = (net(images, couplings=True).couplings or ())[last]
-    below = copy.copy(net.spec)  # no network by itself: it ends with the capsules that the last layer sees
-    object.__setattr__(below, "capsules", net.spec.capsules[:last])
-    u = layers.forward(ops, below, net.params, ops.asarray(images, trace[0]))
+    u = layers.primary_capsules(ops, net.spec, net.params, ops.asarray(images, trace[0]))
+    for i in range(last):
+        u = layers.dense_capsules(ops, net.spec, net.params, i, u)
     weight, bias = net.params[f"capsules.{last}.weight"], net.params.get(f"capsules.{last}.bias")
     votes = layers.LinearVotes(ops, u, weight, bias, net.spec.votes_shape(last))
     made = [layers.squash(ops, votes.combine(ops.transpose(c, (2, 0, 1)))) for c in trace]  # each [J, B, D]
@@ -105,7 +103,7 @@ def reconstructions(net: CapsNet[Any], images: Any, labels: Any = None) -> Figur
     seen = _look(net, images, labels)
     drawn = net.ops.to_numpy(net.reconstruct(seen.output.capsules))
     columns = _columns(len(drawn), 10)
-    left = MARGIN + 0.25
+    left = MARGIN + 0.5
     pitch = (WIDTH - MARGIN - left + 0.1) / max(columns, 6)
     w, h = _fit(net, pitch - 0.1)
     band = 2 * h + 0.85
@@ -115,9 +113,9 @@ def reconstructions(net: CapsNet[Any], images: Any, labels: Any = None) -> Figur
         "above: image and label; below: what the decoder draws from the longest capsule, its class and length",
     )
     for i, drawing in enumerate(drawn):
-        x, y = left + pitch * (i % columns), HEADER + band * (i // columns)
+        x, y = left + pitch * (i % columns) + (pitch - 0.1 - w) / 2, HEADER + band * (i // columns)
         for word, middle in (("image", 0.2 + h / 2), ("drawn", 0.25 + 1.5 * h)) if i % columns == 0 else ():
-            _text(fig, left - 0.1, y + middle, word, GREY, SMALL, ha="right", va="center", rotation=90)
+            _text(fig, MARGIN, y + middle, word, GREY, SMALL, va="center")
         asked, answer, color = seen.says(net, i, pitch)
         _text(fig, x + w / 2, y, asked, ha="center")
         _tile(fig, (x, y + 0.2, w, h), seen.images[i])
@@ -160,7 +158,7 @@ def perturbations(net: CapsNet[Any], image: Any, label: Any = None) -> Figure:
         ax.imshow(sheet, extent=(-0.5, end + 0.5, dim - 0.5, -0.5), aspect="auto")
         ax.add_patch(Rectangle((middle - 0.5, -0.5), 1, dim, fill=False, ec=BLUE, lw=1.8, clip_on=False))
         ax.set_xticks([0, middle, end], [f"−{-STEPS[0]:g}", "0", f"+{STEPS[end]:g}"])
-        ax.set_yticks(range(dim) if i == 0 else [], range(1, dim + 1) if i == 0 else [])
+        ax.set_yticks(range(dim), [str(d + 1) if i == 0 else "" for d in range(dim)])
         ax.tick_params(length=0, labelsize=SMALL, labelcolor=GREY)
     return fig
 
@@ -184,7 +182,7 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
     for ax, what in ((left, "loss"), (right, "error, %")):
         ax.set_title(what, loc="left", size=BODY, color=INK, weight="bold", pad=10)
         ax.set_xlabel("epoch", size=SMALL, color=GREY)
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
         ax.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
     left.plot(epochs, [row["loss"] for row in rows], color=INK, marker="o", ms=3)
     left.set_ylim(bottom=0)
@@ -196,20 +194,18 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
         right.annotate(label, at, (8, 0), textcoords="offset points", color=color, size=BODY, va=va)
     right.plot(epochs[best], curves["held-out"][0][best], "o", ms=8, mfc="none", mec=BLUE)
     values = np.concatenate([errors for errors, _ in curves.values()])
-    if values.min() > 0:
-        ticks = np.array([digit * 10.0**power for power in range(-6, 3) for digit in (1, 2, 5)])
-        low, high = np.searchsorted(ticks, [values.min(), values.max()])
+    if values.min() > 0:  # zero has no logarithm
+        ticks = np.array([digit * 10.0**power for power in range(-15, 3) for digit in (1, 2, 5)])
+        low, high = np.searchsorted(ticks, [values.min() / 1.1, values.max() * 1.1])  # the ticks that enclose all
         right.set_yscale("log")
         right.set_ylim(ticks[low - 1], ticks[high])
         right.set_yticks(ticks[low - 1 : high + 1], [f"{tick:g}" for tick in ticks[low - 1 : high + 1]])
         right.minorticks_off()
-    else:  # zero has no logarithm
-        right.set_ylim(bottom=0)
     return fig
 
 
 def couplings(net: CapsNet[Any], images: Any) -> Figure:
-    """Show routing by agreement for a few images [B, C, H, W], a row each, up to four of its iterations.
+    """Show routing by agreement for a few images [B, C, H, W], a row each, up to three of its iterations.
 
     From left to right: the image; on the primary map, where the couplings to the longest capsule lie above
     and below an even share, the mean over the types (not with several capsule layers); all of them in order
@@ -217,14 +213,15 @@ def couplings(net: CapsNet[Any], images: Any) -> Figure:
     """
     seen, found = _look(net, images), agreement(net, images)
     total, count = found.entropy.shape
-    shown = np.unique(np.linspace(0, total - 1, min(total, 4)).round().astype(int))
+    shown = np.unique(np.linspace(0, total - 1, min(total, 3)).round().astype(int))
     winner = np.stack([found.couplings[shown, b, :, j] for b, j in enumerate(seen.found)])  # [B, shown, N]
     p, (tall, wide) = net.spec.primary, net.spec.primary_map
     mapped = len(net.spec.capsules) == 1
     maps = (winner - found.couplings[0].max()).reshape(count, len(shown), p.types, tall, wide).mean(2) if mapped else []
     limit = max(0.01, float(np.abs(maps).max())) if mapped else 0
-    side, pitch, top = 0.9, 1.2, HEADER + 0.55
-    x_rank = MARGIN + 1.6 + (len(shown) if mapped else 0)
+    side, pitch, top = 0.85, 1.2, HEADER + 0.5
+    x_maps, step = MARGIN + 1.1, 0.95
+    x_rank = x_maps + 0.4 + (step * max(2, len(shown)) if mapped else 0)
     w = (WIDTH - MARGIN - 1.1 - x_rank) / 2
     x_length = x_rank + w + 0.5
     fig = _page(
@@ -232,9 +229,16 @@ def couplings(net: CapsNet[Any], images: Any) -> Figure:
         "Routing by agreement",
         "input capsules turn to the class capsule that their votes agree with, from one iteration to the next",
     )
-    heads = [(x_rank, "by rank, with entropy", "light to dark: the iterations"), (x_length, "lengths of capsules", "")]
+    heads = [
+        (
+            x_rank,
+            "by rank, with entropy" if mapped else "couplings to the winner, by rank",
+            "light to dark: the iterations",
+        ),
+        (x_length, "class-capsule lengths", ""),
+    ]
     if mapped:
-        heads.append((MARGIN + 1.2, "couplings to the longest", "blue: above an even share"))
+        heads.append((x_maps, "couplings to the winner", "blue more, orange less than even"))
     for x, head, note in heads:
         _text(fig, x, HEADER, head, weight="bold")
         _text(fig, x, HEADER + 0.2, note, GREY, SMALL)
@@ -245,23 +249,25 @@ def couplings(net: CapsNet[Any], images: Any) -> Figure:
         for k, r in enumerate(shown):
             if mapped:
                 scale = side / max(tall, wide)
-                ax = _axes(fig, (MARGIN + 1.2 + k, y, wide * scale, tall * scale))
+                ax = _axes(fig, (x_maps + step * k, y, wide * scale, tall * scale))
                 ax.set(xticks=(), yticks=())
                 ax.set_xlabel(f"iteration {r + 1}" if lowest else "", size=SMALL, color=GREY)
                 ax.imshow(maps[b][k], BALANCE, vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
-            color = DEEPER(k / (len(shown) - 1) if k else 0.0)
-            rank.plot(range(1, winner.shape[2] + 1), -np.sort(-winner[b, k]), color=color)
-        rank.set(xscale="log", xlim=(1, None), ylim=(0, 1))
+            shade = DEEPER(k / (len(shown) - 1) if k else 0.0)
+            rank.plot(range(1, winner.shape[2] + 1), -np.sort(-winner[b, k]), color=shade)
+        rank.set(xscale="log", xlim=(1, None), ylim=(0, 1), yticks=(0, 0.5, 1))
+        rank.xaxis.set_major_formatter("{x:g}")
+        rank.minorticks_off()
         bits = " → ".join(f"{e:.2f}" for e in found.entropy[shown, b])
-        _text(fig, x_rank + w, y, f"{bits} bit", GREY, SMALL, ha="right")
+        _text(fig, x_rank + w, y + 0.06, f"{bits} bit", GREY, SMALL, ha="right")
         ax = _chart(_axes(fig, (x_length, y, w, side)), "iteration" if lowest else "")
         for other in (*np.flatnonzero(np.arange(net.spec.classes) != j), j):
             color = BLUE if other == j else PALE
             ax.plot(range(1, total + 1), found.lengths[:, b, other], color=color, marker="o", ms=3)
-        ax.set(xlim=(0.7, total + 0.3), ylim=(0, 1))
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        ax.set(xlim=(0.7, total + 0.3), ylim=(0, 1), yticks=(0, 0.5, 1))
+        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
         height = y + side * (1 - found.lengths[-1, b, j])
-        _text(fig, x_length + w + 0.05, height, _short(net.classes[j], 0.8), BLUE, va="center", weight="bold")
+        _text(fig, x_length + w + 0.05, height, _short(net.classes[j], 0.6), BLUE, va="center", weight="bold")
     return fig
 
 
@@ -272,7 +278,8 @@ def lengths(net: CapsNet[Any], images: Any, labels: Any = None) -> Figure:
     """
     seen = _look(net, images, labels)
     count, classes = seen.lengths.shape
-    columns, bars = _columns(count, 5), min(classes, 10)
+    room, most = (0.75, 5) if max(map(len, net.classes)) < 5 else (1.05, 3)  # long names take their place
+    columns, bars = _columns(count, most), min(classes, 10)
     pitch = (WIDTH - 2 * MARGIN + 0.2) / max(columns, 3)
     w, h = _fit(net, 0.75)
     tall = max(h + 0.55, 0.14 * bars)
@@ -284,17 +291,18 @@ def lengths(net: CapsNet[Any], images: Any, labels: Any = None) -> Figure:
     )
     for i, found in enumerate(seen.lengths):
         x, y = MARGIN + pitch * (i % columns), HEADER + band * (i // columns)
-        asked, answer, color = seen.says(net, i, 0.85)
+        asked, answer, color = seen.says(net, i, room + 0.1)
         _tile(fig, (x, y, w, h), seen.images[i])
         _text(fig, x, y + h + 0.06, f"{asked}\n{answer}".strip(), color, linespacing=1.3)
         shown = np.arange(classes) if classes <= 10 else np.argsort(-found, kind="stable")[:bars]
-        names = [_short(net.classes[j], 0.7) for j in shown]
-        indent = max(w, 0.75) + 0.12 + 0.07 * max(map(len, names))
+        names = [_short(net.classes[j], 0.85) for j in shown]
+        indent = room + 0.12 + 0.07 * max(map(len, names))
         ax = _chart(_axes(fig, (x + indent, y, pitch - indent - 0.3, min(tall, 0.3 * bars))), grid="x")
         true = None if seen.labels is None else seen.labels[i]
         colors = [BLUE if j == true else color if j == seen.found[i] else PALE for j in shown]
         ax.barh(range(bars), found[shown], height=0.72, color=colors)
-        ax.set(xlim=(0, 1), ylim=(bars - 0.4, -0.6))
+        ax.set(xlim=(0, 1), ylim=(bars - 0.4, -0.6), xticks=(0, 0.5, 1))
+        ax.xaxis.set_major_formatter("{x:g}")
         ax.set_yticks(range(bars), names, parse_math=False)
         ax.tick_params(labelsize=SMALL - 1, length=0)
     return fig

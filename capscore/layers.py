@@ -118,14 +118,29 @@ class ArrayVotes(Votes[A]):
         return self.u_hat  # type: ignore[no-any-return]
 
 
-def primary_capsules(ops: Ops[A], x: A, types: int, dim: int, places: int) -> A:
-    """Group a feature map [B, types·dim, H, W] into capsules [B, types·H·W, dim] and squash them.
+def primary_capsules(ops: Ops[A], spec: CapsNetSpec, params: Mapping[str, A], x: A) -> A:
+    """Turn images [B, C, H, W] into primary capsules u [B, N, K]: stem, convolution, grouping, squash.
 
-    A capsule is the `dim` channels of one type at one position; capsule index i = (type·H + y)·W + x.
+    A capsule is the `dim` channels of one type at one position; its index is i = (type·H + y)·W + x.
     """
-    u = ops.reshape(x, (-1, types, dim, places))  # [B, T, K, H·W]
-    u = ops.reshape(ops.transpose(u, (0, 1, 3, 2)), (-1, types * places, dim))  # [B, N, K]
-    return squash(ops, u)
+    for i, conv in enumerate(spec.stem):
+        with scope(ops, f"stem.{i}"):
+            x = ops.conv2d(x, params[f"stem.{i}.weight"], params[f"stem.{i}.bias"], conv.stride, conv.padding)
+            x = ops.relu(x) if conv.activation == "relu" else x
+    p, (height, width) = spec.primary, spec.primary_map
+    with scope(ops, "primary"):
+        x = ops.conv2d(x, params["primary.weight"], params["primary.bias"], p.stride, p.padding)
+        u = ops.transpose(ops.reshape(x, (-1, p.types, p.dim, height * width)), (0, 1, 3, 2))  # [B, T, H·W, K]
+        return squash(ops, ops.reshape(u, (-1, p.types * height * width, p.dim)))
+
+
+def dense_capsules(
+    ops: Ops[A], spec: CapsNetSpec, params: Mapping[str, A], i: int, u: A, trace: list[A | float] | None = None
+) -> A:
+    """Turn capsules u [B, N, K] into those of capsule layer `i`, v [B, J, D], by votes and routing."""
+    with scope(ops, f"capsules.{i}"):
+        weight, bias = params[f"capsules.{i}.weight"], params.get(f"capsules.{i}.bias")
+        return spec.capsules[i].routing(ops, LinearVotes(ops, u, weight, bias, spec.votes_shape(i)), trace)
 
 
 def forward(
@@ -135,22 +150,12 @@ def forward(
 
     A `trace` list receives one list per capsule layer, with the couplings of every iteration.
     """
-    for i, conv in enumerate(spec.stem):
-        with scope(ops, f"stem.{i}"):
-            x = ops.conv2d(x, params[f"stem.{i}.weight"], params[f"stem.{i}.bias"], conv.stride, conv.padding)
-            x = ops.relu(x) if conv.activation == "relu" else x
-    with scope(ops, "primary"):
-        p = spec.primary
-        x = ops.conv2d(x, params["primary.weight"], params["primary.bias"], p.stride, p.padding)
-        u = primary_capsules(ops, x, p.types, p.dim, spec.primary_map[0] * spec.primary_map[1])
-    for i, layer in enumerate(spec.capsules):
-        with scope(ops, f"capsules.{i}"):
-            weight, bias = params[f"capsules.{i}.weight"], params.get(f"capsules.{i}.bias")
-            couplings: list[A | float] | None = None if trace is None else []
-            votes = LinearVotes(ops, u, weight, bias, spec.votes_shape(i))
-            u = layer.routing(ops, votes, couplings)
-            if trace is not None and couplings is not None:
-                trace.append(couplings)
+    u = primary_capsules(ops, spec, params, x)
+    for i in range(len(spec.capsules)):
+        couplings: list[A | float] | None = None
+        if trace is not None:
+            trace.append(couplings := [])
+        u = dense_capsules(ops, spec, params, i, u, couplings)
     return u
 
 

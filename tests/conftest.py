@@ -88,7 +88,10 @@ def runtime() -> ModuleType:
 def backend(name: str) -> ModuleType:
     if name == "cupy" and name in REQUIRED and not REAL_CUPY:
         pytest.fail("CAPSCORE_REQUIRE names cupy, and only its stand-in is here")
-    return need(f"capscore.backends.{name}", name)
+    module = need(f"capscore.backends.{name}", name)
+    if name == "torch":  # the networks here are so small that a second thread only costs
+        sys.modules["torch"].set_num_threads(1)
+    return module
 
 
 SEEDS = st.integers(0, 2**32 - 1)

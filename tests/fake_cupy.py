@@ -35,7 +35,7 @@ SUPPLIED: dict[Any, set[str]] = {
 SCALARS = (bool, int, float, np.generic)
 
 
-class ndarray(NDArrayOperatorsMixin):  # noqa: N801
+class ndarray(NDArrayOperatorsMixin):
     """An array that only meets its own kind and scalars; never a subclass of NumPy's."""
 
     def __init__(self, held: Any) -> None:
