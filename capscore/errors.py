@@ -1,5 +1,16 @@
 """Every error capscore raises on purpose. Each message names the thing, the value and the cure."""
 
+from typing import Any
+
+
+def short(value: Any) -> str:
+    """Return the repr of a value from anywhere, cut to what a message can hold."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, lists within lists within lists
+        text = f"<{type(value).__name__} too large to print>"
+    return text if len(text) <= 60 else text[:57] + "..."
+
 
 class CapscoreError(Exception):
     """Base of all errors that capscore raises on purpose; the command line prints it without a traceback."""

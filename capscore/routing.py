@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from .errors import SpecError
+from .errors import SpecError, short
 from .layers import ArrayVotes, Votes, squash
 from .ops import A, Ops, scope
 
@@ -45,9 +45,9 @@ class DynamicRouting(Routing):
     def __post_init__(self) -> None:
         """Check the settings: a spec from a stranger must not start an endless loop."""
         if type(self.iterations) is not int or not 1 <= self.iterations <= 100:
-            raise SpecError(f"routing iterations must be a whole number from 1 to 100, not {self.iterations!r}")
+            raise SpecError(f"routing iterations must be a whole number from 1 to 100, not {short(self.iterations)}")
         if type(self.leaky) is not bool:
-            raise SpecError(f"leaky must be true or false, not {self.leaky!r}")
+            raise SpecError(f"leaky must be true or false, not {short(self.leaky)}")
 
     def __call__(self, ops: Ops[A], votes: Votes[A], trace: list[A | float] | None = None) -> A:
         """Route the votes to output capsules [B, J, D]."""

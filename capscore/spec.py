@@ -8,7 +8,7 @@ from dataclasses import MISSING, dataclass, fields
 from functools import cached_property
 from typing import Any, TypeVar
 
-from .errors import SpecError
+from .errors import SpecError, short
 from .routing import DynamicRouting, Routing
 
 __all__ = ["PRESETS", "CapsNetSpec", "Conv", "Decoder", "DenseCaps", "DynamicRouting", "Layer", "PrimaryCaps"]
@@ -17,6 +17,7 @@ Shapes = dict[str, tuple[int, ...]]  # of parameters, by name
 
 # A spec may come from a stranger's file: no layer may ask for more than this, whatever its sizes say.
 MAX_SIZE = 1_000_000
+MAX_LAYERS = 1000
 MAX_VALUES = 2**30  # numbers in one layer's output for one image, or in one parameter
 
 
@@ -25,18 +26,15 @@ def _check_sizes(layer: Any, *names: str, least: int = 1) -> None:
         size = getattr(layer, name)
         if type(size) is not int or not least <= size <= MAX_SIZE:
             what = f"{type(layer).__name__}: {name}"
-            raise SpecError(f"{what} must be a whole number from {least} to {MAX_SIZE:,}, not {_short(size)}")
+            raise SpecError(f"{what} must be a whole number from {least} to {MAX_SIZE:,}, not {short(size)}")
 
 
 def _sizes(value: Any, what: str) -> tuple[Any, ...]:
+    if isinstance(value, list | tuple) and len(value) > MAX_LAYERS:
+        raise SpecError(f"{what} has {len(value):,} sizes; at most {MAX_LAYERS} are allowed")
     if not isinstance(value, list | tuple) or not all(type(v) is int and 1 <= v <= MAX_SIZE for v in value):
-        raise SpecError(f"{what} must be whole numbers from 1 to {MAX_SIZE:,}, not {_short(value)}")
+        raise SpecError(f"{what} must be whole numbers from 1 to {MAX_SIZE:,}, not {short(value)}")
     return tuple(value)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ class Conv:
         _check_sizes(self, "channels", "kernel", "stride")
         _check_sizes(self, "padding", least=0)
         if self.activation not in ("relu", "none"):
-            raise SpecError(f'Conv: activation must be "relu" or "none", not {self.activation!r}')
+            raise SpecError(f'Conv: activation must be "relu" or "none", not {short(self.activation)}')
 
 
 @dataclass(frozen=True)
@@ -86,9 +84,9 @@ class DenseCaps:
         """Check every setting."""
         _check_sizes(self, "count", "dim")
         if not isinstance(self.routing, Routing):
-            raise SpecError(f"DenseCaps: routing must be a Routing such as DynamicRouting(), not {self.routing!r}")
+            raise SpecError(f"DenseCaps: routing must be a Routing such as DynamicRouting(), not {short(self.routing)}")
         if type(self.bias) is not bool:
-            raise SpecError(f"DenseCaps: bias must be true or false, not {self.bias!r}")
+            raise SpecError(f"DenseCaps: bias must be true or false, not {short(self.bias)}")
 
 
 @dataclass(frozen=True)
@@ -135,19 +133,19 @@ class CapsNetSpec:
         """Take sequences as tuples, check every layer, and infer all shapes once."""
         size = _sizes(self.input, "input")
         if len(size) != 3:
-            raise SpecError(f"input must be (channels, height, width), three sizes, not {self.input!r}")
+            raise SpecError(f"input must be (channels, height, width), three sizes, not {short(self.input)}")
         object.__setattr__(self, "input", size)
         for name, kind in (("stem", Conv), ("capsules", DenseCaps)):
             layers = getattr(self, name)
             if not isinstance(layers, list | tuple) or not all(isinstance(layer, kind) for layer in layers):
-                raise SpecError(f"{name} must be a tuple of {kind.__name__} layers, not {layers!r}")
+                raise SpecError(f"{name} must be a tuple of {kind.__name__} layers, not {short(layers)}")
             object.__setattr__(self, name, tuple(layers))
         if not isinstance(self.primary, PrimaryCaps):
-            raise SpecError(f"primary must be a PrimaryCaps layer, not {self.primary!r}")
+            raise SpecError(f"primary must be a PrimaryCaps layer, not {short(self.primary)}")
         if not self.capsules:
             raise SpecError("capsules is empty: a network needs at least one DenseCaps layer, its classes")
         if not isinstance(self.decoder, Decoder | None):
-            raise SpecError(f"decoder must be a Decoder or None, not {self.decoder!r}")
+            raise SpecError(f"decoder must be a Decoder or None, not {short(self.decoder)}")
         sizes: list[tuple[str, tuple[int, ...]]] = [("input", self.input)]
         for layer in self.layers:
             sizes += [(f"{layer.name}: output", layer.output), *layer.parameters.items()]
@@ -178,8 +176,9 @@ class CapsNetSpec:
             rows.append(Layer(f"capsules.{i}", "DenseCaps", (caps.count, caps.dim), weights, cost))
             n, k = caps.count, caps.dim
         fan_in = n * k
-        for i, size in enumerate(self.decoder_sizes):
-            output = (size,) if i + 1 < len(self.decoder_sizes) else self.input
+        sizes = self.decoder_sizes
+        for i, size in enumerate(sizes):
+            output = (size,) if i + 1 < len(sizes) else self.input
             weights = {f"decoder.{i}.weight": (size, fan_in), f"decoder.{i}.bias": (size,)}
             rows.append(Layer(f"decoder.{i}", "Linear", output, weights, size * fan_in))
             fan_in = size
@@ -264,7 +263,7 @@ def _build(cls: type[T], value: Any, where: str) -> T:
         settings = dict(_object(None, values["routing"], f"{where}.routing"))
         kind = settings.pop("type", None)
         if not isinstance(kind, str) or kind not in Routing.known:
-            raise SpecError(f"{where}.routing: type {kind!r} is unknown; there are {', '.join(Routing.known)}")
+            raise SpecError(f"{where}.routing: type {short(kind)} is unknown; there are {', '.join(Routing.known)}")
         values["routing"] = _build(Routing.known[kind], settings, f"{where}.routing")
     try:
         return cls(**values)
@@ -275,10 +274,10 @@ def _build(cls: type[T], value: Any, where: str) -> T:
 def _object(cls: type | None, value: Any, where: str) -> dict[str, Any]:
     """Check that `value` is a JSON object which has the fields of `cls` and no others."""
     if not isinstance(value, dict):
-        raise SpecError(f"{where} must be a JSON object, not {_short(value)}")
+        raise SpecError(f"{where} must be a JSON object, not {short(value)}")
     if cls is not None:
         known = {f.name: f.default is MISSING and f.default_factory is MISSING for f in fields(cls)}
-        if unknown := [_short(name) for name in value if name not in known]:
+        if unknown := [short(name) for name in value if name not in known]:
             raise SpecError(f"{where} has no field {', '.join(unknown[:3])}; its fields are {', '.join(known)}")
         if missing := [name for name, needed in known.items() if needed and name not in value]:
             raise SpecError(f"{where} lacks {', '.join(missing)}")
@@ -287,9 +286,9 @@ def _object(cls: type | None, value: Any, where: str) -> dict[str, Any]:
 
 def _list(value: Any, where: str) -> list[Any]:
     if not isinstance(value, list):
-        raise SpecError(f"{where} must be a JSON list, not {_short(value)}")
-    if len(value) > 1000:
-        raise SpecError(f"{where} has {len(value):,} layers; at most 1000 are allowed")
+        raise SpecError(f"{where} must be a JSON list, not {short(value)}")
+    if len(value) > MAX_LAYERS:
+        raise SpecError(f"{where} has {len(value):,} layers; at most {MAX_LAYERS} are allowed")
     return value
 
 

@@ -167,7 +167,7 @@ PRIMARY = PrimaryCaps(types=1, dim=2, kernel=1)
         (lambda: DynamicRouting(0), "iterations must be a whole number from 1 to 100, not 0"),
         (lambda: DynamicRouting(leaky=1), "leaky must be true or false, not 1"),
         (lambda: small_spec(input=(1, 40_000, 40_000)), r"holds 1,600,000,000 numbers, .* smaller input"),
-        (lambda: small_spec(primary=PrimaryCaps(1000, 1000, 3)), r"capsules\.0\.weight of shape .* would fit"),
+        (lambda: small_spec(capsules=(DenseCaps(10_000, dim=1_000),)), r"capsules\.0\.weight of shape .* would fit"),
     ],
 )
 def test_messages(build: Any, message: str) -> None:
@@ -336,7 +336,7 @@ SPEC = PRESETS["mnist"].to_json()
         SPEC.replace('"type": "DynamicRouting"', '"type": ["DynamicRouting"]'),
         SPEC.replace('"type": "DynamicRouting"', '"type": "' + "x" * 10**6 + '"'),
         SPEC.replace('"type": "DynamicRouting"', '"type": "__class__"'),
-        SPEC.replace("[512, 1024]", json.dumps([1] * 200_000)),
+        SPEC.replace("[512, 1024]", json.dumps([1] * 10**6)),
         SPEC.replace("[512, 1024]", '"abc"'),
         SPEC.replace("[512, 1024]", "{}"),
         SPEC.replace('"stem": [', '"stem": [' + '{"channels": 1, "kernel": 1},' * 2000),
