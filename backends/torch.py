@@ -33,8 +33,7 @@ def asarray(x: Any, like: Tensor | None = None) -> Tensor:
 
 def to_numpy(x: Tensor) -> NDArray[Any]:
     """Return `x` as a NumPy array in host memory; bfloat16, which NumPy lacks, as float32."""
-    x = x.detach().cpu()
-    return (x.float() if x.dtype == torch.bfloat16 else x).numpy()
+    return to_host(x)
 
 
 def reshape(x: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -197,8 +197,11 @@ def inspect_command(
 
 
 @app.command("verify")
-def verify_command(model: Weights, data: Annotated[str | None, typer.Option(help="Use 32 of its test images too.")] = None,
-                   data_dir: DataDir = None) -> None:  # fmt: skip
+def verify_command(
+    model: Weights,
+    data: Annotated[str | None, typer.Option(help="Use 32 of its test images too.")] = None,
+    data_dir: DataDir = None,
+) -> None:
     """Run a model on every backend at hand and ONNX Runtime; show the largest differences from NumPy in float64."""
     read = modelfile.read(model)
     images = None

@@ -72,7 +72,10 @@ def preprocessing(spec: CapsNetSpec) -> dict[str, Any]:
 def describe(spec: CapsNetSpec, classes: tuple[str, ...], provenance: Mapping[str, Any]) -> str:
     """Return the JSON that travels with a model, in a .safetensors or an ONNX file."""
     about = {"format": FORMAT, "spec": json.loads(spec.to_json()), "classes": classes}
-    return json.dumps(about | {"preprocessing": preprocessing(spec), "provenance": dict(provenance)})
+    try:
+        return json.dumps(about | {"preprocessing": preprocessing(spec), "provenance": dict(provenance)})
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ModelFileError(f"the provenance must be JSON values: {error}") from None
 
 
 def understand(text: str) -> tuple[CapsNetSpec, tuple[str, ...], dict[str, Any]]:
@@ -123,6 +126,9 @@ def read(path: str | os.PathLike[str]) -> Model:
                 raise ModelFileError("it holds no capscore metadata; its spec is unknown")
             spec, classes, provenance = understand(metadata["capscore"])
             names = set(file.keys())
+            for name in names:  # NumPy has no bfloat16 and no float8
+                if (kind := file.get_slice(name).get_dtype()) not in ("F16", "F32", "F64"):
+                    raise ModelFileError(f"{name:.60} is stored as {kind}, not as F16, F32 or F64")
             params = {name: file.get_tensor(name) for name in names if not name.startswith(STATE)}
             state = {name: file.get_tensor(name) for name in names if name.startswith(STATE)}
         return Model(spec, check_params(spec, params), classes, provenance, state)

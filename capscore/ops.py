@@ -84,7 +84,12 @@ def scope(ops: Ops[A], name: str) -> AbstractContextManager[Any]:
 
 
 def to_host(x: Any) -> NDArray[Any]:
-    """Return any library's array (torch and CuPy included, on a GPU or with gradients) as a NumPy array."""
+    """Return any library's array (torch and CuPy included, on a GPU or with gradients) as a NumPy array.
+
+    bfloat16, which NumPy lacks, becomes float32.
+    """
+    if "bfloat16" in str(getattr(x, "dtype", "")):
+        x = x.float()
     for step in ("detach", "cpu", "get"):  # torch's two steps to the host, and CuPy's; each absent elsewhere
         if callable(method := getattr(x, step, None)) and hasattr(x, "dtype"):
             x = method()

@@ -70,8 +70,10 @@ class Recorder:
     def scope(self, name: str) -> Iterator[None]:
         """Name what is recorded inside."""
         self._path.append(name)
-        yield
-        self._path.pop()
+        try:
+            yield
+        finally:
+            self._path.pop()
 
     def node(self, kind: str, *inputs: Value, name: str | None = None, **attributes: Any) -> Value:
         """Append a node of one output, named by the path and `name` or its kind."""

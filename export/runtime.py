@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from capscore.errors import BackendError, CapscoreError, ModelFileError
+from capscore.errors import BackendError, ModelFileError, short
 from capscore.model import Output, check_images, predict
 from capscore.modelfile import understand
 from capscore.ops import to_host
@@ -36,25 +36,32 @@ class Session:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
+        self.path = Path(path)
         try:
-            if not Path(path).is_file():
+            if not self.path.is_file():
                 raise ModelFileError("there is no such file")
-            self._session = onnxruntime.InferenceSession(os.fspath(path), options, providers=list(providers))
+            self._session = onnxruntime.InferenceSession(
+                os.fspath(path), options, providers=list(providers), enable_fallback=0
+            )
             about = self._session.get_modelmeta().custom_metadata_map.get("capscore")
             if about is None:
                 raise ModelFileError("it has no capscore metadata; `capscore export` writes files that do")
             self.spec, self.classes, self.provenance = understand(about)
-        except CapscoreError as error:
-            raise ModelFileError(f"cannot load the ONNX model {path}: {error}") from None
+            takes = [value.name for value in self._session.get_inputs()]
+            self._outputs = [value.name for value in self._session.get_outputs()]
+            if takes != ["images"] or not {"lengths", "capsules"} <= set(self._outputs):
+                raise ModelFileError(f"it turns {short(takes)} into {short(self._outputs)}, not images into lengths")
         except Exception as error:  # ONNX Runtime's errors share no base class
             raise ModelFileError(f"cannot load the ONNX model {path}: {error}") from None
-        self._outputs = [output.name for output in self._session.get_outputs()]
 
     def __call__(self, images: Any) -> Output[NDArray[Any]]:
         """Run the model on images [B, C, H, W] in [0, 1], floats of any backend."""
         x = to_host(images)
         check_images(self.spec, x)
-        found = self._session.run(self._outputs, {"images": np.ascontiguousarray(x, dtype=np.float32)})
+        try:
+            found = self._session.run(self._outputs, {"images": np.ascontiguousarray(x, dtype=np.float32)})
+        except Exception as error:  # a graph that does not fit its own spec shows when it runs
+            raise ModelFileError(f"cannot run the ONNX model {self.path}: {error}") from None
         by_name = dict(zip(self._outputs, found, strict=True))
         return Output(by_name["lengths"], by_name["capsules"], by_name.get("reconstruction"))
 

@@ -26,7 +26,7 @@ TOLERANCE = {"float64": FLOAT64, "float32": FLOAT32}
 
 REQUIRED = {name for name in os.environ.get("CAPSCORE_REQUIRE", "").split(",") if name}  # such as "torch,onnx"
 
-settings.register_profile("ci", deadline=None, derandomize=True, max_examples=40, print_blob=True)
+settings.register_profile("ci", deadline=None, derandomize=True, max_examples=100, print_blob=True)
 settings.register_profile("long", deadline=None, max_examples=1000, print_blob=True)  # --hypothesis-profile=long
 settings.load_profile("ci")
 

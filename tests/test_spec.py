@@ -167,7 +167,7 @@ PRIMARY = PrimaryCaps(types=1, dim=2, kernel=1)
         (lambda: DynamicRouting(0), "iterations must be a whole number from 1 to 100, not 0"),
         (lambda: DynamicRouting(leaky=1), "leaky must be true or false, not 1"),
         (lambda: small_spec(input=(1, 40_000, 40_000)), r"holds 1,600,000,000 numbers, .* smaller input"),
-        (lambda: small_spec(capsules=(DenseCaps(10_000, dim=1_000),)), r"capsules\.0\.weight of shape .* would fit"),
+        (lambda: small_spec(capsules=(DenseCaps(10_000, dim=2_000),)), r"capsules\.0\.weight of shape .* would fit"),
     ],
 )
 def test_messages(build: Any, message: str) -> None:

@@ -10,7 +10,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-
 from conftest import backend
 
 from capscore import CapsNetSpec, Conv, Decoder, DenseCaps, PrimaryCaps, modelfile
@@ -243,9 +242,9 @@ def test_a_full_disk_ends_training_and_keeps_the_last_checkpoint(digits, tmp_pat
 
 
 def test_torch_options_and_their_absence_elsewhere(digits, tmp_path):
+    plain = backend("numpy").CapsNet(TINY)
     with pytest.raises(CapscoreError, match="no option amp; the torch backend does"):
-        net = backend("numpy").CapsNet(TINY)
-        backend("numpy").Learner(net, amp=True)
+        backend("numpy").Learner(plain, amp=True)
     caps = backend("torch")
     with pytest.raises(CapscoreError, match="cannot use the device 'nowhere'"):
         caps.Learner(caps.CapsNet(TINY), device="nowhere")

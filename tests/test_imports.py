@@ -1,0 +1,164 @@
+"""What importing loads, and what it says when a library is missing: each case in a Python of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import need
+
+HEAVY = ["torch", "cupy", "onnx", "onnxruntime", "matplotlib", "PIL", "rich", "typer", "pooch", "jax", "tensorflow"]
+BLOCK = """
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in BLOCKED:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Block())
+"""
+
+
+def python(code: str, blocked: tuple[str, ...] = (), **environment: str) -> str:
+    """What a fresh Python prints, warnings being errors."""
+    if blocked:
+        code = f"BLOCKED = {blocked!r}{BLOCK}{code}"
+    environ = {name: value for name, value in os.environ.items() if name != "CAPSCORE_BACKEND"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        env=environ | environment,
+        cwd=Path(__file__).parent,  # where no folder is called capscore, backends or export
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def loaded_by(code: str, **environment: str) -> set[str]:
+    """Which of the heavy libraries a piece of code loads."""
+    found = python(f"{code}\nimport sys; print(*[m for m in {HEAVY} if m in sys.modules])", **environment)
+    return set(found.split())
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import capscore",
+        "import capscore.backends.numpy",
+        "import capscore as caps; caps.CapsNet, caps.Learner, caps.load, caps.softmax",
+        "from capscore.backends import numpy as caps",
+        "from capscore import losses, layers, routing, spec, grad, init, model, modelfile, errors",
+        "import capscore; capscore.backend_names()",
+        "from capscore.data import Dataset, load, read_idx",
+    ],
+)
+def test_the_core_loads_no_other_library(code: str) -> None:
+    assert loaded_by(code) == set()
+
+
+def test_numpy_runs_trains_saves_and_loads_without_any_other_library(tmp_path: Path) -> None:
+    code = f"""
+import numpy as np, capscore as caps
+net = caps.CapsNet(caps.CapsNetSpec((1, 6, 6), caps.PrimaryCaps(2, 3, 3), (caps.DenseCaps(2),)))
+caps.Learner(net).step(np.zeros((2, 1, 6, 6), np.float32), np.eye(2, dtype=np.float32), 1e-3)
+net.save({str(tmp_path / "a")!r})
+print(caps.load({str(tmp_path / "a")!r})(np.zeros((1, 1, 6, 6), np.float32)).lengths.shape)
+"""
+    blocked = tuple(HEAVY)
+    assert python(code, blocked) == "(1, 2)"
+
+
+def test_torch_loads_no_library_of_another_backend() -> None:
+    need("torch", "torch")
+    assert loaded_by("import capscore.backends.torch") <= {"torch"}
+    assert loaded_by("import capscore as caps; caps.CapsNet", CAPSCORE_BACKEND="torch") == {"torch"}
+
+
+def test_losses_and_specs_wait_for_a_backend_even_when_one_is_chosen() -> None:
+    assert loaded_by("from capscore import losses; from capscore import PRESETS", CAPSCORE_BACKEND="torch") == set()
+
+
+def test_the_exporter_loads_no_other_backend_and_the_runtime_no_onnx() -> None:
+    need("onnx", "onnx")
+    assert loaded_by("import capscore.export") == set()
+    assert loaded_by("import capscore.export.onnx") == {"onnx"}
+    need("onnxruntime", "onnx")
+    assert loaded_by("import capscore.export.runtime") == {"onnxruntime"}
+
+
+@pytest.mark.parametrize("name", ["numpy", "torch"])
+def test_the_environment_chooses_the_backend(name: str) -> None:
+    need(name, name)
+    code = (
+        "import capscore as caps; print(caps.CapsNet.__module__, caps.norm.__module__, caps.load.__self__.__module__)"
+    )
+    assert set(python(code, CAPSCORE_BACKEND=name).split()) == {f"capscore.backends.{name}"}
+    assert set(python(code, CAPSCORE_BACKEND="").split()) == {"capscore.backends.numpy"}
+
+
+def test_two_backends_live_in_one_process() -> None:
+    need("torch", "torch")
+    code = """
+from capscore.backends import torch, numpy
+import capscore as caps
+print(caps.CapsNet is numpy.CapsNet, torch.CapsNet is caps.backend("torch").CapsNet)
+"""
+    assert python(code) == "True True"
+
+
+RAISES = """
+from capscore.errors import BackendError
+try:
+    {}
+except BackendError as error:
+    print(type(error.__cause__).__name__, "|", error)
+"""
+
+
+def test_an_unknown_backend_names_those_there_are() -> None:
+    wanted = "there is no backend 'jaxx'; choose one of cupy, numpy, torch"
+    assert python(RAISES.format("import capscore; capscore.backend('jaxx')")) == f"NoneType | {wanted}"
+    chosen = python(RAISES.format("import capscore; capscore.CapsNet"), CAPSCORE_BACKEND="jaxx")
+    assert chosen == f"NoneType | {wanted}"
+
+
+@pytest.mark.parametrize("name", ["os", "", "numpy.linalg", "../numpy", "__init__"])
+def test_a_backend_is_a_module_of_backends(name: str) -> None:
+    assert "there is no backend" in python(RAISES.format(f"import capscore; capscore.backend({name!r})"))
+
+
+@pytest.mark.parametrize(
+    ("module", "blocked", "extra"),
+    [
+        ("capscore.backends.torch", "torch", "the torch backend needs PyTorch: pip install 'capscore[torch]'"),
+        (
+            "capscore.backends.cupy",
+            "cupy",
+            "the cupy backend needs CuPy and an NVIDIA GPU: pip install 'capscore[cupy]'",
+        ),
+        ("capscore.export.onnx", "onnx", "ONNX export needs the onnx package: pip install 'capscore[onnx]'"),
+        ("capscore.export.runtime", "onnxruntime", "pip install 'capscore[onnx]' or 'capscore[gpu]'"),
+    ],
+)
+def test_a_missing_library_is_named_with_the_extra_that_brings_it(module: str, blocked: str, extra: str) -> None:
+    found = python(RAISES.format(f"import {module}"), blocked=(blocked,))
+    assert found.startswith("ModuleNotFoundError | ")
+    assert found.endswith(extra)
+
+
+def test_a_backend_error_is_an_import_error() -> None:
+    code = "try:\n    import capscore.backends.torch\nexcept ImportError as error:\n    print(type(error).__name__)"
+    assert python(code, blocked=("torch",)) == "BackendError"
+
+
+def test_all_that_is_promised_is_there() -> None:
+    code = """
+import capscore, capscore.backends.numpy as b
+from capscore import *
+print(all(hasattr(capscore, n) for n in capscore.__all__), capscore.__version__)
+"""
+    assert python(code) == "True 0.1.0"

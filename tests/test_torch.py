@@ -1,0 +1,191 @@
+"""The torch backend as PyTorch's users meet it: a module like any other."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import FLOAT32, FLOAT64, GRADIENT, NUMPY, backend, close, random_images, random_params, small_spec
+
+from capscore.errors import BackendError
+from capscore.model import objective
+
+torch = pytest.importorskip("torch")
+SPEC = small_spec()
+
+
+@pytest.fixture
+def net() -> Any:
+    return backend("torch").CapsNet(SPEC, random_params(SPEC))
+
+
+@pytest.fixture
+def images() -> Any:
+    return torch.from_numpy(random_images(SPEC, 3, dtype="float32"))
+
+
+def reference(images: Any) -> np.ndarray:
+    return NUMPY.CapsNet(SPEC, random_params(SPEC), dtype="float64")(images).lengths
+
+
+def test_the_state_dict_is_named_as_the_parameters(net: Any) -> None:
+    assert isinstance(net, torch.nn.Module)
+    assert {name: tuple(p.shape) for name, p in net.state_dict().items()} == SPEC.parameters
+    assert [name for name, _ in net.named_parameters()] == list(SPEC.parameters)
+    assert all(p.requires_grad and p.is_leaf for p in net.parameters())
+    assert list(net.params) == list(SPEC.parameters)
+    assert all(net.params[name] is net.get_parameter(name) for name in SPEC.parameters)
+
+
+def test_a_state_dict_saved_by_torch_loads_again_and_elsewhere(net: Any, images: Any, tmp_path: Path) -> None:
+    torch.save(net.state_dict(), tmp_path / "weights.pt")
+    weights = torch.load(tmp_path / "weights.pt", weights_only=True)
+    other = backend("torch").CapsNet(SPEC, seed=8)
+    other.load_state_dict(weights)
+    torch.testing.assert_close(other(images).lengths, net(images).lengths, rtol=0, atol=0)
+    close(NUMPY.CapsNet(SPEC, weights)(images).lengths, reference(images), FLOAT32)
+
+
+def test_to_float64_and_back(net: Any, images: Any) -> None:
+    double = copy.deepcopy(net).to(torch.float64)
+    assert all(p.dtype == torch.float64 for p in double.parameters())
+    out = double(images)  # images follow the network
+    assert out.lengths.dtype == torch.float64
+    low = {name: p.astype(np.float32) for name, p in random_params(SPEC).items()}
+    close(out.lengths.detach().numpy(), NUMPY.CapsNet(SPEC, low, dtype="float64")(images).lengths, FLOAT64)
+    assert double.float()(images).lengths.dtype == torch.float32
+
+
+def test_a_deepcopy_and_a_pickle_are_networks_of_their_own(net: Any, images: Any) -> None:
+    before = net(images).lengths
+    for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        assert (other.spec, other.classes, other.provenance) == (net.spec, net.classes, net.provenance)
+        torch.testing.assert_close(other(images).lengths, before, rtol=0, atol=0)
+        with torch.no_grad():
+            for p in other.parameters():
+                p.zero_()
+    torch.testing.assert_close(net(images).lengths, before, rtol=0, atol=0)
+
+
+def test_assign_keeps_the_parameters_that_an_optimiser_holds(net: Any) -> None:
+    held = list(net.parameters())
+    net.assign(random_params(SPEC, seed=5))
+    assert all(a is b for a, b in zip(held, net.parameters(), strict=True))
+    np.testing.assert_array_equal(held[0].detach().numpy(), random_params(SPEC, 5)["stem.0.weight"].astype(np.float32))
+
+
+def test_predict_is_forward_without_gradients(net: Any, images: Any) -> None:
+    found = net.predict(images, batch=2)
+    assert isinstance(found, np.ndarray)
+    close(found, net(images).lengths.detach().numpy(), FLOAT32)
+    assert net.predict(images[:0]).shape == (0, 3)
+    with torch.no_grad():
+        assert not net(images).lengths.requires_grad
+
+
+@pytest.mark.parametrize("backend_name", ["eager", "aot_eager"])
+def test_compiles_to_one_graph(net: Any, images: Any, backend_name: str) -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(net, fullgraph=True, backend=backend_name)
+    out = compiled(images)
+    close(out.lengths.detach().numpy(), reference(images), FLOAT32)
+    out.lengths.sum().backward()
+    expected = copy.deepcopy(net)
+    expected.zero_grad()
+    expected(images).lengths.sum().backward()
+    for p, q in zip(net.parameters(), expected.parameters(), strict=True):
+        if q.grad is not None:
+            torch.testing.assert_close(p.grad, q.grad, rtol=0, atol=GRADIENT * q.grad.abs().max().item())
+
+
+def test_the_objective_compiles_whole(net: Any, images: Any) -> None:
+    torch._dynamo.reset()
+    targets = torch.eye(3)
+    whole = torch.compile(objective, fullgraph=True, backend="eager")
+    loss, _ = whole(net.ops, SPEC, net.params, images, targets)
+    expected, _ = objective(net.ops, SPEC, net.params, images, targets)
+    torch.testing.assert_close(loss, expected, rtol=FLOAT32, atol=0)
+
+
+def test_exports_with_a_symbolic_batch(net: Any) -> None:
+    x = torch.from_numpy(random_images(SPEC, 4, dtype="float32"))
+    program = torch.export.export(net, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=2)},), strict=False)
+    for batch in (2, 4, 9):
+        images = torch.from_numpy(random_images(SPEC, batch, seed=batch, dtype="float32"))
+        lengths = program.module()(images)[0]
+        close(lengths.detach().numpy(), reference(images), FLOAT32)
+
+
+def test_autocast_is_close_and_its_lengths_are_float32(net: Any, images: Any) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        out = net(images)
+        drawn = net.reconstruct(out.capsules)
+    assert out.lengths.dtype == torch.float32
+    np.testing.assert_allclose(out.lengths.detach().numpy(), reference(images), atol=2e-2)
+    assert torch.isfinite(drawn).all()
+    out.lengths.sum().backward()
+    assert all(p.grad is None or p.grad.dtype == torch.float32 for p in net.parameters())
+
+
+def test_a_bfloat16_network_runs(net: Any, images: Any) -> None:
+    low = net.to(torch.bfloat16)
+    out = low(images)
+    assert out.lengths.dtype == torch.bfloat16
+    assert torch.isfinite(out.lengths).all()
+    assert low.predict(images).dtype == np.float32
+    weights = {name: p.float().detach().numpy() for name, p in low.params.items()}
+    for name, p in NUMPY.CapsNet(SPEC, low.params).params.items():
+        np.testing.assert_array_equal(p, weights[name])
+
+
+@pytest.mark.parametrize("kind", ["SGD", "AdamW"])
+def test_any_optimiser_learns(net: Any, images: Any, kind: str) -> None:
+    optimiser = getattr(torch.optim, kind)(net.parameters(), lr=0.01)
+    losses = []
+    for _ in range(10):
+        optimiser.zero_grad()
+        loss, lengths = objective(net.ops, SPEC, net.params, images, torch.eye(3))
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+        assert lengths.shape == (3, 3)
+    assert losses[-1] < losses[0]
+
+
+def test_frozen_parameters_stay(net: Any, images: Any) -> None:
+    net.get_parameter("stem.0.weight").requires_grad_(False)
+    before = net.params["stem.0.weight"].clone()
+    loss, _ = objective(net.ops, SPEC, net.params, images, torch.eye(3))
+    loss.backward()
+    assert net.params["stem.0.weight"].grad is None
+    torch.testing.assert_close(net.params["stem.0.weight"], before)
+
+
+@pytest.mark.parametrize("options", [{"amp": True}, {}], ids=str)
+def test_the_learner_with_its_options(net: Any, options: dict[str, bool]) -> None:
+    learner = backend("torch").Learner(net, **options)
+    x, t = random_images(SPEC, 3, dtype="float32"), np.eye(3, dtype=np.float32)
+    losses = [learner.step(x, t, 1e-2)[0] for _ in range(8)]
+    assert losses[-1] < losses[0]
+    assert all(p.dtype == torch.float32 for p in net.parameters())
+
+
+def test_a_device_that_is_not_there(net: Any) -> None:
+    with pytest.raises(BackendError, match="PyTorch cannot use the device 'nowhere'"):
+        backend("torch").Learner(net, device="nowhere")
+
+
+def test_gradients_reach_the_image(net: Any, images: Any) -> None:
+    x = images.clone().requires_grad_()
+    net(x).lengths[:, 0].sum().backward()
+    assert torch.isfinite(x.grad).all()
+    assert x.grad.abs().max() > 0
+
+
+def test_tf32_is_off(net: Any) -> None:
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32
