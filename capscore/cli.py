@@ -6,7 +6,7 @@ import importlib.util
 import json
 import os
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,6 +40,11 @@ Backend = Annotated[
     str | None,
     typer.Option("--backend", help="numpy, torch or cupy; else CAPSCORE_BACKEND, else torch if installed, else numpy."),
 ]
+Provider = Annotated[
+    str | None,
+    typer.Option(help=".onnx: auto (CUDA if it is there, else the CPU), cpu, cuda, tensorrt or ONNX Runtime's name."),
+]
+Threads = Annotated[int | None, typer.Option(help=".onnx on the CPU: how many; all cores if not given.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -110,13 +115,18 @@ def train_command(
 
 @app.command("eval")
 def eval_command(
-    model: ModelPath, data: Data = "digits", data_dir: DataDir = None, backend_name: Backend = None
+    model: ModelPath,
+    data: Data = "digits",
+    data_dir: DataDir = None,
+    backend_name: Backend = None,
+    provider: Provider = None,
+    threads: Threads = None,
 ) -> None:
     """Measure a model's accuracy on a dataset's test images."""
-    net = _open(model, backend_name)
+    net = _open(model, backend_name, provider, threads)
     _, test = load(data, data_dir=data_dir, size=net.spec.input)
     check_dataset(net, test, "test")
-    share = accuracy(net, test)
+    share = accuracy(_TakesFloats(net) if _takes_bytes(net) else net, test)
     wrong = round((1 - share) * len(test))
     _say(f"accuracy {share:.2%}: {wrong:,} of {len(test):,} test images of {data} are wrong")
 
@@ -130,12 +140,14 @@ def predict_command(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines: file, class, all lengths.")] = False,
     backend_name: Backend = None,
+    provider: Provider = None,
+    threads: Threads = None,
 ) -> None:
     """Say which class image files show, and how long its capsule is."""
-    net = _open(model, backend_name)
-    read = [read_image(path, net.spec.input) for path in images]
-    x = np.stack(read).astype(np.float32) / 255
-    lengths = net.predict(1 - x if invert else x)
+    net = _open(model, backend_name, provider, threads)
+    pixels = np.stack([read_image(path, net.spec.input) for path in images])
+    pixels = 255 - pixels if invert else pixels
+    lengths = net.predict(pixels if _takes_bytes(net) else pixels.astype(np.float32) / 255)
     table = Table("file", "class", "length", "next", "length", box=None)
     for path, row in zip(images, lengths, strict=True):
         order = np.argsort(-row, kind="stable")
@@ -154,14 +166,66 @@ def predict_command(
 def export_command(
     model: Weights,
     onnx: Annotated[Path | None, typer.Argument(help="The file to write; MODEL with .onnx if not given.")] = None,
+    precision: Annotated[str, typer.Option(help="fp32, fp16 or int8.")] = "fp32",
+    batch: Annotated[int | None, typer.Option(help="A fixed number of images; any number if not given.")] = None,
     opset: Annotated[int, typer.Option(help="ONNX operator set, 17 or later.")] = 18,
+    outputs: Annotated[str | None, typer.Option(help="Some of lengths,capsules,reconstruction,couplings.")] = None,
+    byte_images: Annotated[bool, typer.Option("--byte-images", help="Take uint8 images, 0 to 255.")] = False,
+    decoder: Annotated[Path | None, typer.Option(help="Write the decoder as a model of its own here.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Calibrate int8 on its training images; report accuracy on its test images.")
+    ] = None,
+    data_dir: DataDir = None,
+    verify: Annotated[bool, typer.Option(help="Prove that the graph computes the same.")] = True,
+    triton: Annotated[Path | None, typer.Option(help="A Triton model repository to put the file into, too.")] = None,
 ) -> None:
-    """Write a model as one ONNX file with a symbolic batch and the routing unrolled."""
-    from .export.onnx import export
+    """Write a model as one ONNX file, routing unrolled, and prove that it computes the same as the network."""
+    from .export.onnx import export, export_decoder
 
+    net = backend("numpy").load(model)
     target = onnx or model.with_suffix(".onnx")
-    export(backend("numpy").load(model), target, opset=opset)
-    _say(f"{target}: {target.stat().st_size / 1e6:.1f} MB, opset {opset}")
+    sets = None if data is None else load(data, data_dir=data_dir, size=net.spec.input)
+    calibration = None
+    if sets is not None:
+        check_dataset(net, sets[1], "test")
+        some = np.random.default_rng(0).permutation(len(sets[0]))[:512]  # of every class, whatever the order
+        calibration = sets[0].batch(some)[0]
+    report = export(
+        net,
+        target,
+        precision=precision,
+        batch=batch,
+        opset=opset,
+        outputs=None if outputs is None else outputs.split(","),
+        byte_images=byte_images,
+        calibration=calibration,
+        verify=verify,
+    )
+    _exported(report, model)
+    if decoder is not None:
+        half = "fp16" if precision == "fp16" else "fp32"
+        _exported(export_decoder(net, decoder, precision=half, batch=batch, opset=opset, verify=verify), model)
+    if sets is not None and not byte_images and batch is None:
+        from .export.runtime import Session
+
+        _say(f"accuracy on {len(sets[1]):,} test images of {data}: {accuracy(net, sets[1]):.2%} before, "
+             f"{accuracy(Session(target), sets[1]):.2%} exported")  # fmt: skip
+    if triton is not None:
+        from .export.triton import write
+
+        _say(f"{write(target, triton)}: serve it with tritonserver --model-repository {triton}")
+
+
+def _exported(report: Any, model: Path) -> None:
+    """Tell of a file that was written: its size, and its largest differences."""
+    _say(f"{report.path}: {report.bytes / 1e6:.2f} MB from {model.stat().st_size / 1e6:.2f} MB")
+    if report.differences is None:
+        _say("not verified")
+        return
+    table = Table("output", "largest difference from float64", box=None)
+    for name, difference in report.differences.items():
+        table.add_row(name, f"{difference:.1e}")
+    console.print(table)
 
 
 @app.command("inspect")
@@ -175,8 +239,10 @@ def inspect_command(
     elif model.endswith(".json"):
         spec = _spec("", Path(model))
     elif model.endswith(".onnx"):
-        session = _open(Path(model))
-        spec, about = session.spec, {"classes": ", ".join(session.classes)} | session.provenance
+        from .export.onnxfile import read as read_onnx
+
+        file = read_onnx(model)
+        spec, about = file.spec, {"classes": ", ".join(file.classes)} | file.provenance
     else:
         read = modelfile.read(model)
         stored = sorted({str(array.dtype) for array in read.params.values()})
@@ -303,13 +369,30 @@ def _default_backend() -> str:
     return chosen or ("torch" if importlib.util.find_spec("torch") else "numpy")
 
 
-def _open(path: Path, name: str | None = None) -> Any:
+def _open(path: Path, name: str | None = None, provider: str | None = None, threads: int | None = None) -> Any:
     """Return a network, or for an .onnx file a session."""
     if path.suffix == ".onnx":
         from .export.runtime import Session
 
-        return Session(path)
+        return Session(path, provider or "auto", threads or 0)
+    if provider is not None or threads is not None:
+        raise CapscoreError(f"--provider and --threads are for .onnx models; {path} runs on a --backend")
     return backend(name or _default_backend()).load(path)
+
+
+def _takes_bytes(net: Any) -> bool:
+    return getattr(net, "dtype", "") == "uint8"  # only a session has one
+
+
+@dataclass(frozen=True)
+class _TakesFloats:
+    """A session that takes bytes, for a dataset that gives floats in [0, 1]."""
+
+    session: Any
+
+    def predict(self, images: Any) -> Any:
+        """Return the lengths [N, J]."""
+        return self.session.predict(np.rint(images * 255).astype(np.uint8))
 
 
 def _spec(preset: str, path: Path | None) -> CapsNetSpec:

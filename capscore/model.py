@@ -143,9 +143,11 @@ class CapsNet(Generic[A]):
         return cls(model.spec, model.params, dtype=dtype, classes=model.classes, provenance=model.provenance)
 
 
-def check_images(spec: CapsNetSpec, x: Any) -> None:
-    """Raise ShapeError unless the array `x` is a batch of float images of the spec's size."""
-    if "float" not in str(x.dtype):
+def check_images(spec: CapsNetSpec, x: Any, dtype: str = "float") -> None:
+    """Raise ShapeError unless the array `x` is a batch of images of the spec's size: floats, or of `dtype` uint8."""
+    if dtype == "uint8" and "uint8" not in str(x.dtype):
+        raise ShapeError(f"images have dtype {x.dtype}; this model takes uint8, 0 to 255, and scales them itself")
+    if dtype != "uint8" and "float" not in str(x.dtype):
         raise ShapeError(
             f"images have dtype {x.dtype}; wanted floats in [0, 1]: for bytes, images.astype('float32') / 255"
         )

@@ -11,6 +11,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from capscore import layers
 from capscore.backends import numpy as reference
-from capscore.errors import BackendError, CapscoreError, ModelFileError
+from capscore.errors import BackendError, CapscoreError, ModelFileError, short
 from capscore.modelfile import describe, write_atomically
 from capscore.ops import Axes, to_host
 
@@ -30,13 +31,25 @@ except ModuleNotFoundError as error:
     raise BackendError("ONNX export needs the onnx package: pip install 'capscore[onnx]'") from error
 
 OPSETS = range(17, 24)
+PRECISIONS = ("fp32", "fp16", "int8")
+LARGEST = 2**31 - 1  # bytes: what one file can hold
 
 
 class Value:
-    """A value of the graph: computed by a node, or a `constant` array with the name of its origin."""
+    """A value of the graph: computed by a node, or a `constant` array with the name of its origin.
 
-    def __init__(self, recorder: Recorder, name: str, constant: NDArray[Any] | None = None) -> None:
-        self.recorder, self.name, self.constant = recorder, name, constant
+    `half` values are float16. `place` is where a constant was brought into its layout, None for one as it came.
+    """
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        name: str,
+        constant: NDArray[Any] | None = None,
+        half: bool = False,
+        place: str | None = None,
+    ) -> None:
+        self.recorder, self.name, self.constant, self.half, self.place = recorder, name, constant, half, place
 
     def __add__(self, other: Any) -> Value:
         """self + other."""
@@ -56,13 +69,18 @@ class Value:
 
 
 class Recorder:
-    """The ops as a graph under construction."""
+    """The ops as a graph under construction.
 
-    def __init__(self, opset: int = 18) -> None:
-        self.opset = opset
+    With `half`, convolutions and matrix products are in float16; norms, softmax and sums stay in float32, and so
+    does what is computed from them.
+    """
+
+    def __init__(self, opset: int = 18, half: bool = False) -> None:
+        self.opset, self.half = opset, half
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, onnx.TensorProto] = {}
         self._stored: dict[bytes, str] = {}  # digest of an initialiser → its name: equal ones are stored once
+        self._casts: dict[tuple[str, bool], Value] = {}
         self._path: list[str] = []
         self._taken: set[str] = set()
 
@@ -75,15 +93,20 @@ class Recorder:
         finally:
             self._path.pop()
 
-    def node(self, kind: str, *inputs: Value, name: str | None = None, **attributes: Any) -> Value:
+    def input(self, name: str) -> Value:
+        """Return an input of the graph."""
+        return Value(self, self._unique(name))
+
+    def node(self, kind: str, *inputs: Value, name: str | None = None, half: bool = False, **attributes: Any) -> Value:
         """Append a node of one output, named by the path and `name` or its kind."""
         path = self._unique("/".join([*self._path, name or kind.lower()]))
         self.nodes.append(helper.make_node(kind, [self._input(x) for x in inputs], [path], path, **attributes))
-        return Value(self, path)
+        return Value(self, path, half=half)
 
     def constant(self, array: Any, name: str = "constant") -> Value:
         """Return an array that is stored in the file if a node needs it."""
-        return Value(self, name, np.asarray(array))
+        array = np.asarray(array)
+        return Value(self, name, array, half=array.dtype == np.float16)
 
     def _input(self, x: Value) -> str:
         if x.constant is None:
@@ -102,18 +125,44 @@ class Recorder:
         self._taken.add(free)
         return free
 
+    def _foldable(self, x: Value) -> bool:
+        """Whether a change of layout is made now rather than by a node.
+
+        A parameter is brought into the layout that its layer wants, once, while the graph is written. Further
+        layouts of the same numbers are nodes on that initialiser: the file holds them once, and every runtime
+        computes what hangs on constants alone when it loads.
+        """
+        return x.constant is not None and x.place in (None, "/".join(self._path))
+
     def _folded(self, x: Value, array: NDArray[Any]) -> Value:
-        return Value(self, x.name if x.name.endswith(".folded") else f"{x.name}.folded", array)
+        name = x.name if x.name.endswith(".folded") else f"{x.name}.folded"
+        return Value(self, name, array, x.half, "/".join(self._path))
+
+    def cast(self, x: Value, half: bool) -> Value:
+        """Return `x` in float16 if `half`, else in float32."""
+        if x.half == half:
+            return x
+        if x.constant is not None:
+            with np.errstate(over="ignore"):
+                array = x.constant.astype(np.float16 if half else np.float32)
+            if not np.all(np.isfinite(array) == np.isfinite(x.constant)):
+                raise CapscoreError(f"{x.name} has values beyond 65504, float16's largest; export it as fp32")
+            return Value(self, x.name, array, half, x.place)
+        if (x.name, half) not in self._casts:
+            kind = TensorProto.FLOAT16 if half else TensorProto.FLOAT
+            self._casts[x.name, half] = self.node("Cast", x, to=kind, half=half)
+        return self._casts[x.name, half]
 
     def arithmetic(self, kind: str, a: Value, b: Value | float) -> Value:
-        """Append an entry-by-entry operation of a value with a value or a Python scalar."""
+        """Append an entry-by-entry operation of a value with a value or a Python scalar, in the wider dtype."""
         if not isinstance(b, Value):
-            b = self.constant(np.float32(b))
-        return self.node(kind, a, b)
+            b = self.constant(np.float16(b) if a.half else np.float32(b))
+        half = a.half and b.half
+        return self.node(kind, self.cast(a, half), self.cast(b, half), half=half)
 
     def asarray(self, x: Any, like: Value | None = None) -> Value:
         """Return an array as a constant of the graph."""
-        return x if isinstance(x, Value) else self.constant(to_host(x))
+        return x if isinstance(x, Value) else self.constant(to_host(x).astype(np.float32))
 
     def to_numpy(self, x: Value) -> NDArray[Any]:
         """Return the array of a constant; nothing else has one before the graph runs."""
@@ -122,24 +171,25 @@ class Recorder:
         return x.constant
 
     def reshape(self, x: Value, shape: tuple[int, ...]) -> Value:
-        """Reshape; a constant is reshaped now."""
-        if x.constant is not None:
+        """Reshape."""
+        if x.constant is not None and self._foldable(x):
             return self._folded(x, reference.reshape(x.constant, shape))
-        return self.node("Reshape", x, self.constant(np.array(shape, np.int64), "shape"))
+        return self.node("Reshape", x, self.constant(np.array(shape, np.int64), "shape"), half=x.half)
 
     def transpose(self, x: Value, axes: tuple[int, ...]) -> Value:
-        """Transpose; a constant is transposed now."""
-        if x.constant is not None:
+        """Transpose."""
+        if x.constant is not None and self._foldable(x):
             return self._folded(x, reference.transpose(x.constant, axes))
-        return self.node("Transpose", x, perm=axes)
+        return self.node("Transpose", x, perm=axes, half=x.half)
 
     def matmul(self, a: Value, b: Value) -> Value:
         """MatMul."""
-        return self.node("MatMul", a, b)
+        return self.node("MatMul", self.cast(a, self.half), self.cast(b, self.half), half=self.half)
 
     def conv2d(self, x: Value, weight: Value, bias: Value, stride: int, padding: int) -> Value:
         """Conv."""
-        return self.node("Conv", x, weight, bias, strides=[stride] * 2, pads=[padding] * 4)
+        inputs = [self.cast(value, self.half) for value in (x, weight, bias)]
+        return self.node("Conv", *inputs, strides=[stride] * 2, pads=[padding] * 4, half=self.half)
 
     def sum(self, x: Value, axis: Axes, keepdims: bool = False) -> Value:
         """ReduceSum."""
@@ -148,6 +198,7 @@ class Recorder:
     def norm(self, x: Value, axis: int, keepdims: bool = False) -> Value:
         """ReduceL2 of the vectors divided by their largest entry, without which a plain one overflows."""
         with self.scope("norm"):
+            x = self.cast(x, half=False)
             scale = self._reduce("ReduceMax", self.node("Abs", x), (axis,), True, "max")
             scale = self.node("Max", scale, self.constant(np.finfo(np.float32).tiny))
             n = self._reduce("ReduceL2", x / scale, (axis,), True, "length") * scale
@@ -155,23 +206,24 @@ class Recorder:
 
     def sqrt(self, x: Value) -> Value:
         """Sqrt."""
-        return self.node("Sqrt", x)
+        return self.node("Sqrt", self.cast(x, half=False))
 
     def exp(self, x: Value) -> Value:
         """Exp."""
-        return self.node("Exp", x)
+        return self.node("Exp", self.cast(x, half=False))
 
     def relu(self, x: Value) -> Value:
         """Relu."""
-        return self.node("Relu", x)
+        return self.node("Relu", x, half=x.half)
 
     def sigmoid(self, x: Value) -> Value:
         """Sigmoid."""
-        return self.node("Sigmoid", x)
+        return self.node("Sigmoid", self.cast(x, half=False))
 
     def softmax(self, x: Value, axis: int, leaky: bool = False) -> Value:
         """Softmax, spelled out: ONNX Runtime's own transposes twice where `axis` is not the last."""
         with self.scope("softmax"):
+            x = self.cast(x, half=False)
             largest = self._reduce("ReduceMax", x, (axis,), True, "max")
             if leaky:
                 largest = self.node("Max", largest, self.constant(np.float32(0)))
@@ -183,62 +235,211 @@ class Recorder:
 
     def argmax_one_hot(self, x: Value) -> Value:
         """Hardmax."""
-        return self.node("Hardmax", x, axis=-1)
+        return self.node("Hardmax", x, axis=-1, half=x.half)
 
     def _reduce(self, kind: str, x: Value, axes: Sequence[int], keepdims: bool, name: str) -> Value:
+        x = self.cast(x, half=False)
         # Until opset 18, only ReduceSum takes its axes as an input.
         if self.opset < 18 and kind != "ReduceSum":
             return self.node(kind, x, axes=axes, keepdims=int(keepdims), name=name)
         return self.node(kind, x, self.constant(np.array(axes, np.int64), "axes"), keepdims=int(keepdims), name=name)
 
     def model(
-        self, inputs: dict[str, tuple[int, ...]], outputs: dict[str, tuple[Value, tuple[int, ...]]], about: str
+        self,
+        inputs: dict[str, tuple[int, ...]],
+        outputs: dict[str, tuple[Value, tuple[int, ...]]],
+        batch: int | None = None,
+        byte: bool = False,
     ) -> onnx.ModelProto:
-        """Return the checked model; inputs and outputs are float32, by name, [batch, *shape]."""
-        rename = {value.name: name for name, (value, _) in outputs.items()}
+        """Return the graph as a checked model that computes `outputs` and nothing else.
+
+        Inputs and outputs are named tensors [batch, *shape]: float32, the inputs uint8 if `byte`.
+        """
+        values = {name: self.cast(value, half=False) for name, (value, _) in outputs.items()}
+        rename = {value.name: name for name, value in values.items()}
         for node in self.nodes:
             for names in (node.input, node.output):
                 names[:] = [rename.get(name, name) for name in names]
+        needed, nodes = set(outputs), []
+        for node in reversed(self.nodes):
+            if needed & set(node.output):
+                needed |= set(node.input)
+                nodes.append(node)
+        first = "batch" if batch is None else batch
+        kind = TensorProto.UINT8 if byte else TensorProto.FLOAT
         graph = helper.make_graph(
-            self.nodes,
+            nodes[::-1],
             "capsnet",
-            [_tensor(name, shape) for name, shape in inputs.items()],
-            [_tensor(name, shape) for name, (_, shape) in outputs.items()],
-            list(self.initializers.values()),
+            [helper.make_tensor_value_info(name, kind, [first, *shape]) for name, shape in inputs.items()],
+            [
+                helper.make_tensor_value_info(name, TensorProto.FLOAT, [first, *shape])
+                for name, (_, shape) in outputs.items()
+            ],
+            [tensor for name, tensor in self.initializers.items() if name in needed],
         )
         opsets = [helper.make_opsetid("", self.opset)]
         version = helper.find_min_ir_version_for(opsets)
         model = helper.make_model(graph, opset_imports=opsets, ir_version=version, producer_name="capscore")
-        helper.set_model_props(model, {"capscore": about})
-        onnx.checker.check_model(model, full_check=True)
+        if model.ByteSize() > LARGEST:
+            raise ModelFileError("the model would exceed the 2 GiB that one ONNX file can hold; export it as fp16")
+        onnx.checker.check_model(model, full_check=True)  # with strict shape inference
         return model
 
 
-def _tensor(name: str, shape: tuple[int, ...]) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *shape])
+@dataclass(frozen=True)
+class Report:
+    """What was exported: the file, its size, and its largest differences from float64 by output, if verified."""
+
+    path: Path
+    bytes: int
+    differences: dict[str, float] | None
 
 
-def export(net: Any, path: str | os.PathLike[str], *, opset: int = 18) -> None:
-    """Write a network of any backend as one float32 ONNX file.
+def export(
+    net: Any,
+    path: str | os.PathLike[str],
+    *,
+    precision: str = "fp32",
+    batch: int | None = None,
+    opset: int = 18,
+    outputs: Sequence[str] | None = None,
+    byte_images: bool = False,
+    calibration: Any = None,
+    verify: bool = True,
+) -> Report:
+    """Write a network of any backend as one ONNX file, and prove that it computes the same.
 
-    Input `images` [batch, C, H, W] in [0, 1]; outputs `lengths` [batch, J], `capsules` [batch, J, D] and, with
-    a decoder, `reconstruction` [batch, C, H, W] of the longest capsule. The batch is symbolic. Spec, class names
-    and provenance travel in the metadata.
+    Input `images` [batch, C, H, W] in [0, 1]. Outputs `lengths` [batch, J], `capsules` [batch, J, D] and, with a
+    decoder, `reconstruction` [batch, C, H, W] of the longest capsule. Spec, class names, preprocessing, provenance
+    and the largest differences found travel in the metadata.
+
+    Parameters
+    ----------
+    precision : "fp32"; "fp16", in which norms, squash and softmax stay float32; "int8", static quantisation of the
+        convolutions and the decoder, per channel, routing in float
+    batch : a fixed number of images; any number when None
+    outputs : some of lengths, capsules, reconstruction, couplings (`couplings.{layer}.{iteration}` [batch, N, J]
+        from the second iteration on; the first is uniform); all but couplings when None
+    byte_images : take uint8 images 0 to 255, scaled inside the graph
+    calibration : images [N, C, H, W] in [0, 1] of the kind that the model will see: they show int8 the range of
+        every activation, and the first of them take part in the verification
+    verify : run the graph in ONNX Runtime against NumPy in float64; on a mismatch nothing is written
+
+    Raises
+    ------
+    ModelFileError : the graph differs from the network; the message names the first node that does
     """
+    if precision not in PRECISIONS:
+        raise CapscoreError(f"precision must be one of {', '.join(PRECISIONS)}, not {short(precision)}")
+    if precision == "int8" and calibration is None:
+        raise CapscoreError("int8 needs calibration images, some hundred of the kind that the model will see")
+    offered = [*(["reconstruction"] if net.spec.decoder else []), "lengths", "capsules", "couplings"]
+    if unknown := [name for name in outputs or () if name not in offered]:
+        raise CapscoreError(f"this network has no output {short(unknown[0])}; it has {', '.join(sorted(offered))}")
+    wanted = tuple(outputs) if outputs else tuple(name for name in offered if name != "couplings")
+
+    def record(half: bool) -> onnx.ModelProto:
+        recorder, spec, last = _recorder(opset, half), net.spec, net.spec.capsules[-1]
+        params = _parameters(recorder, net)
+        images = recorder.input("images")
+        x = images if not byte_images else recorder.node("Cast", images, to=TensorProto.FLOAT) * (1 / 255)
+        trace: list[list[Any]] = []
+        v = layers.forward(recorder, spec, params, x, trace)
+        lengths = layers.lengths(recorder, v)
+        found = {"lengths": (lengths, (last.count,)), "capsules": (v, (last.count, last.dim))}
+        if spec.decoder is not None:
+            drawn = layers.reconstruct(recorder, spec, params, v, recorder.argmax_one_hot(lengths))
+            found["reconstruction"] = (drawn, spec.input)
+        found = {name: value for name, value in found.items() if name in wanted}
+        if "couplings" in wanted:
+            for i, couplings in enumerate(trace):
+                n_in, n_out, _, _ = spec.votes_shape(i)
+                for r, c in enumerate(couplings[1:], start=1):
+                    found[f"couplings.{i}.{r}"] = (recorder.transpose(c, (1, 2, 0)), (n_in, n_out))
+        return recorder.model({"images": spec.input}, found, _batch(batch), byte_images)
+
+    model = plain = record(half=False)
+    if precision == "fp16":
+        model = record(half=True)
+    if precision == "int8":
+        from .precision import quantize
+
+        model = quantize(plain, np.asarray(to_host(calibration)), byte_images)
+    return _finish(net, model, plain, path, precision, verify, calibration)
+
+
+def export_decoder(
+    net: Any,
+    path: str | os.PathLike[str],
+    *,
+    precision: str = "fp32",
+    batch: int | None = None,
+    opset: int = 18,
+    verify: bool = True,
+) -> Report:
+    """Write the decoder as a model of its own, `capsules` [batch, J, D] → `reconstruction` [batch, C, H, W].
+
+    It draws the longest capsule, so that a client can move the numbers of one and see what they mean. The other
+    parameters are those of `export`.
+    """
+    if precision not in ("fp32", "fp16"):
+        raise CapscoreError(f"a decoder is exported as fp32 or fp16, not {short(precision)}")
+    if net.spec.decoder is None:
+        raise CapscoreError("this network has no decoder (decoder=None in its spec)")
+    last = net.spec.capsules[-1]
+
+    def record(half: bool) -> onnx.ModelProto:
+        recorder = _recorder(opset, half)
+        v = recorder.input("capsules")
+        mask = recorder.argmax_one_hot(layers.lengths(recorder, v))
+        drawn = layers.reconstruct(recorder, net.spec, _parameters(recorder, net), v, mask)
+        found = {"reconstruction": (drawn, net.spec.input)}
+        return recorder.model({"capsules": (last.count, last.dim)}, found, _batch(batch))
+
+    plain = record(half=False)
+    model = record(half=True) if precision == "fp16" else plain
+    return _finish(net, model, plain, path, precision, verify)
+
+
+def _recorder(opset: int, half: bool) -> Recorder:
     if opset not in OPSETS:
-        raise CapscoreError(f"opset must be from {OPSETS[0]} to {OPSETS[-1]}, not {opset!r}")
-    spec, last = net.spec, net.spec.capsules[-1]
-    recorder = Recorder(opset)
+        raise CapscoreError(f"opset must be from {OPSETS[0]} to {OPSETS[-1]}, not {short(opset)}")
+    return Recorder(opset, half)
+
+
+def _parameters(recorder: Recorder, net: Any) -> dict[str, Value]:
     arrays = {name: to_host(array).astype(np.float32) for name, array in net.params.items()}
-    params = {name: recorder.constant(array, name) for name, array in arrays.items()}
-    images = Value(recorder, recorder._unique("images"))
-    v = layers.forward(recorder, spec, params, images)
-    lengths = layers.lengths(recorder, v)
-    outputs = {"lengths": (lengths, (last.count,)), "capsules": (v, (last.count, last.dim))}
-    if spec.decoder is not None:
-        drawn = layers.reconstruct(recorder, spec, params, v, recorder.argmax_one_hot(lengths))
-        outputs["reconstruction"] = (drawn, spec.input)
-    model = recorder.model({"images": spec.input}, outputs, describe(spec, net.classes, net.provenance))
-    if model.ByteSize() >= 2**31:
-        raise ModelFileError(f"{Path(path).name} would exceed the 2 GiB that one ONNX file can hold")
-    write_atomically(path, model.SerializeToString(deterministic=True))
+    return {name: recorder.cast(recorder.constant(a, name), recorder.half) for name, a in arrays.items()}
+
+
+def _batch(batch: int | None) -> int | None:
+    if batch is not None and (type(batch) is not int or batch < 1):
+        raise CapscoreError(f"batch must be a whole number of at least 1 or None for any, not {short(batch)}")
+    return batch
+
+
+def _finish(
+    net: Any,
+    model: onnx.ModelProto,
+    plain: onnx.ModelProto,
+    path: Any,
+    precision: str,
+    verify: bool,
+    examples: Any = None,
+) -> Report:
+    """Verify the graph, tell in its metadata what it is, and write it."""
+    from capscore import __version__
+
+    differences = None
+    if verify:
+        from .check import check
+
+        differences = check(net, model, plain, precision, examples)
+    about: dict[str, Any] = {"capscore": __version__, "precision": precision}
+    if differences is not None:  # to one digit, so that the rounding of another machine rarely changes the file
+        about["largest_differences"] = {name: float(f"{value:.0e}") for name, value in differences.items()}
+    text = describe(net.spec, net.classes, {**net.provenance, "export": about})
+    helper.set_model_props(model, {"capscore": text})
+    content = model.SerializeToString(deterministic=True)
+    write_atomically(path, content)
+    return Report(Path(path), len(content), differences)

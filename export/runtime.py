@@ -3,68 +3,265 @@
 from __future__ import annotations
 
 import os
+import sys
+import threading
+import warnings
+from collections.abc import Iterable, Sequence
+from contextlib import redirect_stdout
+from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from capscore.errors import BackendError, ModelFileError, short
-from capscore.model import Output, check_images, predict
-from capscore.modelfile import understand
+from capscore.errors import BackendError, CapscoreError, ModelFileError, ShapeError, short
+from capscore.export import onnxfile
+from capscore.export.binding import HOST, Bound, Captured, gpu_library, library_of
+from capscore.model import Output, check_images, one_hot
 from capscore.ops import to_host
+
+CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
+NAMES = {"cpu": (CPU,), "cuda": (CUDA,), "tensorrt": (TENSORRT, CUDA)}  # TensorRT leaves nodes it lacks to CUDA
+
+
+def _pair() -> str | None:
+    """Return what is wrong if several distributions have written over each other's onnxruntime."""
+    names = sorted(set(metadata.packages_distributions().get("onnxruntime", ())))
+    if len(names) < 2:
+        return None
+    return (
+        f"{' and '.join(names)} are both installed and overwrite each other's files: "
+        f"pip uninstall {' '.join(names)}, then install one: pip install 'capscore[onnx]' or 'capscore[gpu]'"
+    )
+
 
 try:
     import onnxruntime
-except ModuleNotFoundError as error:
-    raise BackendError("running ONNX needs ONNX Runtime: pip install 'capscore[onnx]' or 'capscore[gpu]'") from error
+
+    onnxruntime.InferenceSession  # noqa: B018 — uninstalling one of two leaves a package without anything in it
+except (ModuleNotFoundError, AttributeError) as error:
+    raise BackendError(
+        _pair() or "running ONNX needs ONNX Runtime: pip install --force-reinstall 'capscore[onnx]' or 'capscore[gpu]'"
+    ) from error
 
 
-class Session:
-    """An exported model in ONNX Runtime: called on images, it returns the same `Output` as the network.
+class _Session:
+    """A checked file in ONNX Runtime, and how arrays get in and out."""
 
-    `spec`, `classes` and `provenance` are those of the network. `providers` names ONNX Runtime's execution
-    providers in order of preference, the CPU by default; `threads` is how many the CPU provider may use.
-    """
+    takes: ClassVar[str]
 
     def __init__(
-        self, path: str | os.PathLike[str], providers: tuple[str, ...] = ("CPUExecutionProvider",), threads: int = 0
+        self,
+        path: str | os.PathLike[str],
+        provider: str | Sequence[str] = "auto",
+        threads: int = 0,
+        *,
+        device: int = 0,
+        cuda_graph: bool = False,
     ) -> None:
-        if absent := [name for name in providers if name not in onnxruntime.get_available_providers()]:
-            there = ", ".join(onnxruntime.get_available_providers())
-            raise BackendError(f"this ONNX Runtime has no {absent[0]}, only {there}; GPU: pip install 'capscore[gpu]'")
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        self.path = Path(path)
-        try:
-            if not self.path.is_file():
-                raise ModelFileError("there is no such file")
-            self._session = onnxruntime.InferenceSession(
-                os.fspath(path), options, providers=list(providers), enable_fallback=0
+        self.file = onnxfile.read(path)
+        takes, gives = self.file.input.name, [output.name for output in self.file.outputs]
+        if takes != self.takes:
+            other = "DecoderSession" if self.takes == "images" else "Session"
+            raise ModelFileError(f"cannot load the ONNX model {path}: it takes {takes}; {other} opens it")
+        if takes == "images" and "lengths" not in gives:
+            raise ModelFileError(
+                f"cannot load the ONNX model {path}: it turns ['images'] into {short(gives)}, not images into lengths"
             )
-            about = self._session.get_modelmeta().custom_metadata_map.get("capscore")
-            if about is None:
-                raise ModelFileError("it has no capscore metadata; `capscore export` writes files that do")
-            self.spec, self.classes, self.provenance = understand(about)
-            takes = [value.name for value in self._session.get_inputs()]
-            self._outputs = [value.name for value in self._session.get_outputs()]
-            if takes != ["images"] or not {"lengths", "capsules"} <= set(self._outputs):
-                raise ModelFileError(f"it turns {short(takes)} into {short(self._outputs)}, not images into lengths")
-        except Exception as error:  # ONNX Runtime's errors share no base class
-            raise ModelFileError(f"cannot load the ONNX model {path}: {error}") from None
-
-    def __call__(self, images: Any) -> Output[NDArray[Any]]:
-        """Run the model on images [B, C, H, W] in [0, 1], floats of any backend."""
-        x = to_host(images)
-        check_images(self.spec, x)
+        self.path, self.spec, self.classes = self.file.path, self.file.spec, self.file.classes
+        self.provenance, self.batch, self.dtype = self.file.provenance, self.file.batch, self.file.input.dtype
+        self.device = device
+        if threads < 0:
+            raise CapscoreError(f"threads must be 0 (as many as there are cores) or more, not {threads}")
+        wanted = _find(provider)
+        if cuda_graph and (wanted != NAMES["cuda"] or self.batch is None):
+            raise CapscoreError(
+                f"CUDA graphs need the provider cuda, not {wanted[0]}, and a fixed batch, "
+                f"not {'any' if self.batch is None else self.batch}: `capscore export --batch N` fixes it"
+            )
+        of_cuda = {"device_id": str(device), "use_tf32": "0", "enable_cuda_graph": str(int(cuda_graph))}
+        settings = {CUDA: of_cuda, TENSORRT: {"device_id": str(device)}}
         try:
-            found = self._session.run(self._outputs, {"images": np.ascontiguousarray(x, dtype=np.float32)})
-        except Exception as error:  # a graph that does not fit its own spec shows when it runs
-            raise ModelFileError(f"cannot run the ONNX model {self.path}: {error}") from None
-        by_name = dict(zip(self._outputs, found, strict=True))
-        return Output(by_name["lengths"], by_name["capsules"], by_name.get("reconstruction"))
+            self._session = _start(self.path, [(name, settings.get(name, {})) for name in wanted], threads)
+        except BackendError as problem:
+            if provider != "auto":
+                raise
+            warnings.warn(f"running on the CPU: {problem}", RuntimeWarning, stacklevel=2)
+            wanted = NAMES["cpu"]
+            self._session = _start(self.path, [(CPU, {})], threads)
+        self.provider = wanted[0]
+        self._cuda_graph, self._lock = cuda_graph, threading.Lock()
+        self._captured: Captured | None = None
 
-    def predict(self, images: Any, batch: int = 128) -> NDArray[Any]:
-        """Return the lengths [N, J] for images [N, C, H, W], `batch` images at a time."""
-        return predict(self, images, batch)
+    def _check_batch(self, batch: int) -> None:
+        if self.batch not in (None, batch):
+            raise ShapeError(
+                f"{self.path.name} takes exactly {self.batch} at a time, not {batch}: "
+                "`predict` fills up the last batch, and an export without --batch takes any"
+            )
+
+    def _run(self, x: Any) -> dict[str, Any]:
+        """Return the outputs by name for a checked input; arrays on a GPU stay there if the session runs there."""
+        self._check_batch(x.shape[0])
+        library = library_of(x) if self.provider in (CUDA, TENSORRT) else HOST
+        try:
+            if not self._cuda_graph:
+                return self._bind(library, x).run()
+            with self._lock:
+                if self._captured is None:
+                    self._captured = Captured(self._bind(gpu_library() if library is HOST else library, x, copy=True))
+            found = self._captured.run(x, self.dtype)
+            return {name: library.adopt(y, "float32", self.device) for name, y in found.items()}
+        except Exception as error:  # what a graph does not keep of its promises shows when it runs; so does memory
+            raise ModelFileError(f"cannot run the ONNX model {self.path}: {_reason(error)}") from None
+
+    def _bind(self, library: Any, x: Any, copy: bool = False) -> Bound:
+        x = library.adopt(x, self.dtype, self.device)
+        shapes = {output.name: (x.shape[0], *output.shape) for output in self.file.outputs}
+        name = self.file.input.name
+        return Bound(self._session, library, name, library.copy(x) if copy else x, shapes, self.device)
+
+
+class Session(_Session):
+    """An exported model in ONNX Runtime: called on images, it returns the same `Output` as the network.
+
+    `spec`, `classes` and `provenance` are those of the network; `provider` is ONNX Runtime's name of where it runs,
+    `batch` the number of images it takes (None for any) and `dtype` that of the images. It may be called from
+    several threads.
+
+    Parameters
+    ----------
+    path : a file that `capscore export` wrote; others are refused with ModelFileError
+    provider
+        "cpu", "cuda" or "tensorrt", or ONNX Runtime's own name or names in order of preference. One that is absent
+        or does not start is a BackendError, never a slower run. "auto" is CUDA if this ONNX Runtime has it, else the
+        CPU; not TensorRT, which spends minutes on building an engine when first called.
+    threads : of the CPU provider; 0 for as many as there are cores
+    device : number of the GPU
+    cuda_graph
+        Record what a model of a fixed batch does on the GPU and replay it: for small batches, where starting
+        kernels takes longer than running them. Calls then run one at a time.
+    """
+
+    takes = "images"
+
+    def __call__(self, images: Any) -> Output[Any]:
+        """Run the model on images [B, C, H, W]: floats in [0, 1], or uint8 for a model that scales them itself.
+
+        Images of any backend will do. CuPy arrays and torch tensors on a GPU are read there without a copy if the
+        session runs there too, and the outputs are arrays of the same library; else they are NumPy's. An output that
+        the file lacks is None; couplings begin with the second iteration, those of the first being all equal.
+        """
+        x = images if hasattr(images, "dtype") else to_host(images)
+        check_images(self.spec, x, self.dtype)
+        found = self._run(x)
+        couplings: list[list[Any]] = [[] for _ in self.spec.capsules]
+        for name, array in found.items():  # in the order of the file: by layer, then by iteration
+            if match := onnxfile.COUPLINGS.fullmatch(name):
+                couplings[int(match[1])].append(array)
+        by_layer = tuple(map(tuple, couplings)) if any(couplings) else None
+        return Output(found["lengths"], found.get("capsules"), found.get("reconstruction"), by_layer)
+
+    def predict(self, images: Any, batch: int = 128, progress: bool = False) -> NDArray[Any]:
+        """Return the lengths [N, J] for images [N, C, H, W] as a NumPy array.
+
+        They are run `batch` at a time, or as many as the model is fixed to; the last part is filled up and cut. With
+        `progress`, a bar shows how far it is, on a terminal.
+        """
+        size = self.batch or batch
+        if size < 1:
+            raise ShapeError(f"batch must be at least 1, not {batch}")
+        found = []
+        for start in _with_bar(range(0, max(1, len(images)), size), progress):
+            part = images[start : start + size]
+            count = len(part)
+            if self.batch is not None and count < size:
+                check_images(self.spec, part, self.dtype)
+                part = np.concatenate([to_host(part), np.zeros((size - count, *self.spec.input), self.dtype)])
+            found.append(to_host(self(part).lengths)[:count])
+        return np.concatenate(found)
+
+
+class DecoderSession(_Session):
+    """An exported decoder in ONNX Runtime: called on capsules, it draws images, as `CapsNet.reconstruct` does.
+
+    The parameters are those of `Session`.
+    """
+
+    takes = "capsules"
+
+    def __call__(self, capsules: Any, labels: Any = None) -> Any:
+        """Draw images [B, C, H, W] from class capsules [B, J, D] of any backend.
+
+        All but one capsule are masked: the longest stays, or the one of `labels` [B] (whole numbers).
+        """
+        last = self.spec.capsules[-1]
+        v = capsules if hasattr(capsules, "dtype") else to_host(capsules)
+        if tuple(v.shape[1:]) != (last.count, last.dim) or "float" not in str(v.dtype):
+            wanted = f"floats [batch, {last.count}, {last.dim}]"
+            raise ShapeError(f"capsules have shape {list(v.shape)} and dtype {v.dtype}; wanted {wanted}")
+        if labels is not None:
+            chosen = to_host(labels)
+            if chosen.ndim != 1:
+                raise ShapeError(
+                    f"labels have shape {list(chosen.shape)}; an exported decoder takes one for each image"
+                )
+            v = to_host(v) * one_hot(chosen, v.shape[0], last.count)[:, :, None]  # the graph keeps the longest
+        return self._run(v)["reconstruction"]
+
+
+def _find(provider: str | Sequence[str]) -> tuple[str, ...]:
+    """Return the names of ONNX Runtime's providers that are meant, or say which is absent and what brings it."""
+    there = onnxruntime.get_available_providers()
+    if provider == "auto":
+        return NAMES["cuda" if CUDA in there else "cpu"]
+    wanted = NAMES.get(provider, (provider,)) if isinstance(provider, str) else tuple(provider)
+    if not wanted:
+        raise BackendError("no provider is named; choose auto, cpu, cuda, tensorrt or ONNX Runtime's own names")
+    if absent := [name for name in wanted if name not in there]:
+        cure = "another build of ONNX Runtime brings it"
+        if absent[0] in (CUDA, TENSORRT):
+            cure = "pip uninstall onnxruntime, then pip install 'capscore[gpu]'"
+        raise BackendError(f"this ONNX Runtime has no {absent[0]}, only {', '.join(there)}; {_pair() or cure}")
+    return wanted
+
+
+def _start(path: Path, providers: list[tuple[str, dict[str, str]]], threads: int) -> Any:
+    """Return ONNX Runtime's session; ModelFileError if it is the file's fault, BackendError if a provider's."""
+    names = [name for name, _ in providers]
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    if CUDA in names and hasattr(onnxruntime, "preload_dlls"):
+        with redirect_stdout(sys.stderr):  # it prints what it cannot load
+            onnxruntime.preload_dlls()
+    try:
+        session = onnxruntime.InferenceSession(os.fspath(path), options, providers, enable_fallback=0)
+        lost, reason = (
+            [name for name in names if name not in session.get_providers()],
+            "a library or the driver is missing",
+        )
+    except Exception as error:  # ONNX Runtime's errors share no base class; those of providers are plain ones
+        if names == [CPU] or not isinstance(error, RuntimeError | ValueError):
+            raise ModelFileError(f"cannot load the ONNX model {path}: {_reason(error)}") from None
+        lost, reason = names[:1], _reason(error)
+    if lost:
+        cures = {CUDA: "pip install 'onnxruntime-gpu[cuda,cudnn]'", TENSORRT: "pip install tensorrt"}
+        cure = f"; {cures[lost[0]]} brings the libraries" if lost[0] in cures else ""
+        raise BackendError(f"this ONNX Runtime has {lost[0]} but cannot start it: {reason}{cure}")
+    return session
+
+
+def _reason(error: Exception) -> str:
+    """Return the first line of an error; ONNX Runtime's go on for pages."""
+    line = next(iter(str(error).splitlines()), type(error).__name__)
+    return line if len(line) <= 300 else line[:297] + "..."
+
+
+def _with_bar(starts: Sequence[int], progress: bool) -> Iterable[int]:
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    return track(starts, "batches", console=console, transient=True, disable=not (progress and console.is_terminal))

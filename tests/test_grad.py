@@ -25,7 +25,7 @@ from conftest import (
     small_spec,
     specs,
 )
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from capscore.grad import Tape, value_and_gradients
@@ -113,7 +113,7 @@ def test_gradient_is_that_of_torch(name: str, torch_caps: ModuleType) -> None:
     )
     tensors = [torch_caps.asarray(array).requires_grad_() for array in arrays.values()]
     weighed(torch_caps, function(torch_caps, *tensors), weights).backward()
-    close_gradients(gradients, dict(zip(arrays, (t.grad.numpy() for t in tensors), strict=True)), FLOAT64)
+    close_gradients(gradients, dict(zip(arrays, (t.grad.numpy() for t in tensors), strict=True)), FLOAT64, each=True)
 
 
 def test_a_constant_has_no_gradient_and_an_unused_parameter_a_zero_one() -> None:
@@ -164,19 +164,18 @@ def test_gradients_of_the_objective_are_those_of_torch(
     expected_loss, expected = by_torch(torch_caps, spec, params, x, t)
     loss, gradients = by_tape(caps, spec, params, x, t)
     assert loss == pytest.approx(expected_loss, rel=FLOAT64)
-    close_gradients(gradients, expected, FLOAT64)
+    close_gradients(gradients, expected, FLOAT64, each=True)
     assert {name: g.shape for name, g in gradients.items()} == spec.parameters
 
 
-@given(spec=specs(), seed=SEEDS, batch=st.integers(1, 3))
+@given(spec=specs(iterations=3), seed=SEEDS, batch=st.integers(1, 3))
 def test_gradients_in_float32_are_close(torch_caps: ModuleType, spec: CapsNetSpec, seed: int, batch: int) -> None:
-    params, x, t = random_params(spec, seed), random_images(spec, batch, seed), targets(spec, batch, seed)
-    _, expected = by_tape(NUMPY, spec, params, x, t)
-    low = {name: p.astype(np.float32) for name, p in params.items()}
-    for _, gradients in (
-        by_tape(NUMPY, spec, low, x.astype(np.float32), t.astype(np.float32)),
-        by_torch(torch_caps, spec, low, x.astype(np.float32), t.astype(np.float32)),
-    ):
+    low, x = random_params(spec, seed, "float32"), random_images(spec, batch, seed, "float32")
+    t = targets(spec, batch, seed).astype(np.float32)
+    params = {name: p.astype(np.float64) for name, p in low.items()}
+    _, expected = by_tape(NUMPY, spec, params, x.astype(np.float64), t.astype(np.float64))
+    assume(max(np.abs(g).max() for g in expected.values()) > 0.1)  # what nearly cancels is rounding
+    for _, gradients in (by_tape(NUMPY, spec, low, x, t), by_torch(torch_caps, spec, low, x, t)):
         assert all(g.dtype == np.float32 for g in gradients.values() if g.any())
         close_gradients(gradients, expected, GRADIENT)
 

@@ -1,0 +1,132 @@
+"""Reading an ONNX file that may come from anywhere: what it takes and gives, checked before anything runs it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from capscore.errors import BackendError, ModelFileError, short
+from capscore.modelfile import understand
+from capscore.spec import CapsNetSpec
+
+try:
+    import onnx
+    from google.protobuf.message import DecodeError
+except ModuleNotFoundError as error:
+    raise BackendError("reading ONNX files needs the onnx package: pip install 'capscore[onnx]'") from error
+
+LARGEST = 2**31 - 1  # bytes: what protobuf can hold
+COUPLINGS = re.compile(r"couplings\.(\d{1,3})\.(\d{1,3})")  # of a capsule layer and a routing iteration
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or output: dtype by NumPy's name, and its shape without the batch."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """What an exported file says of itself: one input, its outputs, and the network it was made from.
+
+    `batch` is None where any number of images will do.
+    """
+
+    path: Path
+    spec: CapsNetSpec
+    classes: tuple[str, ...]
+    provenance: dict[str, Any]
+    batch: int | None
+    input: Tensor
+    outputs: tuple[Tensor, ...]
+
+
+def read(path: str | os.PathLike[str]) -> OnnxFile:
+    """Read an untrusted ONNX file that `capscore export` is said to have written.
+
+    Raises ModelFileError for a file that is damaged, foreign, too large, not of one piece (external data), not
+    flat (subgraphs), or whose graph is not that of its spec.
+    """
+    path = Path(path)
+    try:
+        if not path.is_file():
+            raise ModelFileError("there is no such file")
+        if (size := path.stat().st_size) > LARGEST:
+            raise ModelFileError(f"it has {size:,} bytes; an ONNX file has less than 2 GiB")
+        model = onnx.ModelProto.FromString(path.read_bytes())
+        about = [entry.value for entry in model.metadata_props if entry.key == "capscore"]
+        if not about:
+            raise ModelFileError("it has no capscore metadata; `capscore export` writes files that do")
+        spec, classes, provenance = understand(about[0])
+        _check_one_flat_file(model)
+        batches, inputs = _tensors(model.graph.input)
+        more, outputs = _tensors(model.graph.output)
+        takes, gives = [tensor.name for tensor in inputs], [tensor.name for tensor in outputs]
+        if not gives or (takes != ["images"] and (takes, gives) != (["capsules"], ["reconstruction"])):
+            raise ModelFileError(f"it turns {short(takes)} into {short(gives)}, not images into lengths")
+        if len({*batches, *more}) > 1:
+            raise ModelFileError(f"its inputs and outputs have different batches: {short(batches + more)}")
+        for tensor in (*inputs, *outputs):
+            _check_tensor(spec, tensor, given=tensor in inputs)
+        return OnnxFile(path, spec, classes, provenance, batches[0], inputs[0], tuple(outputs))
+    except (ModelFileError, ValueError, OSError, DecodeError, MemoryError) as error:
+        raise ModelFileError(f"cannot load the ONNX model {path}: {error}") from None
+
+
+def _check_one_flat_file(model: Any) -> None:
+    graph = model.graph
+    stored = [*graph.initializer, *(part for x in graph.sparse_initializer for part in (x.values, x.indices))]
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g") or attribute.graphs:
+                raise ModelFileError(f"its node {short(node.name)} ({node.op_type:.30}) has a graph of its own")
+            stored += [attribute.t, *attribute.tensors, attribute.sparse_tensor.values]
+    if model.functions:
+        raise ModelFileError(f"it defines the function {short(model.functions[0].name)}; a capscore model is flat")
+    for tensor in stored:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            raise ModelFileError(
+                f"the data of {short(tensor.name)} is in another file, which is not followed: "
+                "a capscore model is one file; `capscore export` writes it again"
+            )
+
+
+def _tensors(values: Sequence[Any]) -> tuple[list[int | None], list[Tensor]]:
+    """Return the batches (None for a symbolic one) and the tensors of graph inputs or outputs."""
+    batches, tensors = [], []
+    for value in values:
+        kind = value.type.tensor_type
+        dims = [dim.dim_value if dim.HasField("dim_value") else None for dim in kind.shape.dim]
+        shape = tuple(n for n in dims[1:] if n is not None and n > 0)
+        if not dims or len(shape) != len(dims) - 1 or (dims[0] is not None and dims[0] < 1):
+            raise ModelFileError(f"{short(value.name)} has the shape {short(dims)}, not [batch, sizes above 0]")
+        if kind.elem_type not in (onnx.TensorProto.FLOAT, onnx.TensorProto.UINT8):
+            raise ModelFileError(f"{short(value.name)} is neither of float32 nor of uint8")
+        batches.append(dims[0])
+        tensors.append(Tensor(value.name, "uint8" if kind.elem_type == onnx.TensorProto.UINT8 else "float32", shape))
+    return batches, tensors
+
+
+def _check_tensor(spec: CapsNetSpec, tensor: Tensor, given: bool) -> None:
+    last = spec.capsules[-1]
+    known: dict[str, tuple[int, ...]] = {
+        "images": spec.input,
+        "lengths": (last.count,),
+        "capsules": (last.count, last.dim),
+        "reconstruction": spec.input,
+    }
+    if (found := COUPLINGS.fullmatch(tensor.name)) and int(found[1]) < len(spec.capsules):
+        known[tensor.name] = spec.votes_shape(int(found[1]))[:2]
+    if (wanted := known.get(tensor.name)) is None:
+        raise ModelFileError(f"it has an output {short(tensor.name)}; known are {', '.join(known)} and couplings")
+    if tensor.shape != wanted:
+        raise ModelFileError(f"its {tensor.name} are {list(tensor.shape)}; its spec says {list(wanted)}")
+    if tensor.dtype != "float32" and not (given and tensor.name == "images"):
+        raise ModelFileError(f"its {tensor.name} are {tensor.dtype}, not float32")

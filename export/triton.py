@@ -1,0 +1,96 @@
+"""An exported model as a model repository of Triton Inference Server."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from pathlib import Path
+
+from capscore.errors import CapscoreError, ModelFileError
+from capscore.export import onnxfile
+from capscore.modelfile import write_atomically
+
+TYPES = {"float32": "TYPE_FP32", "uint8": "TYPE_UINT8"}
+LABELS = "labels.txt"
+DELAY = 500  # microseconds that a request may wait for others to share its batch
+
+
+def write(
+    model: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    name: str = "capsnet",
+    max_batch: int = 128,
+    instances: int = 1,
+    device: str = "gpu",
+) -> Path:
+    """Write `folder`/`name` with the model, its configuration and its class names; return that path.
+
+    `tritonserver --model-repository folder` serves it, gathering requests into batches. A model of a fixed batch is
+    served as it is: every request brings a whole batch.
+
+    Parameters
+    ----------
+    model : a file that `capscore export` wrote
+    folder : the repository, made if it is missing; may hold other models
+    name : of the model in URLs, letters, digits, ``_``, ``-`` and ``.``
+    max_batch : the most images that Triton puts into one batch
+    instances : how many copies run side by side on each device
+    device : "gpu" or "cpu"
+
+    Raises
+    ------
+    CapscoreError : a parameter is wrong, or the repository has a model of this name
+    ModelFileError : the model is none, or the folder cannot be written
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", name):
+        raise CapscoreError(f"a Triton model's name is letters, digits, _, - and ., not {name!r:.60}")
+    if max_batch < 1 or instances < 1:
+        raise CapscoreError(f"max_batch and instances must be at least 1, not {max_batch} and {instances}")
+    if device not in ("gpu", "cpu"):
+        raise CapscoreError(f'device must be "gpu" or "cpu", not {device!r:.60}')
+    file, target = onnxfile.read(model), Path(folder) / name
+    if target.exists():
+        raise CapscoreError(f"{target} is there already: remove it, or give this model another name")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{name}.") as beside:
+            made = Path(beside) / name
+            (made / "1").mkdir(parents=True)  # version 1
+            write_atomically(made / "1" / "model.onnx", file.path.read_bytes())
+            write_atomically(made / "config.pbtxt", config(file, name, max_batch, instances, device).encode())
+            write_atomically(made / LABELS, "".join(f"{_one_line(label)}\n" for label in file.classes).encode())
+            made.rename(target)
+    except OSError as error:
+        raise ModelFileError(f"cannot write {target}: {error.strerror}") from None
+    return target
+
+
+def config(file: onnxfile.OnnxFile, name: str, max_batch: int, instances: int, device: str) -> str:
+    """Return config.pbtxt for a model."""
+    # Triton counts batches only where their size is free; a fixed one is a dimension like any other.
+    first = () if file.batch is None else (file.batch,)
+
+    def tensor(part: onnxfile.Tensor) -> str:
+        dims = ", ".join(map(str, first + part.shape))
+        label = f'\n    label_filename: "{LABELS}"' if part.name == "lengths" else ""
+        return f'  {{\n    name: "{part.name}"\n    data_type: {TYPES[part.dtype]}\n    dims: [ {dims} ]{label}\n  }}'
+
+    batching = ""
+    if file.batch is None:
+        preferred = ", ".join(str(n) for n in sorted({max(1, max_batch // 4), max_batch}))
+        batching = (
+            f"dynamic_batching {{\n  preferred_batch_size: [ {preferred} ]\n"
+            f"  max_queue_delay_microseconds: {DELAY}\n}}\n"
+        )
+    outputs = ",\n".join(map(tensor, file.outputs))
+    return (
+        f'name: "{name}"\nplatform: "onnxruntime_onnx"\nmax_batch_size: {max_batch if file.batch is None else 0}\n'
+        f"input [\n{tensor(file.input)}\n]\n"
+        f"output [\n{outputs}\n]\n"
+        f"instance_group [\n  {{\n    count: {instances}\n    kind: KIND_{device.upper()}\n  }}\n]\n{batching}"
+    )
+
+
+def _one_line(label: str) -> str:
+    return " ".join(label.split())

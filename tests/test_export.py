@@ -1,0 +1,270 @@
+"""Export options: what the graph computes in every precision, in three engines, and that a wrong one is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import FLOAT32, backend, close, random_images, random_params, small_spec
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from capscore import PRESETS, CapsNetSpec, Decoder, DenseCaps, DynamicRouting, PrimaryCaps
+from capscore.errors import CapscoreError, ModelFileError, ShapeError
+
+onnx = pytest.importorskip("onnx")
+ort = pytest.importorskip("onnxruntime")
+NUMPY = backend("numpy")
+SPEC = small_spec()
+
+
+def network(spec: CapsNetSpec = SPEC) -> Any:
+    return NUMPY.CapsNet(spec, random_params(spec, dtype="float32"))
+
+
+def run(path: Path, x: np.ndarray) -> dict[str, np.ndarray]:
+    """Run a file in ONNX Runtime, without anything of capscore."""
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, {session.get_inputs()[0].name: x}), strict=True))
+
+
+def expected(net: Any, x: np.ndarray) -> dict[str, np.ndarray]:
+    truth = NUMPY.CapsNet(net.spec, net.params, dtype="float64")
+    out = truth(x, couplings=True)
+    found = {"lengths": out.lengths, "capsules": out.capsules, "reconstruction": truth.reconstruct(out.capsules)}
+    return found | {f"couplings.{i}.{r}": c for i, cs in enumerate(out.couplings) for r, c in enumerate(cs)}
+
+
+def test_the_report_tells_the_size_and_the_differences(onnx_export: ModuleType, tmp_path: Path) -> None:
+    report = onnx_export.export(network(), tmp_path / "m.onnx")
+    assert report.path == tmp_path / "m.onnx"
+    assert report.bytes == report.path.stat().st_size
+    assert set(report.differences) == {"lengths", "capsules", "reconstruction"}
+    assert max(report.differences.values()) < FLOAT32
+    about = json.loads(onnx.load(report.path).metadata_props[0].value)
+    told = about["provenance"]["export"]
+    assert told["precision"] == "fp32"
+    assert told["largest_differences"] == {k: float(f"{v:.0e}") for k, v in report.differences.items()}
+    assert about["preprocessing"] == {
+        "color": None, "height": 7, "width": 6, "resize": "bilinear", "scale": 1 / 255,
+    }  # fmt: skip
+    assert onnx_export.export(network(), tmp_path / "n.onnx", verify=False).differences is None
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_presets_within_the_tolerance_of_float32(onnx_export: ModuleType, tmp_path: Path, name: str) -> None:
+    """On black, white, noise and saturated images at batches 1, 2 and 7 of one file."""
+    report = onnx_export.export(NUMPY.CapsNet(PRESETS[name]), tmp_path / "m.onnx")
+    assert max(report.differences.values()) < FLOAT32
+
+
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(outputs=st.sets(st.sampled_from(["lengths", "capsules", "reconstruction", "couplings"]), min_size=1))
+def test_only_what_is_asked_for_is_computed(onnx_export: ModuleType, tmp_path: Path, outputs: set[str]) -> None:
+    path = onnx_export.export(network(), tmp_path / "m.onnx", outputs=sorted(outputs), verify=False).path
+    x = random_images(SPEC, 3, dtype="float32")
+    found, wanted = run(path, x), expected(network(), x)
+    couplings = {"couplings.0.1", "couplings.1.1", "couplings.1.2"} if "couplings" in outputs else set()
+    assert set(found) == outputs - {"couplings"} | couplings
+    for name in found:
+        close(found[name], wanted[name], FLOAT32, name)
+    graph = onnx.load(path).graph
+    used = {name for node in graph.node for name in node.input} | {output.name for output in graph.output}
+    assert {name for node in graph.node for name in node.output} <= used
+    assert {tensor.name for tensor in graph.initializer} <= used
+    if "reconstruction" not in outputs:
+        assert not [tensor.name for tensor in graph.initializer if tensor.name.startswith("decoder")]
+
+
+def test_half_precision_keeps_norms_and_softmax_in_float32(onnx_export: ModuleType, tmp_path: Path) -> None:
+    report = onnx_export.export(network(), tmp_path / "m.onnx", precision="fp16")
+    x = random_images(SPEC, 4, dtype="float32")
+    found, wanted = run(report.path, x), expected(network(), x)
+    assert max(report.differences.values()) < 5e-3
+    for name, array in found.items():
+        assert array.dtype == np.float32
+        close(array, wanted[name], 5e-3, name)
+    graph = onnx.shape_inference.infer_shapes(onnx.load(report.path), strict_mode=True).graph
+    kinds = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.output)}
+    half, single = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
+    for node in graph.node:
+        if node.op_type in ("Conv", "MatMul"):
+            assert kinds[node.output[0]] == half, node.name
+        if any(part in node.name for part in ("norm/", "softmax")) and node.op_type != "Cast":
+            assert kinds[node.output[0]] == single, node.name
+    for tensor in graph.initializer:
+        if tensor.name.split(".folded")[0] in SPEC.parameters:
+            assert tensor.data_type == half, tensor.name
+
+
+def test_half_precision_says_which_parameter_is_too_large(onnx_export: ModuleType, tmp_path: Path) -> None:
+    params = random_params(SPEC, dtype="float32")
+    params["primary.weight"][0, 0, 0, 0] = 7e4
+    with pytest.raises(CapscoreError, match=r"primary\.weight has values beyond 65504.*export it as fp32"):
+        onnx_export.export(NUMPY.CapsNet(SPEC, params), tmp_path / "m.onnx", precision="fp16")
+
+
+def test_int8_quantises_convolutions_and_decoder_per_channel(onnx_export: ModuleType, tmp_path: Path) -> None:
+    spec = small_spec(decoder=Decoder((64, 64)))
+    images = random_images(spec, 64, dtype="float32")
+    report = onnx_export.export(network(spec), tmp_path / "m.onnx", precision="int8", calibration=images)
+    found, wanted = run(report.path, images[:8]), expected(network(spec), images[:8])
+    for name, array in found.items():
+        close(array, wanted[name], 0.1, name)
+    graph = onnx.load(report.path).graph
+    stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    for name in ("stem.0.weight", "primary.weight"):
+        assert stored[f"{name}_quantized"].dtype == np.int8
+        assert stored[f"{name}_scale"].shape == (spec.parameters[name][0],)
+    assert stored["decoder.1.weight.folded_quantized"].dtype == np.int8
+    assert not [node.name for node in graph.node if node.op_type == "QuantizeLinear" and "route" in node.name]
+    assert stored["capsules.0.weight.folded.fp16"].dtype == np.float16
+
+
+def test_int8_needs_images_that_fit(onnx_export: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(CapscoreError, match="int8 needs calibration images"):
+        onnx_export.export(network(), tmp_path / "m.onnx", precision="int8")
+    with pytest.raises(ShapeError, match=r"calibration images have shape \[3, 1, 7, 6\]; wanted \[N, 2, 7, 6\]"):
+        onnx_export.export(network(), tmp_path / "m.onnx", precision="int8", calibration=np.zeros((3, 1, 7, 6)))
+    images = random_images(SPEC, 3)
+    with pytest.raises(ShapeError, match="3 calibration images are fewer than the fixed batch of 5"):
+        onnx_export.export(network(), tmp_path / "m.onnx", precision="int8", calibration=images, batch=5)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_the_same_options_give_the_same_bytes(onnx_export: ModuleType, tmp_path: Path, precision: str) -> None:
+    images = random_images(SPEC, 64)
+    content = []
+    for name in ("a.onnx", "b.onnx"):
+        onnx_export.export(network(), tmp_path / name, precision=precision, calibration=images)
+        content.append((tmp_path / name).read_bytes())
+    assert content[0] == content[1]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_bytes_as_images_and_a_fixed_batch(onnx_export: ModuleType, tmp_path: Path, precision: str) -> None:
+    images = random_images(SPEC, 40)
+    report = onnx_export.export(
+        network(), tmp_path / "m.onnx", precision=precision, batch=4, byte_images=True, calibration=images
+    )
+    graph = onnx.load(report.path).graph
+    assert [d.dim_value for d in graph.input[0].type.tensor_type.shape.dim] == [4, 2, 7, 6]
+    x = np.random.default_rng(1).integers(0, 256, (4, 2, 7, 6), np.uint8)
+    tolerance = {"fp32": FLOAT32, "fp16": 5e-3, "int8": 0.1}[precision]
+    for name, array in run(report.path, x).items():
+        assert array.shape[0] == 4
+        close(array, expected(network(), x / 255)[name], tolerance, name)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_the_decoder_alone(onnx_export: ModuleType, tmp_path: Path, precision: str) -> None:
+    report = onnx_export.export_decoder(network(), tmp_path / "d.onnx", precision=precision)
+    v = np.random.default_rng(0).normal(0, 0.3, (5, 3, 6)).astype(np.float32)
+    truth = NUMPY.CapsNet(SPEC, random_params(SPEC, dtype="float32"), dtype="float64").reconstruct(v)
+    close(run(report.path, v)["reconstruction"], truth, FLOAT32 if precision == "fp32" else 5e-3)
+    stored = {tensor.name.split(".")[0] for tensor in onnx.load(report.path).graph.initializer}
+    assert not stored & {"stem", "primary", "capsules"}
+    with pytest.raises(CapscoreError, match="no decoder"):
+        onnx_export.export_decoder(network(small_spec(decoder=None)), tmp_path / "n.onnx")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "fp8"}, "precision must be one of fp32, fp16, int8, not 'fp8'"),
+        ({"batch": 0}, "batch must be a whole number of at least 1"),
+        ({"outputs": ["votes"]}, "no output 'votes'; it has capsules, couplings, lengths, reconstruction"),
+        ({"opset": 11}, "opset must be from 17"),
+    ],
+)
+def test_options_that_are_not_offered(
+    onnx_export: ModuleType, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(CapscoreError, match=message):
+        onnx_export.export(network(), tmp_path / "m.onnx", **options)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong"),
+    [
+        ("relu", lambda recorder, x: recorder.node("Abs", x)),
+        ("softmax", lambda recorder, x, axis, leaky=False: recorder.node("Softmax", x, axis=-1)),
+    ],
+)
+def test_a_wrong_graph_is_refused(
+    onnx_export: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, wrong: Any
+) -> None:
+    """A recorder with a fault: what is compared is the network, which has none."""
+    monkeypatch.setattr(onnx_export.Recorder, kind, wrong)
+    with pytest.raises(ModelFileError, match=r"differs from the network's by .* nothing was written"):
+        onnx_export.export(network(), tmp_path / "m.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_runtime_that_computes_a_node_wrong_is_named(
+    onnx_export: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights that change between the graph and the engine, as a faulty kernel would: the node is told."""
+    from capscore.export import check
+
+    start = check._session
+
+    def faulty(model: Any, level: Any) -> Any:
+        broken = onnx.ModelProto()
+        broken.CopyFrom(model)
+        for tensor in broken.graph.initializer:
+            if tensor.name == "decoder.1.weight.folded":
+                array = onnx.numpy_helper.to_array(tensor) * 1.5
+                tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+        return start(broken, level)
+
+    monkeypatch.setattr(check, "_session", faulty)
+    with pytest.raises(ModelFileError, match=r"reconstruction differs .* first node that differs is decoder/matmul_1;"):
+        onnx_export.export(network(), tmp_path / "m.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_openvino_runs_the_same_files(onnx_export: ModuleType, tmp_path: Path, precision: str) -> None:
+    openvino = pytest.importorskip("openvino")
+    images = random_images(SPEC, 64)
+    report = onnx_export.export(network(), tmp_path / "m.onnx", precision=precision, calibration=images)
+    compiled = openvino.Core().compile_model(
+        str(report.path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )  # which bf16 hardware would otherwise not be asked about
+    for batch in (1, 5):
+        x = random_images(SPEC, batch, dtype="float32")
+        found = {output.get_any_name(): array for output, array in compiled([x]).items()}
+        tolerance = {"fp32": FLOAT32, "fp16": 5e-3, "int8": 0.1}[precision]
+        for name, array in found.items():
+            close(array, expected(network(), x)[name], tolerance, name)
+
+
+def test_the_reference_evaluator_runs_the_same_file(onnx_export: ModuleType, tmp_path: Path) -> None:
+    from onnx.reference import ReferenceEvaluator
+
+    report = onnx_export.export(network(), tmp_path / "m.onnx")
+    evaluator = ReferenceEvaluator(str(report.path))
+    x = random_images(SPEC, 3, dtype="float32")
+    for name, array in zip(evaluator.output_names, evaluator.run(None, {"images": x}), strict=True):
+        close(array, expected(network(), x)[name], FLOAT32, name)
+
+
+def test_stacked_leaky_and_decoderless_networks_pass_their_verification(
+    onnx_export: ModuleType, tmp_path: Path
+) -> None:
+    spec = CapsNetSpec(
+        input=(3, 11, 9),
+        primary=PrimaryCaps(4, 6, kernel=4, stride=2),
+        capsules=(DenseCaps(7, 5, DynamicRouting(4, leaky=True)), DenseCaps(6, 4, DynamicRouting(1)), DenseCaps(5, 3)),
+        decoder=None,
+    )
+    report = onnx_export.export(network(spec), tmp_path / "m.onnx")
+    assert max(report.differences.values()) < FLOAT32
