@@ -362,7 +362,7 @@ def export(
     if precision == "fp16":
         model = record(half=True)
     if precision == "int8":
-        from .precision import quantize
+        from capscore.export.precision import quantize
 
         model = quantize(plain, np.asarray(to_host(calibration)), byte_images)
     return _finish(net, model, plain, path, precision, verify, calibration)
@@ -432,7 +432,7 @@ def _finish(
 
     differences = None
     if verify:
-        from .check import check
+        from capscore.export.check import check
 
         differences = check(net, model, plain, precision, examples)
     about: dict[str, Any] = {"capscore": __version__, "precision": precision}

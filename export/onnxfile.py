@@ -69,12 +69,16 @@ def read(path: str | os.PathLike[str]) -> OnnxFile:
         batches, inputs = _tensors(model.graph.input)
         more, outputs = _tensors(model.graph.output)
         takes, gives = [tensor.name for tensor in inputs], [tensor.name for tensor in outputs]
-        if not gives or (takes != ["images"] and (takes, gives) != (["capsules"], ["reconstruction"])):
+        if (
+            not gives
+            or "images" in gives
+            or (takes != ["images"] and (takes, gives) != (["capsules"], ["reconstruction"]))
+        ):
             raise ModelFileError(f"it turns {short(takes)} into {short(gives)}, not images into lengths")
         if len({*batches, *more}) > 1:
             raise ModelFileError(f"its inputs and outputs have different batches: {short(batches + more)}")
         for tensor in (*inputs, *outputs):
-            _check_tensor(spec, tensor, given=tensor in inputs)
+            _check_tensor(spec, tensor)
         return OnnxFile(path, spec, classes, provenance, batches[0], inputs[0], tuple(outputs))
     except (ModelFileError, ValueError, OSError, DecodeError, MemoryError) as error:
         raise ModelFileError(f"cannot load the ONNX model {path}: {error}") from None
@@ -114,7 +118,7 @@ def _tensors(values: Sequence[Any]) -> tuple[list[int | None], list[Tensor]]:
     return batches, tensors
 
 
-def _check_tensor(spec: CapsNetSpec, tensor: Tensor, given: bool) -> None:
+def _check_tensor(spec: CapsNetSpec, tensor: Tensor) -> None:
     last = spec.capsules[-1]
     known: dict[str, tuple[int, ...]] = {
         "images": spec.input,
@@ -128,5 +132,5 @@ def _check_tensor(spec: CapsNetSpec, tensor: Tensor, given: bool) -> None:
         raise ModelFileError(f"it has an output {short(tensor.name)}; known are {', '.join(known)} and couplings")
     if tensor.shape != wanted:
         raise ModelFileError(f"its {tensor.name} are {list(tensor.shape)}; its spec says {list(wanted)}")
-    if tensor.dtype != "float32" and not (given and tensor.name == "images"):
+    if tensor.dtype != "float32" and tensor.name != "images":
         raise ModelFileError(f"its {tensor.name} are {tensor.dtype}, not float32")

@@ -75,7 +75,7 @@ class _Session:
         if threads < 0:
             raise CapscoreError(f"threads must be 0 (as many as there are cores) or more, not {threads}")
         wanted = _find(provider)
-        if cuda_graph and (wanted != NAMES["cuda"] or self.batch is None):
+        if cuda_graph and (wanted[0] != CUDA or self.batch is None):
             raise CapscoreError(
                 f"CUDA graphs need the provider cuda, not {wanted[0]}, and a fixed batch, "
                 f"not {'any' if self.batch is None else self.batch}: `capscore export --batch N` fixes it"
@@ -85,7 +85,7 @@ class _Session:
         try:
             self._session = _start(self.path, [(name, settings.get(name, {})) for name in wanted], threads)
         except BackendError as problem:
-            if provider != "auto":
+            if provider != "auto" or cuda_graph:
                 raise
             warnings.warn(f"running on the CPU: {problem}", RuntimeWarning, stacklevel=2)
             wanted = NAMES["cpu"]
@@ -113,6 +113,8 @@ class _Session:
                     self._captured = Captured(self._bind(gpu_library() if library is HOST else library, x, copy=True))
             found = self._captured.run(x, self.dtype)
             return {name: library.adopt(y, "float32", self.device) for name, y in found.items()}
+        except CapscoreError:
+            raise
         except Exception as error:  # what a graph does not keep of its promises shows when it runs; so does memory
             raise ModelFileError(f"cannot run the ONNX model {self.path}: {_reason(error)}") from None
 
@@ -204,9 +206,7 @@ class DecoderSession(_Session):
         if labels is not None:
             chosen = to_host(labels)
             if chosen.ndim != 1:
-                raise ShapeError(
-                    f"labels have shape {list(chosen.shape)}; an exported decoder takes one for each image"
-                )
+                raise ShapeError(f"labels have shape {list(chosen.shape)}; an exported decoder takes one per image")
             v = to_host(v) * one_hot(chosen, v.shape[0], last.count)[:, :, None]  # the graph keeps the longest
         return self._run(v)["reconstruction"]
 
