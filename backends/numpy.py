@@ -39,9 +39,8 @@ def transpose(x: Array, axes: tuple[int, ...]) -> Array:
 
 
 def matmul(a: Array, b: Array) -> Array:
-    """Return the matrix product over the last two axes."""
-    y: Array = np.matmul(a, b)
-    return y
+    """Return the matrix product over the last two axes, the leading axes broadcast."""
+    return im2col.product(a, b)
 
 
 def sum(x: Array, axis: Axes, keepdims: bool = False) -> Array:

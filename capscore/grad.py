@@ -113,8 +113,8 @@ class Tape:
         """Gradient: g bᵀ and aᵀ g."""
         return self.record(
             self.ops.matmul(a.value, b.value),
-            (a, lambda g: _fold(np.matmul(g, b.value.swapaxes(-1, -2)), a.shape)),
-            (b, lambda g: _fold(np.matmul(a.value.swapaxes(-1, -2), g), b.shape)),
+            (a, lambda g: _fold(self.ops.matmul(g, b.value.swapaxes(-1, -2)), a.shape)),
+            (b, lambda g: _fold(self.ops.matmul(a.value.swapaxes(-1, -2), g), b.shape)),
         )
 
     def conv2d(self, x: Var, weight: Var, bias: Var, stride: int, padding: int) -> Var:

@@ -17,6 +17,17 @@ Array = NDArray[Any]
 BLOCK_BYTES = 8 << 20  # of patches written out at a time: all patches of a batch would be gigabytes
 
 
+def product(a: Array, b: Array) -> Array:
+    """Return the matrix product over the last two axes.
+
+    OpenBLAS reads beyond the edges of small matrices and raises the flag for an invalid number over what it finds
+    there; NumPy would warn of it, now and then, for perfectly finite ones.
+    """
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        y: Array = np.matmul(a, b)
+    return y
+
+
 def convolve(x: Array, weight: Array, bias: Array, stride: int, padding: int) -> Array:
     """Correlate x [B, C, H, W] with weight [O, C, k, k], plus bias [O]: a map [B, O, H', W']."""
     w = _matrix(weight)  # [k·k·C, O]
@@ -24,7 +35,7 @@ def convolve(x: Array, weight: Array, bias: Array, stride: int, padding: int) ->
     y = np.empty_like(x, shape=(*windows.shape[:3], w.shape[1]), order="C")
     for block in _blocks(windows):
         patches = windows[block].reshape(-1, w.shape[0])  # [b·H'·W', k·k·C]
-        y[block] = (patches @ w + bias).reshape(y[block].shape)
+        y[block] = (product(patches, w) + bias).reshape(y[block].shape)
     return y.transpose(0, 3, 1, 2)
 
 
@@ -35,7 +46,7 @@ def weight_gradient(g: Array, x: Array, weight: Array, stride: int, padding: int
     g = g.transpose(0, 2, 3, 1)
     dw = np.zeros_like(weight, shape=(k * k * c, o), order="C")
     for block in _blocks(windows):
-        dw += windows[block].reshape(-1, k * k * c).T @ g[block].reshape(-1, o)
+        dw += product(windows[block].reshape(-1, k * k * c).T, g[block].reshape(-1, o))
     return dw.reshape(k, k, c, o).transpose(3, 2, 0, 1)
 
 
@@ -48,7 +59,7 @@ def input_gradient(g: Array, x: Array, weight: Array, stride: int, padding: int)
     g = g.transpose(0, 2, 3, 1)
     dx = np.zeros_like(x, shape=(b, h + 2 * padding, w + 2 * padding, c), order="C")
     for block in _blocks(_windows(x, k, stride, padding)):
-        patches = (g[block].reshape(-1, o) @ matrix).reshape(-1, rows, columns, k, k, c)
+        patches = product(g[block].reshape(-1, o), matrix).reshape(-1, rows, columns, k, k, c)
         for i in range(k):
             for j in range(k):
                 seen = slice(i, i + stride * rows, stride), slice(j, j + stride * columns, stride)

@@ -69,11 +69,8 @@ def read(path: str | os.PathLike[str]) -> OnnxFile:
         batches, inputs = _tensors(model.graph.input)
         more, outputs = _tensors(model.graph.output)
         takes, gives = [tensor.name for tensor in inputs], [tensor.name for tensor in outputs]
-        if (
-            not gives
-            or "images" in gives
-            or (takes != ["images"] and (takes, gives) != (["capsules"], ["reconstruction"]))
-        ):
+        network = takes == ["images"] and gives and "images" not in gives
+        if not network and (takes, gives) != (["capsules"], ["reconstruction"]):
             raise ModelFileError(f"it turns {short(takes)} into {short(gives)}, not images into lengths")
         if len({*batches, *more}) > 1:
             raise ModelFileError(f"its inputs and outputs have different batches: {short(batches + more)}")

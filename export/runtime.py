@@ -38,12 +38,13 @@ def _pair() -> str | None:
 
 try:
     import onnxruntime
-
-    onnxruntime.InferenceSession  # noqa: B018 — uninstalling one of two leaves a package without anything in it
-except (ModuleNotFoundError, AttributeError) as error:
+except ModuleNotFoundError as error:
+    raise BackendError("running ONNX needs ONNX Runtime: pip install 'capscore[onnx]' or 'capscore[gpu]'") from error
+if not hasattr(onnxruntime, "InferenceSession"):  # what is left when one of two is uninstalled
     raise BackendError(
-        _pair() or "running ONNX needs ONNX Runtime: pip install --force-reinstall 'capscore[onnx]' or 'capscore[gpu]'"
-    ) from error
+        "ONNX Runtime is installed but empty, as when one of two builds was uninstalled: "
+        "pip uninstall onnxruntime onnxruntime-gpu, then pip install 'capscore[onnx]' or 'capscore[gpu]'"
+    )
 
 
 class _Session:
@@ -254,9 +255,9 @@ def _start(path: Path, providers: list[tuple[str, dict[str, str]]], threads: int
 
 
 def _reason(error: Exception) -> str:
-    """Return the first line of an error; ONNX Runtime's go on for pages."""
+    """Return the first line of an error; ONNX Runtime's go on for pages, with the reason at the line's end."""
     line = next(iter(str(error).splitlines()), type(error).__name__)
-    return line if len(line) <= 300 else line[:297] + "..."
+    return line if len(line) <= 300 else f"{line[:80]} … {line[-217:]}"
 
 
 def _with_bar(starts: Sequence[int], progress: bool) -> Iterable[int]:

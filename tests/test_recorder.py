@@ -14,7 +14,7 @@ from conftest import FLOAT32, NUMPY, close, random_images, random_params, small_
 from hypothesis import HealthCheck, given, settings
 
 from capscore import layers
-from capscore.errors import BackendError, CapscoreError, ModelFileError, ShapeError
+from capscore.errors import CapscoreError, ModelFileError, ShapeError
 from capscore.spec import PRESETS, CapsNetSpec, DenseCaps, DynamicRouting
 
 onnx = pytest.importorskip("onnx")
@@ -27,7 +27,7 @@ def export(onnx_export: ModuleType, tmp_path: Path) -> Callable[..., Any]:
 
     def run(spec: CapsNetSpec, name: str = "model.onnx", **options: Any) -> Any:
         net = NUMPY.CapsNet(spec, random_params(spec, dtype="float32"), classes=options.pop("classes", None))
-        onnx_export.export(net, tmp_path / name, **options)
+        onnx_export.export(net, tmp_path / name, verify=False, **options)
         return onnx.load(tmp_path / name)
 
     return run
@@ -100,7 +100,7 @@ def test_two_exports_are_the_same_bytes(onnx_export: ModuleType, torch_caps: Mod
     spec = small_spec()
     nets = [caps.CapsNet(spec, random_params(spec), provenance={"b": 1, "a": 2}) for caps in (NUMPY, NUMPY, torch_caps)]
     for i, net in enumerate(nets):
-        onnx_export.export(net, tmp_path / str(i))
+        onnx_export.export(net, tmp_path / str(i), verify=False)
     assert len({(tmp_path / str(i)).read_bytes() for i in range(3)}) == 1
 
 
@@ -182,7 +182,7 @@ def session(export: Callable[..., Any], runtime: ModuleType, tmp_path: Path) -> 
 def test_a_session_is_called_like_a_network(session: Any) -> None:
     spec = small_spec()
     net = NUMPY.CapsNet(spec, random_params(spec, dtype="float32"), classes=("a", "b", "c"))
-    assert (session.spec, session.classes, session.provenance) == (net.spec, net.classes, net.provenance)
+    assert (session.spec, session.classes) == (net.spec, net.classes)
     images = random_images(spec, 5)
     out, expected = session(images), net(images)  # float64 images too
     assert type(out) is type(expected)
@@ -250,11 +250,6 @@ def test_labels_may_be_weights(caps: ModuleType) -> None:
     np.testing.assert_array_equal(both[1], by_label[1])
 
 
-def test_a_provider_that_is_not_there(runtime: ModuleType, tmp_path: Path) -> None:
-    with pytest.raises(BackendError, match=r"no NoSuchProvider, only .*CPUExecutionProvider.*capscore\[gpu\]"):
-        runtime.Session(tmp_path / "model.onnx", providers=("NoSuchProvider", "CPUExecutionProvider"))
-
-
 def test_files_a_session_does_not_take(runtime: ModuleType, export: Callable[..., Any], tmp_path: Path) -> None:
     path = tmp_path / "other.onnx"
     with pytest.raises(ModelFileError, match="there is no such file"):
@@ -285,5 +280,5 @@ def test_a_foreign_graph_under_our_metadata(runtime: ModuleType, export: Callabl
     about = json.loads(model.metadata_props[0].value) | {"spec": json.loads(text)}
     onnx.helper.set_model_props(model, {"capscore": json.dumps(about)})
     onnx.save(model, path)
-    with pytest.raises(ModelFileError, match=r"cannot run the ONNX model .*other\.onnx"):
-        runtime.Session(path)(np.zeros((1, 2, 9, 9), np.float32))
+    with pytest.raises(ModelFileError, match=r"its images are \[2, 7, 6\]; its spec says \[2, 9, 9\]"):
+        runtime.Session(path)
