@@ -22,7 +22,7 @@ class Output(NamedTuple, Generic[A]):
     """What a network says of a batch of images."""
 
     lengths: A  # [B, J]: how present each class is, 0 to 1
-    capsules: A  # [B, J, D]: the class capsules
+    capsules: A  # [B, J, D]: the class capsules; None from an ONNX model that was exported without them
     reconstruction: A | None = None  # [B, C, H, W]: from an ONNX model with a decoder
     couplings: tuple[tuple[A, ...], ...] | None = None  # per capsule layer and iteration [B, N, J], on request
 

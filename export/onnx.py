@@ -234,8 +234,14 @@ class Recorder:
         return self.node("Div", e, total, name="softmax")
 
     def argmax_one_hot(self, x: Value) -> Value:
-        """Hardmax."""
-        return self.node("Hardmax", x, axis=-1, half=x.half)
+        """The entries that equal the largest, the first of them alone: ONNX's Hardmax has no CUDA kernel."""
+        with self.scope("longest"):
+            x = self.cast(x, half=False)
+            one, last = self.constant(np.float32(1)), self.constant(np.int64(-1), "axis")
+            largest = self._reduce("ReduceMax", x, (-1,), True, "max")
+            equal = self.node("Cast", self.node("Equal", x, largest), to=TensorProto.FLOAT)
+            first = self.node("Equal", self.node("CumSum", equal, last), one, name="first")
+            return equal * self.node("Cast", first, to=TensorProto.FLOAT)
 
     def _reduce(self, kind: str, x: Value, axes: Sequence[int], keepdims: bool, name: str) -> Value:
         x = self.cast(x, half=False)

@@ -21,21 +21,6 @@ from capscore.export.binding import HOST, Bound, Captured, gpu_library, library_
 from capscore.model import Output, check_images, one_hot
 from capscore.ops import to_host
 
-CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
-NAMES = {"cpu": (CPU,), "cuda": (CUDA,), "tensorrt": (TENSORRT, CUDA)}  # TensorRT leaves nodes it lacks to CUDA
-
-
-def _pair() -> str | None:
-    """Return what is wrong if several distributions have written over each other's onnxruntime."""
-    names = sorted(set(metadata.packages_distributions().get("onnxruntime", ())))
-    if len(names) < 2:
-        return None
-    return (
-        f"{' and '.join(names)} are both installed and overwrite each other's files: "
-        f"pip uninstall {' '.join(names)}, then install one: pip install 'capscore[onnx]' or 'capscore[gpu]'"
-    )
-
-
 try:
     import onnxruntime
 except ModuleNotFoundError as error:
@@ -45,6 +30,9 @@ if not hasattr(onnxruntime, "InferenceSession"):  # what is left when one of two
         "ONNX Runtime is installed but empty, as when one of two builds was uninstalled: "
         "pip uninstall onnxruntime onnxruntime-gpu, then pip install 'capscore[onnx]' or 'capscore[gpu]'"
     )
+
+CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
+NAMES = {"cpu": (CPU,), "cuda": (CUDA,), "tensorrt": (TENSORRT, CUDA)}  # TensorRT leaves nodes it lacks to CUDA
 
 
 class _Session:
@@ -95,16 +83,13 @@ class _Session:
         self._cuda_graph, self._lock = cuda_graph, threading.Lock()
         self._captured: Captured | None = None
 
-    def _check_batch(self, batch: int) -> None:
-        if self.batch not in (None, batch):
-            raise ShapeError(
-                f"{self.path.name} takes exactly {self.batch} at a time, not {batch}: "
-                "`predict` fills up the last batch, and an export without --batch takes any"
-            )
-
     def _run(self, x: Any) -> dict[str, Any]:
         """Return the outputs by name for a checked input; arrays on a GPU stay there if the session runs there."""
-        self._check_batch(x.shape[0])
+        if self.batch not in (None, x.shape[0]):
+            raise ShapeError(
+                f"{self.path.name} takes exactly {self.batch} at a time, not {x.shape[0]}: "
+                "`predict` fills up the last batch, and an export without --batch takes any"
+            )
         library = library_of(x) if self.provider in (CUDA, TENSORRT) else HOST
         try:
             if not self._cuda_graph:
@@ -212,10 +197,25 @@ class DecoderSession(_Session):
         return self._run(v)["reconstruction"]
 
 
+def _pair() -> str | None:
+    """Return what is wrong if both builds of ONNX Runtime have been installed over each other."""
+    try:
+        for name in ("onnxruntime", "onnxruntime-gpu"):
+            metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+    return (
+        "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files: pip uninstall both, "
+        "then install one: pip install 'capscore[onnx]' or 'capscore[gpu]'"
+    )
+
+
 def _find(provider: str | Sequence[str]) -> tuple[str, ...]:
     """Return the names of ONNX Runtime's providers that are meant, or say which is absent and what brings it."""
     there = onnxruntime.get_available_providers()
     if provider == "auto":
+        if CUDA not in there and (problem := _pair()):
+            warnings.warn(f"running on the CPU: {problem}", RuntimeWarning, stacklevel=3)
         return NAMES["cuda" if CUDA in there else "cpu"]
     wanted = NAMES.get(provider, (provider,)) if isinstance(provider, str) else tuple(provider)
     if not wanted:
@@ -239,10 +239,8 @@ def _start(path: Path, providers: list[tuple[str, dict[str, str]]], threads: int
             onnxruntime.preload_dlls()
     try:
         session = onnxruntime.InferenceSession(os.fspath(path), options, providers, enable_fallback=0)
-        lost, reason = (
-            [name for name in names if name not in session.get_providers()],
-            "a library or the driver is missing",
-        )
+        lost = [name for name in names if name not in session.get_providers()]
+        reason = "a library or the driver is missing"
     except Exception as error:  # ONNX Runtime's errors share no base class; those of providers are plain ones
         if names == [CPU] or not isinstance(error, RuntimeError | ValueError):
             raise ModelFileError(f"cannot load the ONNX model {path}: {_reason(error)}") from None

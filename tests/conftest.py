@@ -53,7 +53,7 @@ def need(module: str, requirement: str) -> ModuleType:
     except ImportError as error:
         if requirement in REQUIRED:
             pytest.fail(f"CAPSCORE_REQUIRE names {requirement}: {error}")
-        pytest.skip(str(error))
+        pytest.skip(str(error), allow_module_level=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -139,7 +139,7 @@ def foreign_weights() -> dict[str, np.ndarray]:
     """Arrays as some other program might leave them: no capsule bias, one in Fortran order, one in float64."""
     rng = np.random.default_rng(5)
     return {
-        "capsules.0.weight": rng.normal(0, 0.1, (16 * 8 * 8, 10, 6, 4)).astype(np.float32),
+        "capsules.0.weight": rng.normal(0, 0.5, (16 * 8 * 8, 10, 6, 4)).astype(np.float32),
         "stem.0.weight": np.asfortranarray(rng.normal(0, 0.06, (16, 1, 7, 7)).astype(np.float32)),
         "stem.0.bias": rng.normal(0, 0.1, 16).astype(np.float32).astype(np.float64),
         "primary.weight": rng.normal(0, 0.04, (64, 16, 7, 7)).astype(np.float32),

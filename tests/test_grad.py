@@ -284,6 +284,7 @@ def test_a_learner_goes_on_from_the_state_of_any_other(caps: ModuleType) -> None
         x, t = random_images(spec, 4, step), np.eye(3)[[0, 1, 2, step % 3]]
         losses.append(learner.step(x, t, 1e-3)[0])
     np.testing.assert_allclose(losses, expected, rtol=10 * FLOAT64)
+    assert learner.steps == 20
     assert all(isinstance(array, np.ndarray) for array in learner.state().values())
 
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import capscore
+from capscore import im2col
 from capscore.grad import Tape
 from capscore.layers import lengths, squash
 from capscore.ops import Ops, to_host
@@ -99,6 +100,42 @@ def test_values(caps: ModuleType, name: str, dtype: str) -> None:
     close(np.asarray(found), meaning(*[x.astype(np.float64) for x in arrays]), TOLERANCE[dtype])
 
 
+def run_recorded(onnx_export: ModuleType, call: Callable[..., Any], arrays: list[NDArray[Any]]) -> NDArray[Any]:
+    """Record what `call` does to the arrays and have ONNX Runtime do it."""
+    import onnxruntime
+    from onnx import TensorProto, helper
+
+    recorder = onnx_export.Recorder()
+    y = call(recorder, *[onnx_export.Value(recorder, f"x{i}") for i in range(len(arrays))])
+    inputs = [helper.make_tensor_value_info(f"x{i}", TensorProto.FLOAT, x.shape) for i, x in enumerate(arrays)]
+    output = helper.make_tensor_value_info(y.name, TensorProto.FLOAT, None)
+    graph = helper.make_graph(recorder.nodes, "ops", inputs, [output], list(recorder.initializers.values()))
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", recorder.opset)], ir_version=8)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, {f"x{i}": x for i, x in enumerate(arrays)})[0]
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_values_of_a_recorded_graph(onnx_export: ModuleType, runtime: ModuleType, name: str) -> None:
+    call, meaning, shapes = VALUES[name]
+    rng = np.random.default_rng(1)
+    arrays = [rng.normal(size=shape).astype(np.float32) for shape in shapes]
+    found = run_recorded(onnx_export, call, arrays)
+    close(found, meaning(*[x.astype(np.float64) for x in arrays]), FLOAT32)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-37, 1e-20, 1e-10, 1.0, 1e10, 1e20, 1e38])
+def test_extremes_of_a_recorded_graph(onnx_export: ModuleType, runtime: ModuleType, size: float) -> None:
+    x = (np.array([[0.6, 0.0, -0.8], [1.0, 0.0, 0.0]]) * size).astype(np.float32)
+    np.testing.assert_allclose(run_recorded(onnx_export, lengths, [x]), [size, size], rtol=FLOAT32)
+    np.testing.assert_allclose(run_recorded(onnx_export, squash, [x]), squash(NUMPY, x), rtol=FLOAT32)
+    wide = np.array([[-1e4, 0.0, 1e4], [-1e4, -1e4, -1e4]], np.float32)
+    for leaky in (False, True):
+        found = run_recorded(onnx_export, lambda ops, logits: ops.softmax(logits, -1, leaky), [wide])  # noqa: B023
+        close(found, NUMPY.softmax(wide, -1, leaky), FLOAT32)
+    close(run_recorded(onnx_export, lambda ops, a: ops.sigmoid(a), [wide]), NUMPY.sigmoid(wide), FLOAT32)
+
+
 def test_every_op_is_tested() -> None:
     tested = {name.split()[0] for name in VALUES} | {"asarray", "to_numpy", "conv2d"}
     assert set(OPS) <= tested
@@ -120,9 +157,19 @@ def test_conv2d(caps: ModuleType, data: st.DataObject, seed: int, dtype: str) ->
 def test_conv2d_of_a_batch_that_is_cut_into_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     x, weight, bias = rng.normal(size=(5, 2, 6, 6)), rng.normal(size=(3, 2, 3, 3)), rng.normal(size=3)
-    whole = NUMPY.conv2d(x, weight, bias, 1, 1)
-    monkeypatch.setattr("capscore.im2col.BLOCK_BYTES", 2 * 36 * 18 * 8)  # two images at a time
-    close(NUMPY.conv2d(x, weight, bias, 1, 1), whole, FLOAT64)
+    g = rng.normal(size=(5, 3, 6, 6))
+
+    def forward_and_back() -> list[Any]:
+        return [
+            im2col.convolve(x, weight, bias, 1, 1),
+            im2col.weight_gradient(g, x, weight, 1, 1),
+            im2col.input_gradient(g, x, weight, 1, 1),
+        ]
+
+    whole = forward_and_back()
+    monkeypatch.setattr(im2col, "BLOCK_BYTES", 2 * 36 * 18 * 8)  # two images at a time
+    for found, wanted in zip(forward_and_back(), whole, strict=True):
+        close(found, wanted, FLOAT64)
 
 
 # ------------------------------------------------------------------------------------------------------- in and out

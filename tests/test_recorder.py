@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import FLOAT32, NUMPY, close, random_images, random_params, small_spec, specs
+from conftest import FLOAT32, NUMPY, close, need, random_images, random_params, small_spec, specs
 from hypothesis import HealthCheck, given, settings
 
 from capscore import layers
 from capscore.errors import CapscoreError, ModelFileError, ShapeError
 from capscore.spec import PRESETS, CapsNetSpec, DenseCaps, DynamicRouting
 
-onnx = pytest.importorskip("onnx")
+onnx = need("onnx", "onnx")
 FORBIDDEN = {"Loop", "Scan", "If", "Shape", "Einsum", "Size", "ConstantOfShape", "Expand", "Where", "Constant"}
 
 
@@ -66,7 +66,7 @@ def test_names_are_paths_and_each_is_used(export: Callable[..., Any], spec: Caps
     used = {name for node in model.graph.node for name in node.input} | {value.name for value in model.graph.output}
     assert made == used, "nothing is stored or computed in vain"
     for name in names(model):
-        assert name.split("/")[0].split(".")[0] in {"stem", "primary", "capsules", "decoder", "norm", "hardmax"}, name
+        assert name.split("/")[0].split(".")[0] in {"stem", "primary", "capsules", "decoder", "norm", "longest"}, name
 
 
 def test_the_path_of_a_node_tells_where_it_is(export: Callable[..., Any]) -> None:
@@ -74,7 +74,7 @@ def test_the_path_of_a_node_tells_where_it_is(export: Callable[..., Any]) -> Non
     for name in (
         "stem.0/conv", "stem.0/relu", "primary/conv", "primary/squash/norm/length", "capsules.0/route/0/matmul",
         "capsules.0/route/1/softmax", "capsules.0/route/1/softmax/leak", "capsules.1/route/2/softmax",
-        "capsules.1/route/2/squash/div", "decoder/matmul", "decoder/sigmoid", "hardmax",
+        "capsules.1/route/2/squash/div", "decoder/matmul", "decoder/sigmoid", "longest/cumsum",
     ):  # fmt: skip
         assert name in found, sorted(found)
     assert "capsules.1/route/3/softmax" not in found
@@ -161,6 +161,17 @@ def test_a_value_has_no_array_while_it_is_recorded(onnx_export: ModuleType) -> N
     with pytest.raises(CapscoreError, match="relu has no value while a graph is recorded"):
         recorder.to_numpy(recorder.relu(x))
     np.testing.assert_array_equal(recorder.to_numpy(recorder.asarray([1.0, 2.0])), [1, 2])
+
+
+def test_equal_constants_are_stored_once_and_others_apart(onnx_export: ModuleType) -> None:
+    recorder = onnx_export.Recorder()
+    x = onnx_export.Value(recorder, "x")
+    four, square, ints = np.zeros(4, np.float32), np.zeros((2, 2), np.float32), np.zeros(2, np.int64)
+    for array in (four, four.copy(), square, ints, np.zeros(4, np.int32)):
+        recorder.node("Add", x, recorder.constant(array, "zero"))
+    assert [(name, tuple(t.dims)) for name, t in recorder.initializers.items()] == [
+        ("zero", (4,)), ("zero_1", (2, 2)), ("zero_2", (2,)), ("zero_3", (4,)),
+    ]  # fmt: skip
 
 
 def test_scopes_close_even_after_an_error(onnx_export: ModuleType) -> None:

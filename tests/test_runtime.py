@@ -153,7 +153,7 @@ def test_a_provider_that_is_absent_is_no_slower_run(
     runtime: ModuleType, make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runtime.onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    monkeypatch.setattr(runtime.metadata, "packages_distributions", lambda: {"onnxruntime": ["onnxruntime"]})
+    monkeypatch.setattr(runtime, "_pair", lambda: None)
     for name in ("cuda", "CUDAExecutionProvider", "tensorrt", ["CUDAExecutionProvider", "CPUExecutionProvider"]):
         with pytest.raises(BackendError, match=r"no (CUDA|Tensorrt)ExecutionProvider, only CPU.*capscore\[gpu\]"):
             runtime.Session(make(), name)
@@ -161,11 +161,19 @@ def test_a_provider_that_is_absent_is_no_slower_run(
         runtime.Session(make(), "NoSuchProvider")
     with pytest.raises(BackendError, match="no provider is named"):
         runtime.Session(make(), [])
-    both = {"onnxruntime": ["onnxruntime-gpu", "onnxruntime", "onnxruntime"]}
-    monkeypatch.setattr(runtime.metadata, "packages_distributions", lambda: both)
-    cure = "overwrite each other's files: pip uninstall onnxruntime onnxruntime-gpu, then install one"
-    with pytest.raises(BackendError, match=f"onnxruntime and onnxruntime-gpu are both installed and {cure}"):
+
+
+def test_two_builds_in_one_folder_explain_themselves(
+    runtime: ModuleType, make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime.onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr(runtime.metadata, "version", lambda name: "1.0")
+    problem = "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files: pip uninstall both"
+    with pytest.raises(BackendError, match=problem):
         runtime.Session(make(), "cuda")
+    with pytest.warns(RuntimeWarning, match=f"running on the CPU: {problem}") as told:
+        runtime.Session(make())
+    assert told[0].filename == __file__
 
 
 class Dropped:
@@ -187,9 +195,10 @@ def test_a_provider_that_does_not_start(
     monkeypatch.setattr(runtime.onnxruntime, "InferenceSession", Dropped)
     with pytest.raises(BackendError, match=r"has CUDAExecutionProvider but cannot start it: a library or the driver"):
         runtime.Session(make(), "cuda")
-    with pytest.warns(RuntimeWarning, match=r"running on the CPU: .*onnxruntime-gpu\[cuda,cudnn\]"):
+    with pytest.warns(RuntimeWarning, match=r"running on the CPU: .*onnxruntime-gpu\[cuda,cudnn\]") as told:
         session = runtime.Session(make())
     assert session.provider == "CPUExecutionProvider"
+    assert told[0].filename == __file__
 
     def refuse(*args: Any, **options: Any) -> None:
         raise RuntimeError("Please install TensorRT libraries\nand more")

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import FLOAT32, FLOAT64, GRADIENT, NUMPY, backend, close, random_images, random_params, small_spec
+from conftest import FLOAT32, FLOAT64, GRADIENT, NUMPY, backend, close, need, random_images, random_params, small_spec
 
 from capscore.errors import BackendError
 from capscore.model import objective
 
-torch = pytest.importorskip("torch")
+torch = need("torch", "torch")
 SPEC = small_spec()
 
 
