@@ -1,6 +1,6 @@
 """How should a graph spell routing? Formulations of votes, weighted sum and agreement on ONNX Runtime's CPU provider.
 
-    python benchmarks/onnx_routing.py [--batches 1 32 128] [--rounds 7]
+    python benchmarks/onnx_routing.py [--batches 1 32 128] [--rounds 21] [--json FILE]
 
 The paper's routing layer: 1152 input capsules of 8 to 10 output capsules of 16, three iterations. Every formulation
 is checked against float64 and timed interleaved with the others; the table gives medians and quartiles.
@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
+from machine import about, interleaved
 from onnx import TensorProto, helper
 
 from capscore.backends import numpy as reference
@@ -95,34 +95,30 @@ def session(formulation: Callable[..., Any], w: np.ndarray, threads: int) -> onn
 
 
 def main() -> None:
-    """Print the table, and the same as JSON."""
+    """Print the table; write the same as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 32, 128])
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     rng = np.random.default_rng(0)
     w = rng.standard_normal((N, J, D, K)) * 0.1
     sessions = {name: session(make, w, args.threads) for name, make in FORMULATIONS.items()}
-    results: dict[str, Any] = {"onnxruntime": onnxruntime.__version__, "machine": platform.processor(), "ms": {}}
+    results: dict[str, Any] = {"machine": about("onnxruntime"), "rounds": args.rounds, "threads": args.threads}
     for batch in args.batches:
         u = squash(reference, rng.standard_normal((batch, N, K)))
         truth = dynamic_routing(reference, ArrayVotes(reference, np.einsum("bnk,njdk->bnjd", u, w)), ITERATIONS)
-        times: dict[str, list[float]] = {name: [] for name in sessions}
-        for _ in range(args.rounds):
-            for name, run in sessions.items():
-                repeats = max(1, 64 // batch)
-                start = time.perf_counter()
-                for _ in range(repeats):
-                    (v,) = run.run(None, {"u": u.astype(np.float32)})
-                times[name].append((time.perf_counter() - start) / repeats * 1e3)
-                assert np.abs(v - truth).max() < 2e-6, name
+        feed = {"u": u.astype(np.float32)}
+        for name, run in sessions.items():
+            assert np.abs(run.run(None, feed)[0] - truth).max() < 2e-6, name
+        ms = interleaved({name: lambda s=run: s.run(None, feed) for name, run in sessions.items()}, args.rounds)
         print(f"batch {batch}: ms, median (quartiles) of {args.rounds}")
-        for name, seconds in times.items():
-            low, middle, high = np.percentile(seconds, [25, 50, 75])
+        for name, (low, middle, high) in ms.items():
             print(f"  {name:36s} {middle:8.2f} ({low:.2f}-{high:.2f})")
-            results["ms"].setdefault(name, {})[batch] = [low, middle, high]
-    print(json.dumps(results))
+        results[f"ms at batch {batch}"] = ms
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":
