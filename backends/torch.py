@@ -26,7 +26,11 @@ torch.backends.cudnn.allow_tf32 = False  # float32 means float32; matrix product
 def asarray(x: Any, like: Tensor | None = None) -> Tensor:
     """Return `x`, an array of any backend, as a tensor, on the device and with the dtype of `like`."""
     if not isinstance(x, Tensor):  # CuPy's arrays are shared on the GPU, all others come through the host
-        x = torch.as_tensor(x) if hasattr(x, "__cuda_array_interface__") else torch.from_numpy(to_host(x).copy())
+        if hasattr(x, "__cuda_array_interface__"):
+            x = torch.as_tensor(x)
+        else:
+            host = to_host(x)
+            x = torch.from_numpy(host.astype(host.dtype.newbyteorder("=")))  # a copy, as torch knows no other order
     y: Tensor = x if like is None else x.to(like.device, like.dtype)
     return y
 

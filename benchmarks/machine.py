@@ -27,6 +27,7 @@ def interleaved(contenders: dict[str, Callable[[], Any]], rounds: int) -> dict[s
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for i in range(rounds + 1):
         for name, run in contenders.items():
+            time.sleep(0.1)  # the threads of the one before still spin, waiting for work
             start = time.perf_counter()
             run()
             if i:

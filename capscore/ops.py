@@ -88,9 +88,12 @@ def to_host(x: Any) -> NDArray[Any]:
 
     bfloat16, which NumPy lacks, becomes float32.
     """
-    if "bfloat16" in str(getattr(x, "dtype", "")):
-        x = x.float()
-    for step in ("detach", "cpu", "get"):  # torch's two steps to the host, and CuPy's; each absent elsewhere
-        if callable(method := getattr(x, step, None)) and hasattr(x, "dtype"):
-            x = method()
-    return np.asarray(x)
+    if hasattr(x, "detach"):  # torch
+        x = x.detach().cpu()
+        x = x.float() if "bfloat16" in str(x.dtype) else x
+    try:
+        return np.asarray(x)
+    except TypeError:  # CuPy's arrays leave the GPU only when asked
+        if not hasattr(x, "get"):
+            raise
+        return np.asarray(x.get())
