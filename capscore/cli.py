@@ -205,11 +205,11 @@ def export_command(
     if decoder is not None:
         half = "fp16" if precision == "fp16" else "fp32"
         _exported(export_decoder(net, decoder, precision=half, batch=batch, opset=opset, verify=verify), model)
-    if sets is not None and not byte_images and batch is None:
-        from .export.runtime import Session
-
+    if sets is not None and (outputs is None or "lengths" in outputs.split(",")):
+        session = _open(target)
+        exported = accuracy(_TakesFloats(session) if byte_images else session, sets[1])
         _say(f"accuracy on {len(sets[1]):,} test images of {data}: {accuracy(net, sets[1]):.2%} before, "
-             f"{accuracy(Session(target), sets[1]):.2%} exported")  # fmt: skip
+             f"{exported:.2%} exported")  # fmt: skip
     if triton is not None:
         from .export.triton import write
 

@@ -37,7 +37,7 @@ class _Images(CalibrationDataReader):  # type: ignore[misc]
 def quantize(model: onnx.ModelProto, images: NDArray[Any], byte_images: bool) -> onnx.ModelProto:
     """Return the graph with int8 convolutions and decoder; activations uint8, weights int8 per channel.
 
-    Routing stays in float32. Its weights are stored as float16, and cast when the model is loaded.
+    Routing stays in float32. Its weights are stored as int8 too, and widened when the model is loaded.
     """
     (taken,) = model.graph.input
     shape = tuple(d.dim_value for d in taken.type.tensor_type.shape.dim)
@@ -64,7 +64,7 @@ def quantize(model: onnx.ModelProto, images: NDArray[Any], byte_images: bool) ->
             weight_type=QuantType.QInt8,
         )
         smaller = onnx.load(quantised)
-    _halve_routing_weights(smaller)
+    _narrow_routing_weights(smaller)
     onnx.checker.check_model(smaller, full_check=True)
     return smaller
 
@@ -73,14 +73,22 @@ def _in_decoder(node: onnx.NodeProto) -> bool:
     return bool(node.op_type == "MatMul" and node.name.startswith("decoder/"))
 
 
-def _halve_routing_weights(model: onnx.ModelProto) -> None:
-    """Store the weights of the votes as float16 with a Cast behind them, which runtimes compute when they load."""
-    casts = []
+def _narrow_routing_weights(model: onnx.ModelProto) -> None:
+    """Store the weights of the votes as int8, a scale for each row, with a Cast and a Mul behind them.
+
+    They hang on constants alone, so a runtime computes them when it loads: what is multiplied then is float32.
+    """
+    before, narrowed = [], []
     for tensor in model.graph.initializer:
         if tensor.name.startswith("capsules.") and ".weight" in tensor.name:
             name, array = tensor.name, numpy_helper.to_array(tensor)
-            tensor.CopyFrom(numpy_helper.from_array(array.astype(np.float16), f"{name}.fp16"))
-            casts.append(helper.make_node("Cast", [f"{name}.fp16"], [name], f"{name}.cast", to=TensorProto.FLOAT))
+            scale = np.maximum(np.abs(array).max(axis=-1, keepdims=True) / 127, np.finfo(np.float32).tiny)
+            tensor.CopyFrom(numpy_helper.from_array(np.round(array / scale).astype(np.int8), f"{name}_quantized"))
+            narrowed.append(numpy_helper.from_array(scale.astype(np.float32), f"{name}_scale"))
+            wide = f"{name}.cast"
+            before.append(helper.make_node("Cast", [f"{name}_quantized"], [wide], wide, to=TensorProto.FLOAT))
+            before.append(helper.make_node("Mul", [wide, f"{name}_scale"], [name], f"{name}.mul"))
+    model.graph.initializer.extend(narrowed)
     nodes = list(model.graph.node)
     del model.graph.node[:]
-    model.graph.node.extend(casts + nodes)
+    model.graph.node.extend(before + nodes)

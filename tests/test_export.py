@@ -123,7 +123,8 @@ def test_int8_quantises_convolutions_and_decoder_per_channel(onnx_export: Module
         assert stored[f"{name}_scale"].shape == (spec.parameters[name][0],)
     assert stored["decoder.1.weight.folded_quantized"].dtype == np.int8
     assert not [node.name for node in graph.node if node.op_type == "QuantizeLinear" and "route" in node.name]
-    assert stored["capsules.0.weight.folded.fp16"].dtype == np.float16
+    assert stored["capsules.0.weight.folded_quantized"].dtype == np.int8
+    assert stored["capsules.0.weight.folded_scale"].shape == (4, 5, 1)
 
 
 def test_int8_needs_images_that_fit(onnx_export: ModuleType, tmp_path: Path) -> None:
