@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from . import PRESETS, CapsNetSpec, __version__, backend, modelfile
-from .data import Dataset, load, read_image
+from .data import NAMES, Dataset, load, read_image
 from .errors import CapscoreError, ModelFileError, SpecError
 from .report import Screen, TensorBoard
 from .train import BEST, LAST, Recipe, Reporter, accuracy, check_dataset, train
@@ -99,7 +99,8 @@ def train_command(
     train_set, test_set = load(data, data_dir=data_dir, size=net_spec.input, seed=recipe.seed)
     if spec is None and resume is None:
         net_spec = _for_classes(net_spec, len(train_set.classes))
-    where = None if data_dir is None else str(data_dir.resolve())
+    where = None if data_dir is None else str(data_dir.resolve())  # absolute: to be resumed from anywhere
+    data = data if data in NAMES.split(", ") else str(Path(data).resolve())
     name = backend_name or _default_backend()
     caps = backend(name)
     about = {"data": data, "data_dir": where, "backend": name, "device": device, "amp": amp, "compile": compile}
