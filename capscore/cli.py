@@ -129,6 +129,8 @@ def eval_command(
     check_dataset(net, test, "test")
     share = accuracy(_TakesFloats(net) if _takes_bytes(net) else net, test)
     wrong = round((1 - share) * len(test))
+    if tuple(test.classes) != tuple(net.classes):
+        _say(f"note: the model's classes are {', '.join(net.classes)}; the dataset's are {', '.join(test.classes)}")
     _say(f"accuracy {share:.2%}: {wrong:,} of {len(test):,} test images of {data} are wrong")
 
 

@@ -59,6 +59,9 @@ def test_eval_export_inspect_verify(model, tmp_path):
     onnx = tmp_path / "model.onnx"
     assert f"{onnx}: 1.90 MB from 1.89 MB" in capscore("export", model, onnx)
     assert capscore("eval", onnx) == right
+    _, test = load("digits")
+    np.savez(tmp_path / "letters.npz", images=test.images[::5], labels=test.labels[::5], classes=list("abcdefghij"))
+    assert "the dataset's are a, b" in capscore("eval", model, "--data", tmp_path / "letters.npz")
     for path in (model, onnx, "small"):
         table = capscore("inspect", path)
         assert "471,216" in table
