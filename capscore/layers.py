@@ -130,8 +130,9 @@ def primary_capsules(ops: Ops[A], spec: CapsNetSpec, params: Mapping[str, A], x:
     p, (height, width) = spec.primary, spec.primary_map
     with scope(ops, "primary"):
         x = ops.conv2d(x, params["primary.weight"], params["primary.bias"], p.stride, p.padding)
-        u = ops.transpose(ops.reshape(x, (-1, p.types, p.dim, height * width)), (0, 1, 3, 2))  # [B, T, H·W, K]
-        return squash(ops, ops.reshape(u, (-1, p.types * height * width, p.dim)))
+        u = ops.transpose(ops.reshape(x, (-1, p.types, p.dim, height * width)), (0, 2, 1, 3))  # [B, K, T, H·W]
+        u = squash(ops, ops.reshape(u, (-1, p.dim, p.types * height * width)), 1)  # [B, K, N], as the votes want it
+        return ops.transpose(u, (0, 2, 1))  # [B, N, K]
 
 
 def dense_capsules(

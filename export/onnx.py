@@ -80,6 +80,7 @@ class Recorder:
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, onnx.TensorProto] = {}
         self._stored: dict[bytes, str] = {}  # digest of an initialiser → its name: equal ones are stored once
+        self._transposed: dict[str, tuple[Value, tuple[int, ...]]] = {}  # result → what it was made of, and how
         self._casts: dict[tuple[str, bool], Value] = {}
         self._path: list[str] = []
         self._taken: set[str] = set()
@@ -177,10 +178,16 @@ class Recorder:
         return self.node("Reshape", x, self.constant(np.array(shape, np.int64), "shape"), half=x.half)
 
     def transpose(self, x: Value, axes: tuple[int, ...]) -> Value:
-        """Transpose."""
+        """Transpose; one that takes back another leaves neither."""
         if x.constant is not None and self._foldable(x):
             return self._folded(x, reference.transpose(x.constant, axes))
-        return self.node("Transpose", x, perm=axes, half=x.half)
+        source, before = self._transposed.get(x.name, (x, tuple(range(len(axes)))))
+        perm = tuple(before[axis] for axis in axes)
+        if perm == tuple(range(len(perm))):
+            return source
+        y = self.node("Transpose", source, perm=perm, half=x.half)
+        self._transposed[y.name] = source, perm
+        return y
 
     def matmul(self, a: Value, b: Value) -> Value:
         """MatMul."""
