@@ -150,7 +150,7 @@ class CapsNet(nn.Module, model.CapsNet[Tensor]):
     @torch.inference_mode()
     def predict(self, images: Any, batch: int = 128) -> NDArray[Any]:
         """Return the lengths [N, J] for images [N, C, H, W] as a NumPy array, without gradients."""
-        return model.predict(self, images, batch)
+        return model.CapsNet.predict(self, images, batch)
 
 
 class Learner(model.Learner[Tensor]):

@@ -75,7 +75,7 @@ class Tape:
 
     def lift(self, x: Any) -> Var:
         """Return `x`, a Var or a Python scalar, as a Var."""
-        return x if isinstance(x, Var) else Scalar(self, x, learns=False)
+        return x if isinstance(x, Var) else Var(self, x, learns=False)
 
     def record(self, value: Any, *pulls: Pull) -> Var:
         """Return `value` as a Var made from the parents in `pulls`."""
@@ -168,17 +168,6 @@ class Tape:
     def argmax_one_hot(self, x: Var) -> Var:
         """Gradient: none, a choice is constant around x."""
         return self.record(self.ops.argmax_one_hot(x.value))
-
-
-class Scalar(Var):
-    """A Python scalar beside an array."""
-
-    __slots__ = ()
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """No axes."""
-        return ()
 
 
 def value_and_gradients(

@@ -7,6 +7,7 @@ runs of C numbers, and a convolution finds the map of the one before it as it wa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -33,7 +34,7 @@ def convolve(x: Array, weight: Array, bias: Array, stride: int, padding: int) ->
     w = _matrix(weight)  # [k·k·C, O]
     windows = _windows(x, weight.shape[-1], stride, padding)
     y = np.empty_like(x, shape=(*windows.shape[:3], w.shape[1]), order="C")
-    for block in _blocks(windows):
+    for block in _blocks(len(windows), math.prod(windows.shape[1:]) * x.itemsize):
         patches = windows[block].reshape(-1, w.shape[0])  # [b·H'·W', k·k·C]
         y[block] = (product(patches, w) + bias).reshape(y[block].shape)
     return y.transpose(0, 3, 1, 2)
@@ -45,7 +46,7 @@ def weight_gradient(g: Array, x: Array, weight: Array, stride: int, padding: int
     windows = _windows(x, k, stride, padding)
     g = g.transpose(0, 2, 3, 1)
     dw = np.zeros_like(weight, shape=(k * k * c, o), order="C")
-    for block in _blocks(windows):
+    for block in _blocks(len(windows), math.prod(windows.shape[1:]) * x.itemsize):
         dw += product(windows[block].reshape(-1, k * k * c).T, g[block].reshape(-1, o))
     return dw.reshape(k, k, c, o).transpose(3, 2, 0, 1)
 
@@ -58,7 +59,7 @@ def input_gradient(g: Array, x: Array, weight: Array, stride: int, padding: int)
     _, _, rows, columns = g.shape
     g = g.transpose(0, 2, 3, 1)
     dx = np.zeros_like(x, shape=(b, h + 2 * padding, w + 2 * padding, c), order="C")
-    for block in _blocks(_windows(x, k, stride, padding)):
+    for block in _blocks(b, rows * columns * k * k * c * x.itemsize):
         patches = product(g[block].reshape(-1, o), matrix).reshape(-1, rows, columns, k, k, c)
         for i in range(k):
             for j in range(k):
@@ -80,8 +81,8 @@ def _windows(x: Array, kernel: int, stride: int, padding: int) -> Array:
     return windows[:, ::stride, ::stride].transpose(0, 1, 2, 4, 5, 3)
 
 
-def _blocks(windows: Array) -> Iterator[slice]:
+def _blocks(images: int, bytes_each: int) -> Iterator[slice]:
     """Cut the batch so that the patches of one slice take about BLOCK_BYTES."""
-    images = max(1, BLOCK_BYTES // max(1, windows[:1].size * windows.itemsize))
-    for start in range(0, windows.shape[0], images):
-        yield slice(start, start + images)
+    step = max(1, BLOCK_BYTES // max(1, bytes_each))
+    for start in range(0, images, step):
+        yield slice(start, start + step)

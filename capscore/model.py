@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar, Generic, NamedTuple, Self
 
 import numpy as np
@@ -95,7 +95,8 @@ class CapsNet(Generic[A]):
 
     def predict(self, images: Any, batch: int = 128) -> NDArray[Any]:
         """Return the lengths [N, J] for images [N, C, H, W] as a NumPy array, `batch` images at a time."""
-        return predict(self, images, batch)
+        starts = range(0, max(1, len(images)), batch)
+        return np.concatenate([to_host(self(images[i : i + batch]).lengths) for i in starts])
 
     def _couplings(self, trace: list[A | float], batch: int, n_in: int, n_out: int) -> tuple[A, ...]:
         """Return couplings as [B, N, J], the uniform first one written out."""
@@ -162,12 +163,6 @@ def check_images(spec: CapsNetSpec, x: Any, dtype: str = "float") -> None:
     elif len(shape) == 4 and shape[1:] == (*wanted[1:], wanted[0]):
         cure = "; images.transpose(0, 3, 1, 2) puts the channels first"
     raise ShapeError(f"images have shape {list(shape)}; wanted [batch, {', '.join(map(str, wanted))}]{cure}")
-
-
-def predict(call: Callable[[Any], Output[Any]], images: Any, batch: int) -> NDArray[Any]:
-    """Return the lengths [N, J] that `call`, a network or a session, finds for images [N, C, H, W]."""
-    starts = range(0, max(1, len(images)), batch)
-    return np.concatenate([to_host(call(images[i : i + batch]).lengths) for i in starts])
 
 
 def one_hot(labels: Any, batch: int, classes: int) -> NDArray[np.float64]:

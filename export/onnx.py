@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from capscore import layers
 from capscore.backends import numpy as reference
 from capscore.errors import BackendError, CapscoreError, ModelFileError, short
+from capscore.export import LARGEST
 from capscore.modelfile import describe, write_atomically
 from capscore.ops import Axes, to_host
 
@@ -32,7 +33,6 @@ except ModuleNotFoundError as error:
 
 OPSETS = range(17, 24)
 PRECISIONS = ("fp32", "fp16", "int8")
-LARGEST = 2**31 - 1  # bytes: what one file can hold
 
 
 class Value:

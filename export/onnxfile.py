@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from capscore.errors import BackendError, ModelFileError, short
+from capscore.export import LARGEST
 from capscore.modelfile import understand
 from capscore.spec import CapsNetSpec
 
@@ -19,7 +20,6 @@ try:
 except ModuleNotFoundError as error:
     raise BackendError("reading ONNX files needs the onnx package: pip install 'capscore[onnx]'") from error
 
-LARGEST = 2**31 - 1  # bytes: what protobuf can hold
 COUPLINGS = re.compile(r"couplings\.(\d{1,3})\.(\d{1,3})")  # of a capsule layer and a routing iteration
 
 
