@@ -10,7 +10,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --con
 # spin costs 7% on a quiet one (2,227 against 2,400 images/s) and gains 70% beside two busy processes (954 against 552).
 export GOMP_SPINCOUNT ?= 3000
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs figures clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/capscore demo
@@ -23,6 +23,14 @@ lint: $(VENV)/test.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The site, in site/. Warnings are errors: a link that leads nowhere fails (with --quiet it would not).
+docs: $(VENV)/docs.stamp
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# The pictures of docs/images. What the network learned stays in runs/docs; without it a minute of training comes first.
+figures: $(VENV)/demo.stamp
+	$(BIN)/python docs/figures.py $(ARGS)
+
 # The demo and the tests need torch: the constraints name a build, and its absence would only skip things.
 $(VENV)/demo.stamp: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(INSTALL) torch
@@ -30,7 +38,11 @@ $(VENV)/demo.stamp: pyproject.toml constraints.txt | $(VENV)/bin/python
 	touch $@
 
 $(VENV)/test.stamp: pyproject.toml constraints.txt $(VENV)/demo.stamp
-	$(INSTALL) --editable '.[torch,onnx,plot,dev]' tensorboard
+	$(INSTALL) --editable '.[torch,onnx,plot,docs,dev]' tensorboard
+	touch $@
+
+$(VENV)/docs.stamp: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(INSTALL) --editable '.[docs]'
 	touch $@
 
 $(VENV)/bin/python:
@@ -38,4 +50,4 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 clean:
-	rm -rf $(VENV) demo build *.egg-info
+	rm -rf $(VENV) demo build site *.egg-info

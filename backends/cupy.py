@@ -11,12 +11,15 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from capscore import model
+from capscore import cook_toom, im2col, model
 from capscore.backends.numpy import (
     argmax_one_hot,
-    conv2d,
+    contiguous,
+    empty,
     exp,
+    mark,
     matmul,
+    multiply,
     norm,
     relu,
     reshape,
@@ -25,9 +28,12 @@ from capscore.backends.numpy import (
     sqrt,
     sum,
     transpose,
+    unchanged,
 )
 from capscore.errors import BackendError
 from capscore.ops import to_host
+from capscore.routing import DynamicRouting
+from capscore.streaming import Streaming
 
 try:
     import cupy
@@ -35,8 +41,9 @@ except ModuleNotFoundError as error:
     raise BackendError("the cupy backend needs CuPy and an NVIDIA GPU: pip install 'capscore[cupy]'") from error
 
 __all__ = [
-    "CapsNet", "Learner", "argmax_one_hot", "asarray", "conv2d", "exp", "load", "matmul", "norm", "relu",
-    "reshape", "sigmoid", "softmax", "sqrt", "sum", "to_numpy", "transpose",
+    "FUSED", "CapsNet", "Learner", "argmax_one_hot", "asarray", "contiguous", "conv2d", "empty", "exp", "load", "mark",
+    "matmul", "multiply", "norm", "relu", "reshape", "sigmoid", "softmax", "sqrt", "sum", "to_numpy", "transpose",
+    "unchanged",
 ]  # fmt: skip
 
 Array = Any  # cupy.ndarray; CuPy comes without types
@@ -54,6 +61,18 @@ def asarray(x: Any, like: Array | None = None) -> Array:
 def to_numpy(x: Array) -> NDArray[Any]:
     """Return `x` as a NumPy array in host memory."""
     return cupy.asnumpy(x)  # type: ignore[no-any-return]
+
+
+def conv2d(
+    x: Array, weight: Array, bias: Array, stride: int, padding: int, fast: cook_toom.Tiling | None = None
+) -> Array:
+    """Correlate x [B, C, H, W] with weight [O, C, k, k], plus bias [O]: patches times weights, a block at a time."""
+    if fast is not None and len(x) >= cook_toom.FEWEST:
+        return cook_toom.convolve(sys.modules[__name__], x, weight, bias, fast)
+    return im2col.convolve(x, weight, bias, stride, padding)
+
+
+FUSED = {DynamicRouting: Streaming(sys.modules[__name__])}
 
 
 class CapsNet(model.CapsNet[Array]):

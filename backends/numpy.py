@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from capscore import im2col, model
+from capscore import cook_toom, im2col, model
 from capscore.ops import Axes, to_host
+from capscore.routing import DynamicRouting
+from capscore.streaming import Streaming
 
 Array = NDArray[Any]
 
@@ -38,9 +40,34 @@ def transpose(x: Array, axes: tuple[int, ...]) -> Array:
     return x.transpose(axes)
 
 
-def matmul(a: Array, b: Array) -> Array:
+def matmul(a: Array, b: Array, out: Array | None = None) -> Array:
     """Return the matrix product over the last two axes, the leading axes broadcast."""
-    return im2col.product(a, b)
+    return im2col.product(a, b, out)
+
+
+def empty(shape: tuple[int, ...], like: Array) -> Array:
+    """Return an array of any content, with the dtype of `like`."""
+    return np.empty_like(like, shape=shape, order="C")
+
+
+def multiply(a: Array, b: Array, out: Array) -> Array:
+    """Write a · b, entry by entry, into `out` and return it."""
+    return np.multiply(a, b, out=out)
+
+
+def contiguous(x: Array) -> bool:
+    """Whether the elements lie in memory in row-major order."""
+    return x.flags.c_contiguous
+
+
+def mark(x: Array) -> Array:
+    """Return a copy: NumPy does not tell that an array was written into."""
+    return x.copy()
+
+
+def unchanged(x: Array, mark: Array) -> bool:
+    """Whether all elements are those of the copy."""
+    return bool(np.array_equal(x, mark))
 
 
 def sum(x: Array, axis: Axes, keepdims: bool = False) -> Array:
@@ -95,9 +122,16 @@ def argmax_one_hot(x: Array) -> Array:
     return y
 
 
-def conv2d(x: Array, weight: Array, bias: Array, stride: int, padding: int) -> Array:
+def conv2d(
+    x: Array, weight: Array, bias: Array, stride: int, padding: int, fast: cook_toom.Tiling | None = None
+) -> Array:
     """Correlate x [B, C, H, W] with weight [O, C, k, k], plus bias [O]."""
+    if fast is not None and len(x) >= cook_toom.FEWEST:
+        return cook_toom.convolve(sys.modules[__name__], x, weight, bias, fast)  # type: ignore[no-any-return]
     return im2col.convolve(x, weight, bias, stride, padding)
+
+
+FUSED = {DynamicRouting: Streaming(sys.modules[__name__])}
 
 
 class CapsNet(model.CapsNet[Array]):

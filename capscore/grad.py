@@ -8,11 +8,12 @@ protocols, CuPy. PyTorch has its own engine and needs none of this.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from . import im2col
+from . import cook_toom, im2col
 from .ops import Axes, Ops
 
 Pull = tuple["Var", Callable[[Any], Any]]  # a parent, and what it gets of the gradient of the result
@@ -117,8 +118,18 @@ class Tape:
             (b, lambda g: _fold(self.ops.matmul(a.value.swapaxes(-1, -2), g), b.shape)),
         )
 
-    def conv2d(self, x: Var, weight: Var, bias: Var, stride: int, padding: int) -> Var:
-        """Gradient: see `capscore.im2col`."""
+    def conv2d(
+        self, x: Var, weight: Var, bias: Var, stride: int, padding: int, fast: cook_toom.Tiling | None = None
+    ) -> Var:
+        """Gradient: see `capscore.im2col` and `capscore.cook_toom`."""
+        if fast is not None and len(x.value) >= cook_toom.FEWEST:
+            back = _once(lambda g: cook_toom.gradients(self.ops, g, x.value, weight.value, fast))
+            return self.record(
+                cook_toom.convolve(self.ops, x.value, weight.value, bias.value, fast, learning=True),
+                (x, lambda g: back(g)[0]),
+                (weight, lambda g: back(g)[1]),
+                (bias, lambda g: g.sum(axis=(0, 2, 3))),
+            )
         return self.record(
             self.ops.conv2d(x.value, weight.value, bias.value, stride, padding),
             (x, lambda g: im2col.input_gradient(g, x.value, weight.value, stride, padding)),
@@ -165,6 +176,20 @@ class Tape:
         y = self.ops.softmax(x.value, axis, leaky)
         return self.record(y, (x, lambda g: y * (g - (g * y).sum(axis=axis, keepdims=True))))
 
+    @property
+    def FUSED(self) -> dict[type, Callable[..., Var]]:  # noqa: N802 - the name of what a backend has
+        """The backend's kernels, which bring their gradients with them."""
+        return {kind: partial(self._fused, kernel) for kind, kernel in self.ops.FUSED.items()}  # type: ignore[attr-defined]
+
+    def _fused(self, kernel: Any, routing: Any, u: Var, weight: Var, bias: Var | None) -> Var:
+        arrays = u.value, weight.value, None if bias is None else bias.value
+        v, kept = kernel.forward(routing, *arrays)
+        back = _once(lambda g: kernel.backward(routing, g, kept, *arrays))
+        pulls: list[Pull] = [(u, lambda g: back(g)[0]), (weight, lambda g: back(g)[1])]
+        if bias is not None:
+            pulls.append((bias, lambda g: back(g)[2]))
+        return self.record(v, *pulls)
+
     def argmax_one_hot(self, x: Var) -> Var:
         """Gradient: none, a choice is constant around x."""
         return self.record(self.ops.argmax_one_hot(x.value))
@@ -178,6 +203,18 @@ def value_and_gradients(
     variables = {name: tape.variable(value) for name, value in params.items()}
     value = loss(tape, variables)
     return value.value, tape.gradients(value, variables)
+
+
+def _once(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return a function of one gradient that works once, whichever of the parents asks first."""
+    found: list[Any] = []
+
+    def ask(g: Any) -> Any:
+        if not found:
+            found.append(function(g))
+        return found[0]
+
+    return ask
 
 
 def _fold(g: Any, shape: tuple[int, ...]) -> Any:

@@ -18,14 +18,14 @@ Array = NDArray[Any]
 BLOCK_BYTES = 8 << 20  # of patches written out at a time: all patches of a batch would be gigabytes
 
 
-def product(a: Array, b: Array) -> Array:
-    """Return the matrix product over the last two axes.
+def product(a: Array, b: Array, out: Array | None = None) -> Array:
+    """Return the matrix product over the last two axes, written into `out` if given.
 
     OpenBLAS reads beyond the edges of small matrices and raises the flag for an invalid number over what it finds
     there; NumPy would warn of it, now and then, for perfectly finite ones.
     """
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-        y: Array = np.matmul(a, b)
+        y: Array = np.matmul(a, b, out=out)
     return y
 
 

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Generic
 
+from .cook_toom import tiling
 from .ops import A, Ops, scope
 
 if TYPE_CHECKING:
@@ -118,18 +119,24 @@ class ArrayVotes(Votes[A]):
         return self.u_hat  # type: ignore[no-any-return]
 
 
-def primary_capsules(ops: Ops[A], spec: CapsNetSpec, params: Mapping[str, A], x: A) -> A:
+def primary_capsules(
+    ops: Ops[A], spec: CapsNetSpec, params: Mapping[str, A], x: A, fast_conv: str | None = None
+) -> A:
     """Turn images [B, C, H, W] into primary capsules u [B, N, K]: stem, convolution, grouping, squash.
 
     A capsule is the `dim` channels of one type at one position; its index is i = (type·H + y)·W + x.
     """
+    size = spec.input
     for i, conv in enumerate(spec.stem):
         with scope(ops, f"stem.{i}"):
-            x = ops.conv2d(x, params[f"stem.{i}.weight"], params[f"stem.{i}.bias"], conv.stride, conv.padding)
+            fast = tiling(fast_conv, *size, conv.kernel, conv.stride, conv.padding)
+            x = ops.conv2d(x, params[f"stem.{i}.weight"], params[f"stem.{i}.bias"], conv.stride, conv.padding, fast)
             x = ops.relu(x) if conv.activation == "relu" else x
+            size = spec.stem_maps[i]
     p, (height, width) = spec.primary, spec.primary_map
     with scope(ops, "primary"):
-        x = ops.conv2d(x, params["primary.weight"], params["primary.bias"], p.stride, p.padding)
+        fast = tiling(fast_conv, *size, p.kernel, p.stride, p.padding)
+        x = ops.conv2d(x, params["primary.weight"], params["primary.bias"], p.stride, p.padding, fast)
         u = ops.transpose(ops.reshape(x, (-1, p.types, p.dim, height * width)), (0, 2, 1, 3))  # [B, K, T, H·W]
         u = squash(ops, ops.reshape(u, (-1, p.dim, p.types * height * width)), 1)  # [B, K, N], as the votes want it
         return ops.transpose(u, (0, 2, 1))  # [B, N, K]
@@ -139,19 +146,29 @@ def dense_capsules(
     ops: Ops[A], spec: CapsNetSpec, params: Mapping[str, A], i: int, u: A, trace: list[A | float] | None = None
 ) -> A:
     """Turn capsules u [B, N, K] into those of capsule layer `i`, v [B, J, D], by votes and routing."""
+    routing = spec.capsules[i].routing
     with scope(ops, f"capsules.{i}"):
         weight, bias = params[f"capsules.{i}.weight"], params.get(f"capsules.{i}.bias")
-        return spec.capsules[i].routing(ops, LinearVotes(ops, u, weight, bias, spec.votes_shape(i)), trace)
+        fused = getattr(ops, "FUSED", {}).get(type(routing)) if trace is None else None
+        if fused is not None:
+            return fused(routing, u, weight, bias)  # type: ignore[no-any-return]
+        return routing(ops, LinearVotes(ops, u, weight, bias, spec.votes_shape(i)), trace)
 
 
 def forward(
-    ops: Ops[A], spec: CapsNetSpec, params: Mapping[str, A], x: A, trace: list[list[A | float]] | None = None
+    ops: Ops[A],
+    spec: CapsNetSpec,
+    params: Mapping[str, A],
+    x: A,
+    trace: list[list[A | float]] | None = None,
+    fast_conv: str | None = None,
 ) -> A:
     """Run the network from images [B, C, H, W] in [0, 1] to its last capsules [B, J, D] (figure 1).
 
-    A `trace` list receives one list per capsule layer, with the couplings of every iteration.
+    A `trace` list receives one list per capsule layer, with the couplings of every iteration. `fast_conv` names the
+    tiles of `capscore.cook_toom`.
     """
-    u = primary_capsules(ops, spec, params, x)
+    u = primary_capsules(ops, spec, params, x, fast_conv)
     for i in range(len(spec.capsules)):
         couplings: list[A | float] | None = None
         if trace is not None:

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import layers, modelfile
-from .errors import ShapeError
+from .cook_toom import TILES
+from .errors import ShapeError, short
 from .grad import Tape, Var, value_and_gradients
 from .init import init_params
 from .losses import margin_loss, reconstruction_loss
@@ -36,6 +37,7 @@ class CapsNet(Generic[A]):
     params : name → array of any backend, as `spec.parameters` lists them; initialised from `seed` when None
     seed : of the initial parameters, the same numbers on every backend
     dtype : "float32" or "float64"
+    fast_conv : "3x3" or "6x6" for convolutions by fewer multiplications, which round more; see `capscore.cook_toom`
     classes : names of the classes, "0", "1", … when None
     provenance : JSON values to be kept with the model: where it comes from
     """
@@ -49,12 +51,15 @@ class CapsNet(Generic[A]):
         seed: int = 0,
         dtype: str = "float32",
         *,
+        fast_conv: str | None = None,
         classes: Any = None,
         provenance: Mapping[str, Any] | None = None,
     ) -> None:
         if dtype not in ("float32", "float64"):
             raise ShapeError(f'dtype must be "float32" or "float64", not {dtype!r}')
-        self.spec = spec
+        if fast_conv is not None and fast_conv not in TILES:
+            raise ShapeError(f"fast_conv must be None, {' or '.join(map(repr, TILES))}, not {short(fast_conv)}")
+        self.spec, self.fast_conv = spec, fast_conv
         self.classes = modelfile.check_classes(spec, classes)
         self.provenance = dict(provenance or {})
         arrays = init_params(spec, seed) if params is None else modelfile.check_params(spec, params)
@@ -81,7 +86,7 @@ class CapsNet(Generic[A]):
         """
         x = self._images(images)
         trace: list[list[A | float]] | None = [] if couplings else None
-        v = layers.forward(self.ops, self.spec, self.params, x, trace)
+        v = layers.forward(self.ops, self.spec, self.params, x, trace, self.fast_conv)
         lengths = layers.lengths(self.ops, v)
         if trace is None:
             return Output(lengths, v)
@@ -138,10 +143,13 @@ class CapsNet(Generic[A]):
         modelfile.save(path, modelfile.Model(self.spec, params, self.classes, self.provenance), dtype)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], dtype: str = "float32") -> Self:
+    def load(
+        cls, path: str | os.PathLike[str], dtype: str = "float32", *, fast_conv: str | None = None
+    ) -> Self:
         """Read a model file that any backend has written."""
         model = modelfile.read(path)
-        return cls(model.spec, model.params, dtype=dtype, classes=model.classes, provenance=model.provenance)
+        about: dict[str, Any] = {"classes": model.classes, "provenance": model.provenance}
+        return cls(model.spec, model.params, dtype=dtype, fast_conv=fast_conv, **about)
 
 
 def check_images(spec: CapsNetSpec, x: Any, dtype: str = "float") -> None:
@@ -179,13 +187,19 @@ def one_hot(labels: Any, batch: int, classes: int) -> NDArray[np.float64]:
 
 
 def objective(
-    ops: Ops[A], spec: CapsNetSpec, params: Mapping[str, A], images: A, targets: A, weight: float = 0.0005
+    ops: Ops[A],
+    spec: CapsNetSpec,
+    params: Mapping[str, A],
+    images: A,
+    targets: A,
+    weight: float = 0.0005,
+    fast_conv: str | None = None,
 ) -> tuple[A, A]:
     """Return the training loss and the lengths [B, J]: margin loss plus weighted reconstruction loss.
 
     Targets are [B, J]; the true capsules are the ones that are reconstructed (section 4.1).
     """
-    v = layers.forward(ops, spec, params, images)
+    v = layers.forward(ops, spec, params, images, fast_conv=fast_conv)
     lengths = layers.lengths(ops, v)
     loss = margin_loss(ops, lengths, targets)
     if spec.decoder is not None and weight:
@@ -211,7 +225,7 @@ class Learner(Generic[A]):
 
         def loss(tape: Tape, params: dict[str, Var]) -> Var:
             x, t = tape.asarray(ops.asarray(images, like)), tape.asarray(ops.asarray(targets, like))
-            value, found = objective(tape, net.spec, params, x, t, self.reconstruction)
+            value, found = objective(tape, net.spec, params, x, t, self.reconstruction, net.fast_conv)
             lengths.append(found.value)
             return value
 

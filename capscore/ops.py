@@ -12,10 +12,13 @@ operator. Their dtype is the array's own.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from .cook_toom import Tiling
 
 
 class Array(Protocol):
@@ -49,8 +52,11 @@ class Ops(Protocol[A]):
     def matmul(self, a: A, b: A) -> A:
         """Return the matrix product over the last two axes, the leading axes broadcast."""
 
-    def conv2d(self, x: A, weight: A, bias: A, stride: int, padding: int) -> A:
-        """Correlate x [B, C, H, W] with weight [O, C, k, k] and add bias [O]; zeros around the map."""
+    def conv2d(self, x: A, weight: A, bias: A, stride: int, padding: int, fast: Tiling | None = None) -> A:
+        """Correlate x [B, C, H, W] with weight [O, C, k, k] and add bias [O]; zeros around the map.
+
+        With `fast`, which must be made for these sizes, by the transforms of `capscore.cook_toom` where they pay.
+        """
 
     def sum(self, x: A, axis: Axes, keepdims: bool = False) -> A:
         """Return the sum over `axis`."""
@@ -75,6 +81,28 @@ class Ops(Protocol[A]):
 
     def argmax_one_hot(self, x: A) -> A:
         """Return, over the last axis, 1 at the first largest entry and 0 elsewhere."""
+
+
+class Writable(Ops[A], Protocol[A]):
+    """The ops of a backend whose arrays lie in memory: they can be sliced, written, and used again for a result."""
+
+    def empty(self, shape: tuple[int, ...], like: A) -> A:
+        """Return an array of any content, with the dtype and device of `like`."""
+
+    def matmul(self, a: A, b: A, out: A | None = None) -> A:
+        """Return the matrix product, written into `out` if given."""
+
+    def multiply(self, a: A, b: A, out: A) -> A:
+        """Write a · b, entry by entry, into `out` and return it."""
+
+    def contiguous(self, x: A) -> bool:
+        """Whether the elements lie in memory in row-major order."""
+
+    def mark(self, x: A) -> Any:
+        """Return what `unchanged` needs to know of `x` as it is now."""
+
+    def unchanged(self, x: A, mark: Any) -> bool:
+        """Whether `x` is still what it was, or equal to what was, when `mark` was made."""
 
 
 def scope(ops: Ops[A], name: str) -> AbstractContextManager[Any]:

@@ -210,9 +210,15 @@ class CapsNetSpec:
         return () if self.decoder is None else (*self.decoder.hidden, math.prod(self.input))
 
     @cached_property
+    def stem_maps(self) -> tuple[tuple[int, int, int], ...]:
+        """Channels, height and width of the map that each convolution of the stem makes."""
+        outputs = [layer.output for layer in self.layers[: len(self.stem)]]
+        return tuple((channels, height, width) for channels, height, width in outputs)
+
+    @cached_property
     def primary_map(self) -> tuple[int, int]:
         """Height and width of the primary capsules' map."""
-        shape = self.input if not self.stem else self.layers[len(self.stem) - 1].output
+        shape = self.stem_maps[-1] if self.stem else self.input
         p = self.primary
         return _out(shape[1], p.kernel, p.stride, p.padding), _out(shape[2], p.kernel, p.stride, p.padding)
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from capscore import layers
+from capscore import cook_toom, layers
 from capscore.backends import numpy as reference
 from capscore.errors import BackendError, CapscoreError, ModelFileError, short
 from capscore.export import LARGEST
@@ -193,8 +193,12 @@ class Recorder:
         """MatMul."""
         return self.node("MatMul", self.cast(a, self.half), self.cast(b, self.half), half=self.half)
 
-    def conv2d(self, x: Value, weight: Value, bias: Value, stride: int, padding: int) -> Value:
-        """Conv."""
+    def conv2d(
+        self, x: Value, weight: Value, bias: Value, stride: int, padding: int, fast: cook_toom.Tiling | None = None
+    ) -> Value:
+        """Conv, or with `fast` the matrix products of `capscore.cook_toom`."""
+        if fast is not None:
+            return cook_toom.record(self, x, self.to_numpy(weight), bias, fast)
         inputs = [self.cast(value, self.half) for value in (x, weight, bias)]
         return self.node("Conv", *inputs, strides=[stride] * 2, pads=[padding] * 4, half=self.half)
 
@@ -318,6 +322,7 @@ def export(
     outputs: Sequence[str] | None = None,
     byte_images: bool = False,
     calibration: Any = None,
+    fast_conv: str | None = None,
     verify: bool = True,
 ) -> Report:
     """Write a network of any backend as one ONNX file, and prove that it computes the same.
@@ -336,6 +341,9 @@ def export(
     byte_images : take uint8 images 0 to 255, scaled inside the graph
     calibration : images [N, C, H, W] in [0, 1] of the kind that the model will see: they show int8 the range of
         every activation, and the first of them take part in the verification
+    fast_conv : "3x3" or "6x6" for convolutions as fewer multiplications, in fp32 alone: for batches of 8 and more.
+        Their errors are those of `capscore.cook_toom`, and the file holds the transformed weights, 2.5 and 4.9 times
+        larger
     verify : run the graph in ONNX Runtime against NumPy in float64; on a mismatch nothing is written
 
     Raises
@@ -346,6 +354,10 @@ def export(
         raise CapscoreError(f"precision must be one of {', '.join(PRECISIONS)}, not {short(precision)}")
     if precision == "int8" and calibration is None:
         raise CapscoreError("int8 needs calibration images, some hundred of the kind that the model will see")
+    if fast_conv is not None and precision != "fp32":
+        raise CapscoreError(f"fast_conv needs precision fp32: {precision} would round too much between its transforms")
+    if fast_conv not in (None, *cook_toom.TILES):
+        raise CapscoreError(f"fast_conv must be one of {', '.join(cook_toom.TILES)}, not {short(fast_conv)}")
     offered = [*(["reconstruction"] if net.spec.decoder else []), "lengths", "capsules", "couplings"]
     if unknown := [name for name in outputs or () if name not in offered]:
         raise CapscoreError(f"this network has no output {short(unknown[0])}; it has {', '.join(sorted(offered))}")
@@ -357,7 +369,7 @@ def export(
         images = recorder.input("images")
         x = images if not byte_images else recorder.node("Cast", images, to=TensorProto.FLOAT) * (1 / 255)
         trace: list[list[Any]] = []
-        v = layers.forward(recorder, spec, params, x, trace)
+        v = layers.forward(recorder, spec, params, x, trace, fast_conv)
         lengths = layers.lengths(recorder, v)
         found = {"lengths": (lengths, (last.count,)), "capsules": (v, (last.count, last.dim))}
         if spec.decoder is not None:

@@ -16,6 +16,7 @@ __version__ = "0 (stand-in)"
 # NumPy functions → whether CuPy has them under the same module path, and the arguments that CuPy's take.
 SUPPLIED: dict[Any, set[str]] = {
     np.abs: set(),
+    np.array_equal: set(),
     np.amax: {"axis", "keepdims"},
     np.arange: {"dtype"},
     np.broadcast_to: set(),
@@ -90,6 +91,8 @@ class ndarray(NDArrayOperatorsMixin):
     itemsize = property(lambda self: self.held.itemsize)
     strides = property(lambda self: self.held.strides)
     T = property(lambda self: _wrap(self.held.T))
+    flags = property(lambda self: self.held.flags)
+    device = property(lambda self: "<CUDA Device 0>")
 
     def get(self) -> Any:
         """Copy to the host, as CuPy does."""

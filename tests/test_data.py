@@ -16,10 +16,10 @@ import pooch
 import pytest
 from PIL import Image
 
-import capscore.data.idx
+import capscore.data.source
 from capscore.data import DIGITS, Dataset, load, make_digits, read_idx, read_image
 from capscore.data.dataset import split
-from capscore.data.idx import SOURCES, Source
+from capscore.data.source import SOURCES, Source
 from capscore.errors import DataError
 
 MNIST = Path(os.environ.get("CAPSCORE_DATA", "")) / "mnist"
@@ -119,6 +119,13 @@ def test_batch_of_floats_is_a_new_array() -> None:
 def test_dataset_refuses(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         dataset(**changes)
+
+
+def test_batch_with_a_margin_has_zeros_around_it() -> None:
+    x, y = dataset(images=np.full((4, 1, 2, 3), 255, np.uint8)).batch(slice(1, 3), margin=2)
+    assert x.shape == (2, 1, 6, 7)
+    assert x.sum() == x[:, :, 2:-2, 2:-2].sum() == 2 * 6
+    assert y.tolist() == [1, 1]
 
 
 def test_split_is_stratified_seeded_and_keeps_the_order() -> None:
@@ -297,7 +304,7 @@ def test_progress_bar_is_drawn_on_a_terminal() -> None:
 
     screen = io.StringIO()
     with Progress(console=Console(file=screen, force_terminal=True)) as progress:
-        bar = capscore.data.idx._Bar(progress, progress.add_task("train-images", total=None))
+        bar = capscore.data.source._Bar(progress, progress.add_task("train-images", total=None))
         bar.total = 10
         bar.update(4)
         bar.reset()
@@ -501,7 +508,7 @@ def test_npz_with_other_names_or_no_archive_at_all(tmp_path: Path) -> None:
 
 
 def test_unknown_name_lists_what_there_is() -> None:
-    with pytest.raises(DataError, match=r"imagenet.*digits, mnist, fashion-mnist, a folder.*\.npz"):
+    with pytest.raises(DataError, match=r"imagenet.*digits, mnist, fashion-mnist, cifar10.*-mnist, a folder.*\.npz"):
         load("imagenet")
 
 

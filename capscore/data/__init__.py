@@ -1,37 +1,76 @@
-"""Datasets: the embedded digits, MNIST, Fashion-MNIST, folders of images and NumPy archives."""
+"""Datasets: the embedded digits, those of the paper by name, folders of images and NumPy archives."""
 
+from collections.abc import Callable
 from pathlib import Path
 
+from capscore.data.affine import Affine
+from capscore.data.affnist import read_affnist, read_affnist_test
 from capscore.data.archive import read_npz
-from capscore.data.dataset import Dataset
-from capscore.data.idx import SOURCES, read_idx, read_source
+from capscore.data.cifar import read_cifar
+from capscore.data.dataset import Dataset, Samples
+from capscore.data.idx import read_idx, read_idx_folder
 from capscore.data.images import read_folder, read_image
+from capscore.data.norb import read_norb
+from capscore.data.pairs import Pairs
+from capscore.data.place import Framed, Placed
+from capscore.data.source import SOURCES, source_folder
+from capscore.data.standardise import standardised
+from capscore.data.svhn import read_svhn
+from capscore.data.window import window
 from capscore.errors import DataError
 
-__all__ = ["Dataset", "load", "read_idx", "read_image"]
+__all__ = [
+    "Affine", "Dataset", "Framed", "Pairs", "Placed", "Samples",
+    "load", "read_idx", "read_image", "standardised", "window",
+]  # fmt: skip
 
 DIGITS = Path(__file__).with_name("digits.npz")
-NAMES = ", ".join(["digits", *SOURCES])
+READERS: dict[str, Callable[[Path, tuple[str, ...]], tuple[Dataset, Dataset]]] = {
+    "mnist": read_idx_folder,
+    "fashion-mnist": read_idx_folder,
+    "cifar10": read_cifar,
+    "svhn": read_svhn,
+    "smallnorb": read_norb,
+    "affnist": read_affnist,
+}
+FRAMES = {"cifar10": 24, "smallnorb": 32}  # pixels of the patches that the paper's networks see
+DRAWN = ("multimnist", "mnist-40", "mnist-affnist", "affine-mnist")
+NAMES = ", ".join(["digits", *READERS, *DRAWN])
 
 
 def load(
     name: str, *, data_dir: str | Path | None = None, size: tuple[int, int, int] | None = None, seed: int = 0
-) -> tuple[Dataset, Dataset]:
+) -> tuple[Samples, Samples]:
     """Load a dataset as (train, test).
 
     Parameters
     ----------
     name
-        `digits` (5,000 + 1,000 MNIST images inside the package), `mnist`, `fashion-mnist`, a folder of PNG
-        and JPEG images, or an .npz file. A folder that is called like one of these is written `./mnist`.
+        `digits` (5,000 + 1,000 MNIST images inside the package), a folder of PNG and JPEG images, an .npz
+        file, or a dataset of the paper:
+
+        - `mnist`, `fashion-mnist`: 28×28
+        - `multimnist`: pairs of overlapping MNIST digits on 36×36, 1,000 for each digit; see `Pairs`
+        - `mnist-40`: MNIST on 40×40, which training shifts by up to 6 pixels, and the test set once
+        - `affnist`: the official transformed sets, 40×40. They are not downloaded
+        - `mnist-affnist`: the training set of `mnist-40` and the test set of `affnist`, as in the paper
+        - `affine-mnist`: MNIST under transformations like affNIST's, 40×40; see `Affine`
+        - `cifar10`: patches of 24×24 of the 32×32 pixels: the centre, which training shifts by up to 4
+        - `smallnorb`: stereo pairs as two channels, halved to 48×48 as they are read; patches of 32×32: the
+          centre, which training shifts by up to 8
+        - `svhn`: cropped house numbers, 32×32
+
+        A folder that is called like one of these is written `./mnist`. Intensities are the files' own, divided
+        by 255; see `standardised`.
     data_dir
-        Folder that holds `mnist/` and `fashion-mnist/`; without it the variable CAPSCORE_DATA, and without
+        Folder that holds `mnist/`, `cifar10/` and so on; without it the variable CAPSCORE_DATA, and without
         both the files are downloaded once and kept in the user's cache.
     size
         (C, H, W) that the network takes. Folder images are converted and resized to it; without it the first
-        image decides. Every other dataset must already have it.
+        image decides. `cifar10` and `smallnorb` give patches of it. Every other dataset must already have it.
     seed
-        Draws the test images of a folder or archive that has no test set of its own: one in five per class.
+        Draws the test images of a folder or archive that has no test set of its own, one in five per class;
+        and all that is drawn in `multimnist`, `mnist-40` and `affine-mnist`.
 
     Raises
     ------
@@ -39,16 +78,7 @@ def load(
         The dataset is unknown, missing, damaged, or of another size than `size`.
     """
     try:
-        if name == "digits":
-            train, test = read_npz(DIGITS, size, seed)
-        elif name in SOURCES:
-            train, test = read_source(name, data_dir)
-        elif Path(name).is_dir():
-            train, test = read_folder(Path(name), size, seed)
-        elif Path(name).is_file():
-            train, test = read_npz(Path(name), size, seed)
-        else:
-            raise DataError(f"not a name and no such path: use {NAMES}, a folder of images or an .npz file")
+        train, test = _read(name, data_dir, size, seed)
         wanted = size or train.size
         for dataset in (train, test):
             if dataset.size != wanted:
@@ -60,3 +90,34 @@ def load(
     except DataError as error:
         raise DataError(f"dataset {name}: {error}") from error
     return train, test
+
+
+def _read(
+    name: str, data_dir: str | Path | None, size: tuple[int, int, int] | None, seed: int
+) -> tuple[Samples, Samples]:
+    if name == "digits":
+        return read_npz(DIGITS, size, seed)
+    if name in READERS:
+        train, test = READERS[name](source_folder(name, data_dir), SOURCES[name].classes)
+        if name not in FRAMES:
+            return train, test
+        _, height, width = size or (0, FRAMES[name], FRAMES[name])
+        held = min(height, train.size[1]), min(width, train.size[2])  # a patch is never larger than the image
+        return Framed(train, *held), Framed(test, *held)
+    if name in DRAWN:
+        train, test = read_idx_folder(source_folder("mnist", data_dir), SOURCES["mnist"].classes)
+        match name:
+            case "multimnist":
+                return Pairs(train, (seed, 0)), Pairs(test, (seed, 1))
+            case "affine-mnist":
+                return Affine(train, seed=(seed, 0)), Affine(test, seed=(seed, 1))
+            case "mnist-40":
+                return Framed(train, 40, 40), Placed(test, seed=(seed, 1))
+            case _:
+                official = read_affnist_test(source_folder("affnist", data_dir), SOURCES["affnist"].classes)
+                return Framed(train, 40, 40), official
+    if Path(name).is_dir():
+        return read_folder(Path(name), size, seed)
+    if Path(name).is_file():
+        return read_npz(Path(name), size, seed)
+    raise DataError(f"not a name and no such path: use {NAMES}, a folder of images or an .npz file")

@@ -11,7 +11,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from capscore.data.dataset import Dataset, split
-from capscore.data.idx import read_up_to
+from capscore.data.stream import read_up_to
 from capscore.errors import DataError
 
 MAX_BYTES = 4 << 30

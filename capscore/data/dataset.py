@@ -1,12 +1,45 @@
-"""The one form in which every reader hands over its images."""
+"""The one form in which every reader and generator hands over its images."""
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from capscore.errors import DataError
+
+Index = slice | NDArray[np.integer]
+
+
+class Samples(Protocol):
+    """Labelled images that can be asked for by their positions; where they come from is their own affair."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names."""
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """[N], indices into `classes`; or [N, 2], the two classes that an image shows."""
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """(C, H, W) of every image."""
+
+    @property
+    def shift(self) -> int:
+        """How far training moves these images unless told otherwise, in pixels each way."""
+
+    def __len__(self) -> int:
+        """Return the number of images, N."""
+
+    def batch(self, index: Index, margin: int = 0) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Images as float32 in [0, 1], a new array, and their int64 labels [B] or [B, 2].
+
+        The images are [B, C, H, W], or larger by `margin` pixels on each of the four sides: by what a crop
+        has left out there, otherwise by zeros. A window of H×W in that, at random, is an image shifted.
+        """
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +64,8 @@ class Dataset:
     images: NDArray[np.uint8] | NDArray[np.float32]
     labels: NDArray[np.int64]
     classes: tuple[str, ...]
+
+    shift: ClassVar[int] = 2  # section 5 of the paper
 
     def __post_init__(self) -> None:
         """Check the arrays."""
@@ -70,10 +105,29 @@ class Dataset:
         _, channels, height, width = self.images.shape
         return channels, height, width
 
-    def batch(self, index: slice | NDArray[np.integer]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Images [B, C, H, W] as float32 in [0, 1], a new array, and their int64 labels [B]."""
+    def batch(self, index: Index, margin: int = 0) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Images as float32 in [0, 1], a new array, and their int64 labels [B].
+
+        The images are [B, C, H, W], or larger by `margin` pixels of zeros on each of the four sides.
+        """
         scale = 255 if self.images.dtype == np.uint8 else 1
-        return np.divide(self.images[index], scale, dtype=np.float32), self.labels[index]
+        images = np.divide(self.images[index], scale, dtype=np.float32)
+        if margin:
+            images = np.pad(images, ((0, 0), (0, 0), (margin, margin), (margin, margin)))
+        return images, self.labels[index]
+
+
+def positions(index: Index, count: int) -> NDArray[np.int64]:
+    """Which of `count` images an index means, as NumPy would take it. Raises IndexError if one is not there."""
+    if isinstance(index, slice):
+        return np.arange(*index.indices(count))
+    index = np.asarray(index)
+    if index.dtype.kind not in "iu" or index.ndim != 1:
+        raise IndexError(f"an index of {index.dtype} {index.shape}: take a slice or whole numbers [B]")
+    if index.size and not -count <= index.min() <= index.max() < count:
+        raise IndexError(f"positions reach from {index.min()} to {index.max()} but there are {count:,} images")
+    index = index.astype(np.int64)
+    return np.where(index < 0, index + count, index)
 
 
 def split(dataset: Dataset, seed: int) -> tuple[Dataset, Dataset]:

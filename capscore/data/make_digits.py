@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from capscore.data import DIGITS
 from capscore.data.dataset import Dataset
-from capscore.data.idx import SOURCES, read_idx_folder
+from capscore.data.idx import read_idx_folder
+from capscore.data.source import SOURCES
 
 
 def draw(dataset: Dataset, per_class: int, rng: np.random.Generator) -> tuple[NDArray[np.uint8], ...]:

@@ -1,0 +1,69 @@
+"""Arrays that are used again. A fresh large array costs page faults, which can take longer than the arithmetic in it.
+
+What is computed here belongs to the caller only until the same name is asked for again: it is for what a function
+needs on the way, never for what it returns. Each thread has its own. On a GPU, whose libraries keep freed memory
+themselves, every array is fresh.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from typing import Any, Generic
+
+from .ops import A, Writable
+
+_kept = threading.local()
+
+
+class Buffers(Generic[A]):
+    """The products, entry-by-entry products and rearrangements of a backend, into arrays that are kept by name."""
+
+    def __init__(self, ops: Writable[A]) -> None:
+        self.ops = ops
+
+    def take(self, name: str, shape: tuple[int, ...], like: A) -> A:
+        """Return an array of any content."""
+        x: Any = like
+        if str(x.device) != "cpu":
+            return self.ops.empty(shape, like)
+        kept, size, key = _kept.__dict__, math.prod(shape), f"{name} {x.dtype}"
+        if key not in kept or type(kept[key]) is not type(like) or kept[key].shape[0] < size:
+            kept[key] = None  # what was too small is let go first
+            kept[key] = self.ops.empty((size,), like)
+        return self.ops.reshape(kept[key][:size], shape)
+
+    def matmul(self, name: str, a: Any, b: Any) -> A:
+        """Return the matrix product over the last two axes, the leading axes of `b` broadcast over a single `a`."""
+        lead = b.shape[:-2] if len(b.shape) >= len(a.shape) else a.shape[:-2]
+        return self.ops.matmul(a, b, self.take(name, (*lead, a.shape[-2], b.shape[-1]), b))
+
+    def multiply(self, name: str, a: Any, b: Any) -> A:
+        """Return a · b, entry by entry, broadcast."""
+        shape = [max(m, n) for m, n in zip(a.shape[::-1], b.shape[::-1], strict=False)][::-1]
+        longer = a.shape if len(a.shape) > len(b.shape) else b.shape
+        return self.ops.multiply(a, b, self.take(name, (*longer[: len(longer) - len(shape)], *shape), b))
+
+    def transpose(self, name: str, x: A, axes: tuple[int, ...]) -> A:
+        """Return `x` with its axes in the given order, contiguous: a view if it is so already."""
+        y: Any = self.ops.transpose(x, axes)
+        if self.ops.contiguous(y):
+            return y  # type: ignore[no-any-return]
+        out: Any = self.take(name, tuple(y.shape), x)
+        out[...] = y
+        return out  # type: ignore[no-any-return]
+
+
+class Fresh(Generic[A]):
+    """The same over ops whose results cannot be written into, such as those of a graph: every result is its own."""
+
+    def __init__(self, ops: Any) -> None:
+        self.ops = ops
+
+    def matmul(self, name: str, a: A, b: A) -> A:
+        """Return the matrix product."""
+        return self.ops.matmul(a, b)  # type: ignore[no-any-return]
+
+    def transpose(self, name: str, x: A, axes: tuple[int, ...]) -> A:
+        """Return `x` with its axes in the given order."""
+        return self.ops.transpose(x, axes)  # type: ignore[no-any-return]
