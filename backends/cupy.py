@@ -40,6 +40,8 @@ try:
 except ModuleNotFoundError as error:
     raise BackendError("the cupy backend needs CuPy and an NVIDIA GPU: pip install 'capscore[cupy]'") from error
 
+from capscore.backends import _cupy_kernels
+
 __all__ = [
     "FUSED", "CapsNet", "Learner", "argmax_one_hot", "asarray", "contiguous", "conv2d", "empty", "exp", "load", "mark",
     "matmul", "multiply", "norm", "relu", "reshape", "sigmoid", "softmax", "sqrt", "sum", "to_numpy", "transpose",
@@ -67,12 +69,38 @@ def conv2d(
     x: Array, weight: Array, bias: Array, stride: int, padding: int, fast: cook_toom.Tiling | None = None
 ) -> Array:
     """Correlate x [B, C, H, W] with weight [O, C, k, k], plus bias [O]: patches times weights, a block at a time."""
-    if fast is not None and len(x) >= cook_toom.FEWEST:
+    if fast is not None and fast.pays(len(x)):
         return cook_toom.convolve(sys.modules[__name__], x, weight, bias, fast)
     return im2col.convolve(x, weight, bias, stride, padding)
 
 
-FUSED = {DynamicRouting: Streaming(sys.modules[__name__])}
+class Kernels(Streaming):
+    """Dynamic routing by the kernels of `kernels.cu`, and where these do not cover the sizes as on any backend."""
+
+    def __call__(self, routing: DynamicRouting, u: Array, weight: Array, bias: Array | None) -> Array:
+        """Return v [B, J, D]."""
+        if not _cupy_kernels.supports(u, weight):
+            return super().__call__(routing, u, weight, bias)
+        return _cupy_kernels.forward(u, weight, bias, routing.iterations, routing.leaky)
+
+    def forward(
+        self, routing: DynamicRouting, u: Array, weight: Array, bias: Array | None, learning: bool = True
+    ) -> tuple[Array, Any]:
+        """Return v [B, J, D] and what `backward` needs of it."""
+        if not _cupy_kernels.supports(u, weight):
+            return super().forward(routing, u, weight, bias, learning)
+        return _cupy_kernels.forward_keeping(u, weight, bias, routing.iterations, routing.leaky)
+
+    def backward(
+        self, routing: DynamicRouting, g: Array, kept: Any, u: Array, weight: Array, bias: Array | None
+    ) -> tuple[Array, Array, Array | None]:
+        """Return the gradients of u, weight and bias from that of v, [B, J, D]."""
+        if not _cupy_kernels.supports(u, weight):
+            return super().backward(routing, g, kept, u, weight, bias)
+        return _cupy_kernels.backward(g, u, weight, bias, routing.iterations, routing.leaky, kept=kept)
+
+
+FUSED = {DynamicRouting: Kernels(sys.modules[__name__])}
 
 
 class CapsNet(model.CapsNet[Array]):

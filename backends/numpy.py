@@ -126,7 +126,7 @@ def conv2d(
     x: Array, weight: Array, bias: Array, stride: int, padding: int, fast: cook_toom.Tiling | None = None
 ) -> Array:
     """Correlate x [B, C, H, W] with weight [O, C, k, k], plus bias [O]."""
-    if fast is not None and len(x) >= cook_toom.FEWEST:
+    if fast is not None and fast.pays(len(x)):
         return cook_toom.convolve(sys.modules[__name__], x, weight, bias, fast)  # type: ignore[no-any-return]
     return im2col.convolve(x, weight, bias, stride, padding)
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from capscore import cook_toom, model
+from capscore import model
 from capscore.cook_toom import Tiling
 from capscore.errors import BackendError
 from capscore.modelfile import check_params
 from capscore.ops import Axes, to_host
 from capscore.routing import DynamicRouting
-from capscore.streaming import Streaming
+
+# A fresh large array costs page faults, in small pages more than the arithmetic in it: measured, docs/performance.md.
+# PyTorch reads this once, before its first large array; a value that is set already is respected.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 try:
     import torch
@@ -80,7 +84,7 @@ def mark(x: Tensor) -> tuple[Tensor, int | None, Tensor]:
 
 
 def unchanged(x: Tensor, mark: tuple[Tensor, int | None, Tensor]) -> bool:
-    """Whether nothing was written into `x`: as autograd counts, and as some elements tell, for `.data` is not counted."""
+    """Whether nothing was written into `x`: autograd counts that, and some elements tell of writes through `.data`."""
     before, version, some = mark
     same = version is not None and not x.is_inference() and x._version == version and x.data_ptr() == before.data_ptr()
     return same and torch.equal(_some(x), some)
@@ -91,21 +95,13 @@ def _some(x: Tensor) -> Tensor:
     return flat[:: max(1, flat.shape[0] // 1024)]
 
 
-def conv2d(
-    x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int, fast: Tiling | None = None
-) -> Tensor:
+def conv2d(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int, fast: Tiling | None = None) -> Tensor:
     """Correlate x [B, C, H, W] with weight [O, C, k, k], plus bias [O]; `fast` is for the CPU, a GPU has its own."""
     if fast is None or x.device.type != "cpu":
         return nn.functional.conv2d(x, weight, bias, stride, padding)
-    learning = torch.is_grad_enabled() and (weight.requires_grad or x.requires_grad)
-    with torch.autocast("cpu", enabled=False):  # the transforms need all digits of a float32
-        y = fast_conv2d(wide(x), wide(weight), wide(bias), stride, padding, fast.name, learning)
-    return y.to(x.dtype).permute(0, 3, 1, 2)
-
-
-def wide(x: Tensor) -> Tensor:
-    """Return `x` in float32 if it is in half precision."""
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+    if fast.axes is None:
+        return _torch_fused.patches_conv2d(x, weight, bias, stride, padding)
+    return _torch_fused.conv2d(x, weight, bias, stride, padding, fast.name)
 
 
 def sum(x: Tensor, axis: Axes, keepdims: bool = False) -> Tensor:
@@ -155,128 +151,6 @@ def softmax(x: Tensor, axis: int, leaky: bool = False) -> Tensor:
 def argmax_one_hot(x: Tensor) -> Tensor:
     """Return 1 at the first largest entry of the last axis and 0 elsewhere."""
     return nn.functional.one_hot(x.argmax(-1), x.shape[-1]).to(x.dtype)
-
-
-@torch.library.custom_op("capscore::fast_conv2d", mutates_args=())
-def fast_conv2d(
-    x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int, name: str, learning: bool
-) -> Tensor:
-    """Return the map [B, H', W', O] of `capscore.cook_toom`, or with few images that of a direct convolution."""
-    if len(x) < cook_toom.FEWEST:
-        return nn.functional.conv2d(x, weight, bias, stride, padding).permute(0, 2, 3, 1).contiguous()
-    y: Tensor = cook_toom.convolve(OPS, x, weight, bias, _tiling(x, weight, stride, padding, name), learning)
-    return y.permute(0, 2, 3, 1)
-
-
-@fast_conv2d.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int, name: str, learning: bool) -> Tensor:
-    height, width = ((size + 2 * padding - weight.shape[-1]) // stride + 1 for size in x.shape[2:])
-    return x.new_empty(x.shape[0], height, width, weight.shape[0])
-
-
-@torch.library.custom_op("capscore::fast_conv2d_backward", mutates_args=())
-def fast_conv2d_backward(
-    g: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, name: str
-) -> tuple[Tensor, Tensor]:
-    """Return the gradients of x and weight from that of the map, g [B, H', W', O]."""
-    if len(x) < cook_toom.FEWEST:
-        mask = [True, True, False]
-        args = None, [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1, mask
-        dx, dweight, _ = torch.ops.aten.convolution_backward(g.permute(0, 3, 1, 2), x, weight, *args)
-        return dx.contiguous(), dweight
-    dx, dweight = cook_toom.gradients(OPS, g.permute(0, 3, 1, 2), x, weight, _tiling(x, weight, stride, padding, name))
-    return dx, dweight
-
-
-@fast_conv2d_backward.register_fake
-def _(
-    g: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, name: str
-) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), torch.empty_like(weight)
-
-
-def _tiling(x: Tensor, weight: Tensor, stride: int, padding: int, name: str) -> Tiling:
-    found = cook_toom.tiling(name, x.shape[1], x.shape[2], x.shape[3], weight.shape[-1], stride, padding)
-    assert found is not None  # it was asked for by one
-    return found
-
-
-def _keep_for_conv2d(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, _, *settings, _ = inputs
-    ctx.save_for_backward(x, weight)
-    ctx.settings = settings
-
-
-def _conv2d_gradients(ctx: Any, g: Tensor) -> tuple[Any, ...]:
-    dx, dweight = fast_conv2d_backward(g, *ctx.saved_tensors, *ctx.settings)
-    return dx, dweight, g.sum((0, 1, 2)), None, None, None, None
-
-
-fast_conv2d.register_autograd(_conv2d_gradients, setup_context=_keep_for_conv2d)
-
-
-@torch.library.custom_op("capscore::dynamic_routing", mutates_args=())
-def streamed_routing(
-    u: Tensor, weight: Tensor, bias: Tensor | None, iterations: int, leaky: bool, learning: bool
-) -> tuple[Tensor, Tensor]:
-    """Return v [B, J, D] and, if `learning`, s [R, J, B, D] of every iteration: see `capscore.streaming`."""
-    routing = DynamicRouting(iterations, leaky)
-    if not learning:
-        return STREAMING(routing, u, weight, bias).contiguous(), u.new_empty(0)
-    v, kept = STREAMING.forward(routing, u, weight, bias)
-    return v.contiguous(), torch.stack(kept)
-
-
-@streamed_routing.register_fake
-def _(
-    u: Tensor, weight: Tensor, bias: Tensor | None, iterations: int, leaky: bool, learning: bool
-) -> tuple[Tensor, Tensor]:
-    b, (_, j, d, _) = u.shape[0], weight.shape
-    return u.new_empty(b, j, d), u.new_empty((iterations, j, b, d) if learning else 0)
-
-
-@torch.library.custom_op("capscore::dynamic_routing_backward", mutates_args=())
-def streamed_routing_backward(
-    g: Tensor, kept: Tensor, u: Tensor, weight: Tensor, bias: Tensor | None, iterations: int, leaky: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of u, weight and bias (of a bias of zeros, if there is none)."""
-    routing = DynamicRouting(iterations, leaky)
-    du, dweight, dbias = STREAMING.backward(routing, g, [*kept], u, weight, bias)
-    return du, dweight, u.new_empty(0) if dbias is None else dbias
-
-
-@streamed_routing_backward.register_fake
-def _(
-    g: Tensor, kept: Tensor, u: Tensor, weight: Tensor, bias: Tensor | None, iterations: int, leaky: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(u), torch.empty_like(weight), u.new_empty(0) if bias is None else torch.empty_like(bias)
-
-
-def _keep_for_routing(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    u, weight, bias, iterations, leaky, _ = inputs
-    ctx.save_for_backward(output[1], u, weight, bias)
-    ctx.settings = iterations, leaky
-
-
-def _routing_gradients(ctx: Any, g: Tensor, _: Tensor) -> tuple[Any, ...]:
-    du, dweight, dbias = streamed_routing_backward(g, *ctx.saved_tensors, *ctx.settings)
-    return du, dweight, dbias if ctx.saved_tensors[3] is not None else None, None, None, None
-
-
-streamed_routing.register_autograd(_routing_gradients, setup_context=_keep_for_routing)
-
-
-def _dynamic_routing(routing: DynamicRouting, u: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    learning = torch.is_grad_enabled() and (u.requires_grad or weight.requires_grad)
-    with torch.autocast(u.device.type, enabled=False):
-        b = None if bias is None else wide(bias)
-        v, _ = streamed_routing(wide(u), wide(weight), b, routing.iterations, routing.leaky, learning)
-    return v.to(u.dtype)
-
-
-OPS = sys.modules[__name__]
-STREAMING = Streaming(OPS)
-FUSED = {DynamicRouting: _dynamic_routing}
 
 
 class CapsNet(nn.Module, model.CapsNet[Tensor]):
@@ -348,13 +222,16 @@ class Learner(model.Learner[Tensor]):
         self.adam = torch.optim.Adam(net.parameters(), eps=1e-8, fused=True)
         self.objective = torch.compile(model.objective) if compile else model.objective
 
-    def step(self, images: NDArray[Any], targets: NDArray[Any], rate: float) -> tuple[float, NDArray[Any]]:
-        """Learn from one batch; return its loss and lengths [B, J] before the step."""
+    def step(
+        self, images: NDArray[Any], targets: NDArray[Any], rate: float, parts: Sequence[tuple[Any, Any]] = ()
+    ) -> tuple[float, NDArray[Any]]:
+        """Learn from one batch; return its loss and lengths [B, J] before the step. `parts`: see `objective`."""
         net = self.net
         like = next(net.parameters())
-        x, t = asarray(images, like), asarray(targets, like)
+        (x, t), *apart = ((asarray(a, like), asarray(b, like)) for a, b in ((images, targets), *parts))
+        how = self.reconstruction, net.fast_conv, apart
         with torch.autocast(like.device.type, torch.bfloat16, enabled=self.amp):
-            loss, lengths = self.objective(net.ops, net.spec, net.params, x, t, self.reconstruction, net.fast_conv)
+            loss, lengths = self.objective(net.ops, net.spec, net.params, x, t, *how)
         self.adam.zero_grad()
         loss.backward()
         self.adam.param_groups[0]["lr"] = rate
@@ -382,4 +259,7 @@ class Learner(model.Learner[Tensor]):
             }
 
 
+from capscore.backends import _torch_fused  # noqa: E402 - it computes with the ops of this module
+
+FUSED = {DynamicRouting: _torch_fused.dynamic_routing}
 load = CapsNet.load

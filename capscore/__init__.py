@@ -30,8 +30,8 @@ def backend_names() -> list[str]:
     """Return the names of all backends, installed or not: the modules of `capscore.backends`."""
     from . import backends
 
-    modules = pkgutil.iter_modules(backends.__path__)
-    return sorted(module.name for module in modules if not module.name.startswith("_") and "kernels" not in module.name)
+    modules = pkgutil.iter_modules(backends.__path__)  # those with an underscore are parts of others
+    return sorted(module.name for module in modules if not module.name.startswith("_"))
 
 
 def backend(name: str) -> ModuleType:

@@ -12,11 +12,10 @@ here is matrix products and changes of layout: it runs on every backend and in t
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
-from typing import Any, Generic
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,21 +55,24 @@ class Axis:
 
 @dataclass(frozen=True, eq=False)
 class Tiling:
-    """How to transform one convolution: the tiles it was asked for, and the transforms of both axes."""
+    """How to transform a convolution: the tiles asked for, and the transforms of both axes if they save time."""
 
     name: str
-    y: Axis
-    x: Axis
+    axes: tuple[Axis, Axis] | None
+
+    def pays(self, images: int) -> bool:
+        """Whether so many images are to be transformed."""
+        return self.axes is not None and images >= FEWEST
 
 
 def tiling(
     name: str | None, channels: int, height: int, width: int, kernel: int, stride: int, padding: int
 ) -> Tiling | None:
-    """Return the tiling called `name` of a convolution of maps [B, channels, height, width], None if none helps."""
-    if name is None or channels < CHANNELS:
+    """Return the tiling called `name` of a convolution of maps [B, channels, height, width]; None has none."""
+    if name is None:
         return None
     y, x = (axis(size, kernel, stride, padding, *TILES[name]) for size in (height, width))
-    return Tiling(name, y, x) if y and x else None
+    return Tiling(name, (y, x) if y and x and channels >= CHANNELS else None)
 
 
 @cache
@@ -131,7 +133,7 @@ def _roots(roots: list[Fraction]) -> list[float]:
     return [float(c) for c in product]
 
 
-class Transform(Generic[A]):
+class Transform:
     """A convolution of maps [B, C, H, W] by kernels [O, C, k, k], transformed along both axes.
 
     The kernels become [P, O, F·C] (P points, F phases of both axes), the map [P, B·T, F·C] (T tiles), and the layer
@@ -139,20 +141,22 @@ class Transform(Generic[A]):
     the cache; all rows at once where arrays are the values of a graph.
     """
 
-    def __init__(self, ops: Any, y: Axis, x: Axis, channels: tuple[int, int], like: A | None = None) -> None:
-        self.ops, self.y, self.x, (self.o, self.c), self.like = ops, y, x, channels, like
+    def __init__(self, ops: Any, tiling: Tiling, channels: tuple[int, ...], like: Any = None) -> None:
+        assert tiling.axes is not None  # the caller asks first
+        self.ops, (y, x), (self.o, self.c), self.like = ops, tiling.axes, channels[:2], like
+        self.y, self.x = y, x
         self.buffers: Any = Buffers(ops) if hasattr(ops, "empty") else Fresh(ops)
         (self.ny, self.ty, self.fy, self.height), (self.nx, self.tx, self.fx, self.width) = y.data.shape, x.data.shape
         (self.my, _), (self.mx, _), self.k = y.inverse.shape, x.inverse.shape, y.kernel.shape[-1]
 
-    def kernels_x(self, w: A) -> A:
+    def kernels_x(self, w: Any) -> Any:
         """Return the kernels at the horizontal points, [k, Px·Fx·O·C]."""
         k = self.k
         w = self.buffers.transpose("kernels", w, (2, 3, 0, 1))
         w = self._times("kernels_x", self.x.kernel.reshape(-1, k), self.ops.reshape(w, (k, k, self.o * self.c)))
         return self.ops.reshape(w, (k, -1))
 
-    def kernels(self, w: A, rows: slice) -> A:
+    def kernels(self, w: Any, rows: slice) -> Any:
         """Return those of `kernels_x` at some rows of vertical points too, [P, O, F·C]."""
         p = len(range(self.ny)[rows])
         w = self._times("kernels_y", self.y.kernel[rows].reshape(-1, self.k), w)
@@ -160,12 +164,12 @@ class Transform(Generic[A]):
         w = self.buffers.transpose("kernels_p", w, (0, 2, 4, 1, 3, 5))
         return self.ops.reshape(w, (p * self.nx, self.o, self.fy * self.fx * self.c))
 
-    def map_y(self, x: A) -> A:
+    def map_y(self, x: Any) -> Any:
         """Return the map [B, C, H, W] at the vertical points, [Py·Ty·Fy, B·W·C]."""
         x = self.ops.reshape(self.buffers.transpose("map", x, (2, 0, 3, 1)), (self.height, -1))
         return self._times("map_y", self.y.data.reshape(-1, self.height), x)
 
-    def map_x(self, x: A, p: int) -> A:
+    def map_x(self, x: Any, p: int) -> Any:
         """Return p rows of points of `map_y` at the horizontal points too, [p·Px, B·T, F·C]."""
         x = self._times("map_x", self.x.data.reshape(-1, self.width), self.ops.reshape(x, (-1, self.width, self.c)))
         x = self.ops.reshape(x, (p, self.ty, self.fy, -1, self.nx, self.tx, self.fx, self.c))
@@ -174,10 +178,10 @@ class Transform(Generic[A]):
 
     def inverse(self, rows: slice) -> NDArray[np.float64]:
         """Return the matrix [my·mx, P] from the products at some rows of points to the outputs of a tile."""
-        m = np.einsum("ip,jq->ijpq", self.y.inverse[:, rows], self.x.inverse)
+        m: NDArray[np.float64] = np.einsum("ip,jq->ijpq", self.y.inverse[:, rows], self.x.inverse)
         return m.reshape(self.my * self.mx, -1)
 
-    def outputs(self, y: A) -> A:
+    def outputs(self, y: Any) -> Any:
         """Return tiles [my·mx, B·T·O] as the map [B, H', W', O]."""
         ops, height, width = self.ops, self.ty * self.my, self.tx * self.mx
         y = ops.reshape(y, (self.my, self.mx, -1, self.ty, self.tx, self.o))
@@ -188,36 +192,36 @@ class Transform(Generic[A]):
             y = self._times("crop_x", self.x.crop, ops.reshape(y, (-1, width, self.o)))
         return ops.reshape(y, (-1, self.y.outputs, self.x.outputs, self.o))
 
-    def _times(self, name: str, m: NDArray[np.float64], x: A) -> A:
-        return self.buffers.matmul(name, self.ops.asarray(m, self.like), x)  # type: ignore[no-any-return]
+    def _times(self, name: str, m: NDArray[np.float64], x: Any) -> Any:
+        return self.buffers.matmul(name, self.ops.asarray(m, self.like), x)
 
 
-class WritableTransform(Transform[A]):
+class WritableTransform(Transform):
     """The transform of arrays in memory, with its gradients, a few rows of points at a time."""
 
     def blocks(self, batch: int) -> list[slice]:
         """Cut the rows of points so that the map at those of one slice takes about BLOCK_BYTES."""
-        like: Any = self.like
-        each = self.nx * batch * self.ty * self.tx * self.fy * self.fx * self.c * like.itemsize
+        each = self.nx * batch * self.ty * self.tx * self.fy * self.fx * self.c * self.like.itemsize
         step = max(1, BLOCK_BYTES // max(1, each))
         return [slice(i, min(i + step, self.ny)) for i in range(0, self.ny, step)]
 
-    def all_kernels(self, weight: A) -> A:
-        """Return the kernels at all points, [Py·Px, O, F·C], in an array of its own."""
+    def all_kernels(self, weight: Any, made: Any = None) -> Any:
+        """Return the kernels at all points, [Py·Px, O, F·C], written into `made` if given."""
         half = self.kernels_x(weight)
-        made: Any = self.ops.empty((self.ny * self.nx, self.o, self.fy * self.fx * self.c), weight)
+        if made is None:
+            made = self.ops.empty((self.ny * self.nx, self.o, self.fy * self.fx * self.c), weight)
         for i in range(self.ny):
             made[i * self.nx : (i + 1) * self.nx] = self.kernels(half, slice(i, i + 1))
-        return made  # type: ignore[no-any-return]
+        return made
 
-    def forward(self, x: Any, kernels: Callable[[slice], Any]) -> A:
-        """Return the map [B, H', W', O] of x [B, C, H, W]; `kernels` gives rows of them, [P, O, F·C]."""
+    def forward(self, x: Any, kernels: Any) -> Any:
+        """Return the map [B, H', W', O] of x [B, C, H, W] and all kernels [Py·Px, O, F·C]."""
         ops, y = self.ops, None
         planes = self.map_y(x)
         for rows in self.blocks(x.shape[0]):
             p = rows.stop - rows.start
             v = self.map_x(planes[self._lines(rows)], p)
-            m = self.buffers.matmul("products", v, ops.transpose(kernels(rows), (0, 2, 1)))  # [P, B·T, O]
+            m = self.buffers.matmul("products", v, ops.transpose(kernels[self._points(rows)], (0, 2, 1)))  # [P, B·T, O]
             part = self._times("tiles" if y is None else "tile", self.inverse(rows), ops.reshape(m, (p * self.nx, -1)))
             if y is None:
                 y = part
@@ -225,13 +229,13 @@ class WritableTransform(Transform[A]):
                 y += part
         return self.outputs(y)
 
-    def backward(self, g: Any, x: Any, weight: Any) -> tuple[A, A]:
-        """Return the gradients of x [B, C, H, W] and weight [O, C, k, k] from that of the map, [B, H', W', O]."""
+    def backward(self, g: Any, x: Any, kernels: Any) -> tuple[Any, Any]:
+        """Return the gradients of x [B, C, H, W] and weights [O, C, k, k] from that of the map, [B, H', W', O]."""
         ops, buffers = self.ops, self.buffers
         g = self._outputs_back(g)
-        planes, half = self.map_y(x), self.kernels_x(weight)
-        o, c, f = self.o, self.c, self.fy * self.fx
-        dkernels = buffers.take("dkernels", (self.ny, self.fy, self.nx, self.fx, o, c), weight)
+        planes = self.map_y(x)
+        o, c = self.o, self.c
+        dkernels = buffers.take("dkernels", (self.ny, self.fy, self.nx, self.fx, o, c), kernels)
         for rows in self.blocks(x.shape[0]):
             p = rows.stop - rows.start
             v = self.map_x(planes[self._lines(rows)], p)
@@ -239,7 +243,7 @@ class WritableTransform(Transform[A]):
             dk = buffers.matmul("dkernel", ops.transpose(m, (0, 2, 1)), v)  # [P, O, F·C]
             dk = ops.reshape(dk, (p, self.nx, o, self.fy, self.fx, c))
             dkernels[rows] = ops.transpose(dk, (0, 3, 1, 4, 2, 5))
-            dv = buffers.matmul("map_p", m, self.kernels(half, rows))
+            dv = buffers.matmul("map_p", m, kernels[self._points(rows)])
             dv = ops.reshape(dv, (p, self.nx, -1, self.ty, self.tx, self.fy, self.fx, c))
             dv = buffers.transpose("map_x", dv, (0, 3, 5, 2, 1, 4, 6, 7))  # [p, Ty, Fy, B, Px, Tx, Fx, C]
             dv = ops.reshape(dv, (-1, self.nx * self.tx * self.fx, c))
@@ -247,14 +251,16 @@ class WritableTransform(Transform[A]):
             planes[self._lines(rows)] = ops.reshape(dv, (p * self.ty * self.fy, -1))
         dx = ops.matmul(ops.asarray(self.y.data.reshape(-1, self.height).T, x), planes)
         dx = ops.transpose(ops.reshape(dx, (self.height, -1, self.width, c)), (1, 3, 0, 2))
-        half = self._times("kernels_x", self.y.kernel.reshape(-1, self.k).T, ops.reshape(dkernels, (self.ny * self.fy, -1)))
+        half = self._times(
+            "kernels_x", self.y.kernel.reshape(-1, self.k).T, ops.reshape(dkernels, (self.ny * self.fy, -1))
+        )
         half = ops.reshape(half, (self.k, self.nx * self.fx, o * c))
         dw = self._times("kernels", self.x.kernel.reshape(-1, self.k).T, half)
         dw = ops.reshape(ops.transpose(ops.reshape(dw, (self.k * self.k, o * c)), (1, 0)), (o, c, self.k, self.k))
         return dx, dw
 
-    def _outputs_back(self, g: A) -> A:
-        ops, height, width = self.ops, self.ty * self.my, self.tx * self.mx
+    def _outputs_back(self, g: Any) -> Any:
+        ops, width = self.ops, self.tx * self.mx
         if self.x.crop is not None:
             g = self._times("crop_x", self.x.crop.T, ops.reshape(g, (-1, self.x.outputs, self.o)))
         if self.y.crop is not None:
@@ -262,39 +268,41 @@ class WritableTransform(Transform[A]):
         g = ops.reshape(g, (-1, self.ty, self.my, self.tx, self.mx, self.o))
         return ops.reshape(self.buffers.transpose("outputs", g, (2, 4, 0, 1, 3, 5)), (self.my * self.mx, -1))
 
+    def _points(self, rows: slice) -> slice:
+        return slice(rows.start * self.nx, rows.stop * self.nx)
+
     def _lines(self, rows: slice) -> slice:
         return slice(rows.start * self.ty * self.fy, rows.stop * self.ty * self.fy)
 
 
-def convolve(ops: Any, x: Any, weight: Any, bias: Any, tiling: Tiling, learning: bool = False) -> Any:
+def convolve(ops: Any, x: Any, weight: Any, bias: Any, tiling: Tiling) -> Any:
     """Correlate x [B, C, H, W] with weight [O, C, k, k], plus bias [O]: a map [B, O, H', W'], channels last in memory.
 
-    Unless `learning`, the transformed weights are kept until the weights change.
+    The transformed weights are kept until the weights change.
     """
-    t = WritableTransform(ops, tiling.y, tiling.x, (weight.shape[0], weight.shape[1]), x)
-    if learning:
-        half = t.kernels_x(weight)
-        y = t.forward(x, lambda rows: t.kernels(half, rows))
-    else:
-        kernels = prepared(ops, f"{tiling.name} kernels of {x.shape[2:]}", weight, lambda: t.all_kernels(weight))
-        y = t.forward(x, lambda rows: kernels[rows.start * t.nx : rows.stop * t.nx])
-    return ops.transpose(y + bias, (0, 3, 1, 2))
+    t = WritableTransform(ops, tiling, tuple(weight.shape), x)
+    return ops.transpose(t.forward(x, _kernels(t, weight, tiling)) + bias, (0, 3, 1, 2))
 
 
 def gradients(ops: Any, g: Any, x: Any, weight: Any, tiling: Tiling) -> tuple[Any, Any]:
     """Return the gradients of x and weight from that of the map, g [B, O, H', W']."""
-    t = WritableTransform(ops, tiling.y, tiling.x, (weight.shape[0], weight.shape[1]), x)
-    return t.backward(ops.transpose(g, (0, 2, 3, 1)), x, weight)
+    t = WritableTransform(ops, tiling, tuple(weight.shape), x)
+    return t.backward(ops.transpose(g, (0, 2, 3, 1)), x, _kernels(t, weight, tiling))
+
+
+def _kernels(t: WritableTransform, weight: Any, tiling: Tiling) -> Any:
+    name = f"{tiling.name} kernels at {t.ny}·{t.nx} points"
+    return prepared(t.ops, name, weight, lambda made: t.all_kernels(weight, made))
 
 
 def record(ops: Ops[A], x: A, weight: NDArray[Any], bias: A, tiling: Tiling) -> A:
     """Do as `convolve` over any ops, all rows of points at once; the weights are known now, and so transformed now."""
-    channels = weight.shape[0], weight.shape[1]
     from .backends import numpy  # which needs this module
 
-    exact = WritableTransform(numpy, tiling.y, tiling.x, channels, weight.astype(np.float64))
-    kernels = ops.asarray(exact.all_kernels(exact.like).transpose(0, 2, 1))  # [P, F·C, O]
-    t = Transform(ops, tiling.y, tiling.x, channels)
+    exact = weight.astype(np.float64)
+    kernels = WritableTransform(numpy, tiling, weight.shape, exact).all_kernels(exact)
+    kernels = ops.asarray(kernels.transpose(0, 2, 1))  # [P, F·C, O]
+    t = Transform(ops, tiling, weight.shape)
     m = ops.matmul(t.map_x(t.map_y(x), t.ny), kernels)  # [P, B·T, O]
     y = ops.matmul(ops.asarray(t.inverse(slice(0, t.ny))), ops.reshape(m, (t.ny * t.nx, -1)))
     return ops.transpose(t.outputs(y) + bias, (0, 3, 1, 2))

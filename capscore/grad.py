@@ -122,10 +122,10 @@ class Tape:
         self, x: Var, weight: Var, bias: Var, stride: int, padding: int, fast: cook_toom.Tiling | None = None
     ) -> Var:
         """Gradient: see `capscore.im2col` and `capscore.cook_toom`."""
-        if fast is not None and len(x.value) >= cook_toom.FEWEST:
+        if fast is not None and fast.pays(len(x.value)):
             back = _once(lambda g: cook_toom.gradients(self.ops, g, x.value, weight.value, fast))
             return self.record(
-                cook_toom.convolve(self.ops, x.value, weight.value, bias.value, fast, learning=True),
+                cook_toom.convolve(self.ops, x.value, weight.value, bias.value, fast),
                 (x, lambda g: back(g)[0]),
                 (weight, lambda g: back(g)[1]),
                 (bias, lambda g: g.sum(axis=(0, 2, 3))),
@@ -177,7 +177,7 @@ class Tape:
         return self.record(y, (x, lambda g: y * (g - (g * y).sum(axis=axis, keepdims=True))))
 
     @property
-    def FUSED(self) -> dict[type, Callable[..., Var]]:  # noqa: N802 - the name of what a backend has
+    def FUSED(self) -> dict[type, Callable[..., Var]]:
         """The backend's kernels, which bring their gradients with them."""
         return {kind: partial(self._fused, kernel) for kind, kernel in self.ops.FUSED.items()}  # type: ignore[attr-defined]
 

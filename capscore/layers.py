@@ -119,9 +119,7 @@ class ArrayVotes(Votes[A]):
         return self.u_hat  # type: ignore[no-any-return]
 
 
-def primary_capsules(
-    ops: Ops[A], spec: CapsNetSpec, params: Mapping[str, A], x: A, fast_conv: str | None = None
-) -> A:
+def primary_capsules(ops: Ops[A], spec: CapsNetSpec, params: Mapping[str, A], x: A, fast_conv: str | None = None) -> A:
     """Turn images [B, C, H, W] into primary capsules u [B, N, K]: stem, convolution, grouping, squash.
 
     A capsule is the `dim` channels of one type at one position; its index is i = (type·H + y)·W + x.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Generic, NamedTuple, Self
 
 import numpy as np
@@ -143,9 +143,7 @@ class CapsNet(Generic[A]):
         modelfile.save(path, modelfile.Model(self.spec, params, self.classes, self.provenance), dtype)
 
     @classmethod
-    def load(
-        cls, path: str | os.PathLike[str], dtype: str = "float32", *, fast_conv: str | None = None
-    ) -> Self:
+    def load(cls, path: str | os.PathLike[str], dtype: str = "float32", *, fast_conv: str | None = None) -> Self:
         """Read a model file that any backend has written."""
         model = modelfile.read(path)
         about: dict[str, Any] = {"classes": model.classes, "provenance": model.provenance}
@@ -194,17 +192,21 @@ def objective(
     targets: A,
     weight: float = 0.0005,
     fast_conv: str | None = None,
+    parts: Sequence[tuple[A, A]] = (),
 ) -> tuple[A, A]:
     """Return the training loss and the lengths [B, J]: margin loss plus weighted reconstruction loss.
 
-    Targets are [B, J]; the true capsules are the ones that are reconstructed (section 4.1).
+    Targets are [B, J]; the true capsules are the ones that are reconstructed (section 4.1). Of images that show
+    several objects, each of the `parts` is reconstructed on its own (section 6): targets [B, J] and images
+    [B, C, H, W] of one object.
     """
     v = layers.forward(ops, spec, params, images, fast_conv=fast_conv)
     lengths = layers.lengths(ops, v)
     loss = margin_loss(ops, lengths, targets)
     if spec.decoder is not None and weight:
-        drawn = layers.reconstruct(ops, spec, params, v, targets)
-        loss = loss + reconstruction_loss(ops, images, drawn, weight)
+        for shown, image in parts or ((targets, images),):
+            drawn = layers.reconstruct(ops, spec, params, v, shown)
+            loss = loss + reconstruction_loss(ops, image, drawn, weight)
     return loss, lengths
 
 
@@ -218,14 +220,20 @@ class Learner(Generic[A]):
         self.first = {name: np.zeros_like(p) for name, p in net.params.items()}
         self.second = {name: np.zeros_like(p) for name, p in net.params.items()}
 
-    def step(self, images: NDArray[Any], targets: NDArray[Any], rate: float) -> tuple[float, NDArray[Any]]:
-        """Learn from one batch; return its loss and lengths [B, J] before the step."""
+    def step(
+        self, images: NDArray[Any], targets: NDArray[Any], rate: float, parts: Sequence[tuple[Any, Any]] = ()
+    ) -> tuple[float, NDArray[Any]]:
+        """Learn from one batch; return its loss and lengths [B, J] before the step. `parts`: see `objective`."""
         net, ops, lengths = self.net, self.net.ops, []
         like = next(iter(net.params.values()))
 
         def loss(tape: Tape, params: dict[str, Var]) -> Var:
-            x, t = tape.asarray(ops.asarray(images, like)), tape.asarray(ops.asarray(targets, like))
-            value, found = objective(tape, net.spec, params, x, t, self.reconstruction, net.fast_conv)
+            def taped(array: Any) -> Var:
+                return tape.asarray(ops.asarray(array, like))
+
+            pairs = ((images, targets), *parts)
+            (x, t), *apart = ((taped(a), taped(b)) for a, b in pairs)
+            value, found = objective(tape, net.spec, params, x, t, self.reconstruction, net.fast_conv, apart)
             lengths.append(found.value)
             return value
 

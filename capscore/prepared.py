@@ -1,27 +1,31 @@
-"""What inference computes from parameters alone, kept for as long as they stay as they are."""
+"""What is computed from parameters alone, kept for as long as they stay as they are."""
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from .ops import Writable
 
-MOST = 8  # entries; the one unused for the longest goes first
+MOST = 8  # entries of a thread; the one unused for the longest goes first
 T = TypeVar("T")
 
-_kept: OrderedDict[tuple[Any, ...], tuple[Any, Any]] = OrderedDict()
+_of_thread = threading.local()
 
 
-def prepared(ops: Writable[Any], name: str, weight: Any, make: Callable[[], T]) -> T:
-    """Return make(), or what it returned the last time if `weight` has not changed since then."""
+def prepared(ops: Writable[Any], name: str, weight: Any, make: Callable[[T | None], T]) -> T:
+    """Return what `make` made of `weight`, now or at an earlier call since which `weight` has not changed.
+
+    `make` is given what it made of the former values, if that is still here, to be written over.
+    """
+    kept: OrderedDict[Any, tuple[Any, Any]] = _of_thread.__dict__.setdefault("kept", OrderedDict())
     key = name, type(weight), tuple(weight.shape), str(weight.dtype), str(weight.device)
-    mark, made = _kept.get(key, (None, None))
+    mark, made = kept.pop(key, (None, None))
     if mark is None or not ops.unchanged(weight, mark):
-        mark, made = ops.mark(weight), make()
-        _kept[key] = mark, made
-    _kept.move_to_end(key)
-    if len(_kept) > MOST:
-        _kept.popitem(last=False)
+        mark, made = ops.mark(weight), make(made)
+    kept[key] = mark, made
+    if len(kept) > MOST:
+        kept.popitem(last=False)
     return made  # type: ignore[no-any-return]

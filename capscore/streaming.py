@@ -36,7 +36,7 @@ class Block(NamedTuple):
     @property
     def n(self) -> int:
         """How many input capsules."""
-        return self.at.stop - self.at.start
+        return int(self.at.stop - self.at.start)
 
 
 class Streaming:
@@ -50,8 +50,9 @@ class Streaming:
         ops, (n, j, d, k), b = self.ops, weight.shape, u.shape[0]
         if b * n * j * d * u.itemsize > VOTES_BYTES:
             return self.forward(routing, u, weight, bias, learning=False)[0]
-        votes = ops.matmul(ops.reshape(weight, (n, j * d, k)), ops.transpose(u, (1, 2, 0)))  # [N, J·D, B]
-        votes = ops.transpose(ops.reshape(votes, (n, j, d, b)), (3, 0, 1, 2))
+        by_input = ops.transpose(ops.reshape(weight, (n, j * d, k)), (0, 2, 1))  # [N, K, J·D]
+        votes = ops.matmul(ops.transpose(u, (1, 0, 2)), by_input)  # [N, B, J·D]
+        votes = ops.transpose(ops.reshape(votes, (n, b, j, d)), (1, 0, 2, 3))
         return dynamic_routing(ops, ArrayVotes(ops, votes, bias), routing.iterations, routing.leaky)
 
     def forward(
@@ -100,15 +101,17 @@ class Streaming:
             pair[:, 0], pair[:, 1] = total, ds
             rows = ops.reshape(pair, (j, 2 * b, d))
             for block in blocks:
-                t = ops.reshape(buffers.matmul("routing", rows, block.weight), (j, 2, b, k, block.n))  # û_ij = W_ij u_i:
-                a = ops.sum(buffers.multiply("routing u", t, block.u), 3)  # [J, 2, B, n]  û · V and û · ds
+                t = ops.reshape(
+                    buffers.matmul("routing", rows, block.weight), (j, 2, b, k, block.n)
+                )  # û_ij = W_ij u_i:
+                a = ops.sum(buffers.multiply("routing pairs", t, block.u), 3)  # [J, 2, B, n]  û · V and û · ds
                 c, dc = ops.softmax(a[:, 0], 0, routing.leaky), a[:, 1]
                 dc = c * (dc - ops.sum(c * dc, 0, True))
                 a[:, 0], a[:, 1] = dc, c
                 a = ops.reshape(a, (j, 2, b, 1, block.n))
                 t *= a
                 du[:, block.at] += ops.transpose(ops.sum(t, (0, 1)), (0, 2, 1))
-                au = buffers.multiply("routing u", a, block.u)  # [J, 2, B, K, n]
+                au = buffers.multiply("routing pairs", a, block.u)  # [J, 2, B, K, n]
                 w = ops.transpose(block.weight, (0, 2, 1))
                 later = _add(later, ops.matmul(ops.reshape(au[:, 0], (j, b, k * block.n)), w))  # Σ_i dc_ij û_ij
                 dw = buffers.matmul("routing", ops.transpose(rows, (0, 2, 1)), ops.reshape(au, (j, 2 * b, k * block.n)))
@@ -130,7 +133,7 @@ class Blocks:
 
     def __init__(self, buffers: Buffers[Any], u: Any, weight: Any, learning: bool) -> None:
         self.buffers, self.u, self.weight = buffers, u, weight
-        (n, j, d, k), b = weight.shape, u.shape[0]
+        (n, j, _, k), b = weight.shape, u.shape[0]
         step = max(1, BLOCK_BYTES // max(1, j * b * k * u.itemsize))
         self.slices = [slice(i, min(i + step, n)) for i in range(0, n, step)]
         self.kept: list[Block] | None = None
@@ -140,10 +143,8 @@ class Blocks:
         if learning:
             weights = [self._weight(at, name) for at, name in zip(self.slices, names, strict=True)]
         else:
-            weights = prepared(buffers.ops, f"routing by {step}", weight, lambda: [*map(self._fresh, self.slices)])
-        self.kept = [
-            Block(at, self._u(at, name), w) for at, name, w in zip(self.slices, names, weights, strict=True)
-        ]
+            weights = prepared(buffers.ops, f"routing by {step}", weight, self._fresh)
+        self.kept = [Block(at, self._u(at, name), w) for at, name, w in zip(self.slices, names, weights, strict=True)]
 
     def __iter__(self) -> Iterator[Block]:
         """Yield every block."""
@@ -152,15 +153,15 @@ class Blocks:
         return iter(self.kept)
 
     def _u(self, at: slice, name: str = "") -> Any:
-        return self.buffers.transpose("routing u" + name, self.u[:, at], (0, 2, 1))
+        return self.buffers.transpose("routing capsules" + name, self.u[:, at], (0, 2, 1))
 
     def _weight(self, at: slice, name: str = "") -> Any:
         n, j, d, k = self.weight[at].shape
         w = self.buffers.transpose("routing weight" + name, self.weight[at], (1, 2, 3, 0))
         return self.buffers.ops.reshape(w, (j, d, k * n))
 
-    def _fresh(self, at: slice) -> Any:
-        return self._weight(at) * 1.0
+    def _fresh(self, _: Any) -> list[Any]:
+        return [self._weight(at) * 1.0 for at in self.slices]
 
 
 def squash_gradient(ops: Any, s: Any, g: Any) -> Any:
@@ -168,10 +169,10 @@ def squash_gradient(ops: Any, s: Any, g: Any) -> Any:
     n = ops.norm(s, -1, keepdims=True)
     m = n + 1.0
     p = n / m
-    q = (p * (p - 1.0) * 2.0 + 1.0) * m  # (1+n²)/(1+n)
+    q = p * (p - 1.0) * 2.0 + 1.0  # (1+n²)/(1+n)²: as in squash, no square leaves the range of floats
     unit = s / (n + (n == 0))
-    along = ops.sum(unit * g, -1, True) * (p * (p * -2.0 + 1.0)) * m / (q * q)
-    return g * (p / q) + unit * along
+    along = ops.sum(unit * g, -1, True) * (p * (p * -2.0 + 1.0) / (q * q * m))
+    return g * (p / (q * m)) + unit * along
 
 
 def _add(total: Any | None, x: Any) -> Any:

@@ -197,7 +197,7 @@ class Recorder:
         self, x: Value, weight: Value, bias: Value, stride: int, padding: int, fast: cook_toom.Tiling | None = None
     ) -> Value:
         """Conv, or with `fast` the matrix products of `capscore.cook_toom`."""
-        if fast is not None:
+        if fast is not None and fast.axes is not None:
             return cook_toom.record(self, x, self.to_numpy(weight), bias, fast)
         inputs = [self.cast(value, self.half) for value in (x, weight, bias)]
         return self.node("Conv", *inputs, strides=[stride] * 2, pads=[padding] * 4, half=self.half)

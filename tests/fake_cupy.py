@@ -6,7 +6,7 @@ never lets an array of the host meet one of the device. Its numbers are NumPy's.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
@@ -175,3 +175,11 @@ def asarray(a: Any, dtype: Any = None, order: Any = None) -> ndarray:
 
 def asnumpy(a: Any) -> Any:
     return a.get() if isinstance(a, ndarray) else np.asarray(a)
+
+
+class cuda:
+    """A GPU without shared memory, on which no kernel of our own fits."""
+
+    class Device:
+        id = 0
+        attributes: ClassVar[dict[str, int]] = {"MaxSharedMemoryPerBlockOptin": 0}

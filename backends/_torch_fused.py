@@ -1,0 +1,196 @@
+"""What PyTorch computes by capscore's own kernels: custom ops with their gradients, opaque to its compiler.
+
+`capscore::dynamic_routing` is `capscore.streaming` on the CPU and Triton's on a GPU, `capscore::fast_conv2d` is
+`capscore.cook_toom`. Under autocast both compute in float32; on a GPU, votes then are products of bfloat16, and of
+tf32 where `torch.backends.cuda.matmul.allow_tf32` asks for it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import capscore.backends.torch as ops  # which imports this module last
+from capscore import cook_toom
+from capscore.routing import DynamicRouting
+from capscore.streaming import Streaming
+
+STREAMING = Streaming(ops)
+PATCH = 512  # numbers in a patch: the first layer of most networks; with more, patches cost too much memory
+
+
+def conv2d(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int, tiles: str) -> Tensor:
+    """Correlate x [B, C, H, W] with weight [O, C, k, k], plus bias [O], by the tiling called `tiles`."""
+    with torch.autocast(x.device.type, enabled=False):
+        y = _conv2d(_wide(x), _wide(weight), _wide(bias), stride, padding, tiles)
+    map: Tensor = y.to(x.dtype).permute(0, 3, 1, 2)
+    return map
+
+
+def patches_conv2d(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
+    """Do the same by one matrix product of all patches, if these are small; the map is in the order `conv2d` wants."""
+    (o, c, k, _), b = weight.shape, x.shape[0]
+    if c * k * k > PATCH or x.requires_grad:
+        return nn.functional.conv2d(x, weight, bias, stride, padding)
+    x = nn.functional.pad(x, [padding] * 4)
+    patches = x.unfold(2, k, stride).unfold(3, k, stride).permute(2, 0, 3, 1, 4, 5)  # [H', B, W', C, k, k]
+    height, _, width = patches.shape[:3]
+    y = torch.addmm(bias, patches.reshape(-1, c * k * k), weight.reshape(o, -1).t())
+    return y.view(height, b, width, o).permute(1, 3, 0, 2)
+
+
+def dynamic_routing(routing: DynamicRouting, u: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return v [B, J, D] of u [B, N, K], weight [N, J, D, K] and bias [J, D]."""
+    learning = torch.is_grad_enabled() and (u.requires_grad or weight.requires_grad)
+    precision = "tf32" if torch.backends.cuda.matmul.allow_tf32 else "float32"
+    if torch.is_autocast_enabled(u.device.type) and torch.get_autocast_dtype(u.device.type) == torch.bfloat16:
+        precision = "bf16"
+    with torch.autocast(u.device.type, enabled=False):
+        b = None if bias is None else _wide(bias)
+        v, _ = _routing(_wide(u), _wide(weight), b, routing.iterations, routing.leaky, learning, precision)
+    capsules: Tensor = v.to(u.dtype)
+    return capsules
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+@torch.library.custom_op("capscore::fast_conv2d", mutates_args=())
+def _conv2d(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int, tiles: str) -> Tensor:
+    """Return the map [B, H', W', O] of `capscore.cook_toom`, or with few images that of a direct convolution."""
+    if len(x) < cook_toom.FEWEST:
+        return nn.functional.conv2d(x, weight, bias, stride, padding).permute(0, 2, 3, 1).contiguous()
+    y: Tensor = cook_toom.convolve(ops, x, weight, bias, _tiling(x, weight, stride, padding, tiles))
+    return y.permute(0, 2, 3, 1)
+
+
+@_conv2d.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int, tiles: str) -> Tensor:
+    height, width = ((size + 2 * padding - weight.shape[-1]) // stride + 1 for size in x.shape[2:])
+    return x.new_empty(x.shape[0], height, width, weight.shape[0])
+
+
+@torch.library.custom_op("capscore::fast_conv2d_backward", mutates_args=())
+def _conv2d_backward(
+    g: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, tiles: str
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of x, as [H, B, W, C], and of weight from that of the map, g [B, H', W', O]."""
+    if len(x) < cook_toom.FEWEST:
+        mask = [True, True, False]
+        args = None, [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1, mask
+        dx, dweight, _ = torch.ops.aten.convolution_backward(g.permute(0, 3, 1, 2), x, weight, *args)
+        return dx.permute(2, 0, 3, 1).contiguous(), dweight.contiguous()
+    dx, dweight = cook_toom.gradients(ops, g.permute(0, 3, 1, 2), x, weight, _tiling(x, weight, stride, padding, tiles))
+    return dx.permute(2, 0, 3, 1), dweight
+
+
+@_conv2d_backward.register_fake
+def _(g: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, tiles: str) -> tuple[Tensor, Tensor]:
+    b, c, height, width = x.shape
+    return x.new_empty(height, b, width, c), weight.new_empty(weight.shape)
+
+
+def _tiling(x: Tensor, weight: Tensor, stride: int, padding: int, tiles: str) -> cook_toom.Tiling:
+    found = cook_toom.tiling(tiles, x.shape[1], x.shape[2], x.shape[3], weight.shape[-1], stride, padding)
+    assert found is not None  # it was asked for by one
+    return found
+
+
+def _keep_for_conv2d(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, _, *settings = inputs
+    ctx.save_for_backward(x, weight)
+    ctx.settings = settings
+
+
+def _conv2d_gradients(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+    dx, dweight = _conv2d_backward(g, *ctx.saved_tensors, *ctx.settings)
+    return dx.permute(1, 3, 0, 2), dweight, g.sum((0, 1, 2)), None, None, None
+
+
+_conv2d.register_autograd(_conv2d_gradients, setup_context=_keep_for_conv2d)
+
+
+@torch.library.custom_op("capscore::dynamic_routing", mutates_args=())
+def _routing(
+    u: Tensor, weight: Tensor, bias: Tensor | None, iterations: int, leaky: bool, learning: bool, precision: str
+) -> tuple[Tensor, Tensor]:
+    """Return v [B, J, D] and, if `learning`, what the gradient needs: by Triton on a GPU, else `capscore.streaming`."""
+    if (kernels := _kernels(u, weight)) is not None:
+        v, states = kernels.forward_keeping(u, weight, bias, iterations, leaky, precision)
+        return v.clone(), states if learning else u.new_empty(0)
+    routing = DynamicRouting(iterations, leaky)
+    if not learning:
+        return STREAMING(routing, u, weight, bias).contiguous(), u.new_empty(0)
+    v, kept = STREAMING.forward(routing, u, weight, bias)
+    return v.contiguous(), torch.stack(kept)
+
+
+@_routing.register_fake
+def _(
+    u: Tensor, weight: Tensor, bias: Tensor | None, iterations: int, leaky: bool, learning: bool, precision: str
+) -> tuple[Tensor, Tensor]:
+    b, (_, j, d, _) = u.shape[0], weight.shape
+    kept = (iterations, j, b, d) if _kernels(u, weight) is None else (2, iterations, b, j, d)
+    return u.new_empty(b, j, d), u.new_empty(kept if learning else 0)
+
+
+@torch.library.custom_op("capscore::dynamic_routing_backward", mutates_args=())
+def _routing_backward(
+    g: Tensor,
+    kept: Tensor,
+    u: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    iterations: int,
+    leaky: bool,
+    precision: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of u, weight and bias (without one, nothing)."""
+    if (kernels := _kernels(u, weight)) is not None:
+        found = kernels.backward(g, u, weight, bias, iterations, leaky, precision, kept)
+    else:
+        found = STREAMING.backward(DynamicRouting(iterations, leaky), g, [*kept], u, weight, bias)
+    du, dweight, dbias = found
+    return du, dweight, u.new_empty(0) if dbias is None else dbias
+
+
+@_routing_backward.register_fake
+def _(
+    g: Tensor,
+    kept: Tensor,
+    u: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    iterations: int,
+    leaky: bool,
+    precision: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return u.new_empty(u.shape), u.new_empty(weight.shape), u.new_empty(0 if bias is None else bias.shape)
+
+
+def _kernels(u: Tensor, weight: Tensor) -> Any:
+    """Return the Triton kernels if they can route these; Triton comes with PyTorch's builds for GPUs."""
+    if u.device.type != "cuda":
+        return None
+    try:
+        from capscore.backends import _torch_kernels
+    except ModuleNotFoundError:
+        return None
+    return _torch_kernels if _torch_kernels.supports(u, weight) else None
+
+
+def _keep_for_routing(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    u, weight, bias, iterations, leaky, _, precision = inputs
+    ctx.save_for_backward(output[1], u, weight, bias)
+    ctx.settings = iterations, leaky, precision
+
+
+def _routing_gradients(ctx: Any, g: Tensor, _: Tensor) -> tuple[Any, ...]:
+    du, dweight, dbias = _routing_backward(g, *ctx.saved_tensors, *ctx.settings)
+    return du, dweight, dbias if ctx.saved_tensors[3] is not None else None, None, None, None, None
+
+
+_routing.register_autograd(_routing_gradients, setup_context=_keep_for_routing)
