@@ -10,7 +10,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --con
 # spin costs 7% on a quiet one (2,227 against 2,400 images/s) and gains 70% beside two busy processes (954 against 552).
 export GOMP_SPINCOUNT ?= 3000
 
-.PHONY: demo test lint docs figures clean
+.PHONY: demo test lint bench docs figures clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/capscore demo
@@ -22,6 +22,10 @@ lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Results as JSON and plots go to runs/bench; the figures of docs/performance.md are of quiet machines.
+bench: $(VENV)/demo.stamp
+	$(BIN)/capscore bench --scaling --out runs/bench $(ARGS)
 
 # The site, in site/. Warnings are errors: a link that leads nowhere fails (with --quiet it would not).
 docs: $(VENV)/docs.stamp

@@ -201,7 +201,7 @@ class Learner(model.Learner[Tensor]):
     """Adam by PyTorch on the training loss; see `capscore.model.Learner`.
 
     Options: `device` moves the network there first, `amp` runs convolutions and matrix products in bfloat16,
-    `compile` compiles the loss.
+    `compile` compiles the loss. Processes that torchrun started train together, each on its share of every batch.
     """
 
     net: CapsNet
@@ -214,30 +214,40 @@ class Learner(model.Learner[Tensor]):
         amp: bool = False,
         compile: bool = False,
     ) -> None:
+        self.team = _torch_parallel.Team(device)
         try:
-            net.to(device)
+            net.to(self.team.device)
         except (RuntimeError, AssertionError) as error:  # torch has no error of its own for an absent device
             raise BackendError(f"PyTorch cannot use the device {device!r}: {error}") from None
         self.net, self.reconstruction, self.amp, self.steps = net, reconstruction, amp, 0
+        self.writes = self.team.rank == 0
         self.adam = torch.optim.Adam(net.parameters(), eps=1e-8, fused=True)
-        self.objective = torch.compile(model.objective) if compile else model.objective
+        objective = _torch_parallel.Objective(net, reconstruction, compile)
+        self.objective = _torch_parallel.together(objective, self.team, partly=not reconstruction)
 
     def step(
         self, images: NDArray[Any], targets: NDArray[Any], rate: float, parts: Sequence[tuple[Any, Any]] = ()
     ) -> tuple[float, NDArray[Any]]:
         """Learn from one batch; return its loss and lengths [B, J] before the step. `parts`: see `objective`."""
-        net = self.net
-        like = next(net.parameters())
-        (x, t), *apart = ((asarray(a, like), asarray(b, like)) for a, b in ((images, targets), *parts))
-        how = self.reconstruction, net.fast_conv, apart
-        with torch.autocast(like.device.type, torch.bfloat16, enabled=self.amp):
-            loss, lengths = self.objective(net.ops, net.spec, net.params, x, t, *how)
+        like = next(self.net.parameters())
+        share, factor = self.team.share(len(images))
+        pairs = ((images, targets), *parts)
+        (x, t), *apart = ((asarray(a[share], like), asarray(b[share], like)) for a, b in pairs)
         self.adam.zero_grad()
-        loss.backward()
+        try:
+            with torch.autocast(like.device.type, torch.bfloat16, enabled=self.amp):
+                loss, lengths = self.objective(x, t, apart)
+            loss = loss * factor
+            loss.backward()
+            loss, lengths = self.team.gather(loss.detach(), lengths.detach(), len(images))
+        except RuntimeError as error:
+            if self.team.size == 1:
+                raise
+            raise _torch_parallel.explained(error) from error
         self.adam.param_groups[0]["lr"] = rate
         self.adam.step()
         self.steps += 1
-        return float(loss.detach()), to_numpy(lengths)
+        return float(loss), to_numpy(lengths)
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Return what a checkpoint must keep beside the parameters, as NumPy arrays by name."""
@@ -259,7 +269,7 @@ class Learner(model.Learner[Tensor]):
             }
 
 
-from capscore.backends import _torch_fused  # noqa: E402 - it computes with the ops of this module
+from capscore.backends import _torch_fused, _torch_parallel  # noqa: E402 - the first needs this
 
 FUSED = {DynamicRouting: _torch_fused.dynamic_routing}
 load = CapsNet.load

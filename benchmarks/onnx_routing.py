@@ -11,15 +11,16 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
-from machine import about, interleaved
 from onnx import TensorProto, helper
 
 from capscore.backends import numpy as reference
+from capscore.benchmarks.machine import about, interleaved
 from capscore.export.onnx import Recorder, Value
 from capscore.layers import ArrayVotes, LinearVotes, Votes, squash
 from capscore.routing import dynamic_routing
@@ -112,7 +113,7 @@ def main() -> None:
         feed = {"u": u.astype(np.float32)}
         for name, run in sessions.items():
             assert np.abs(run.run(None, feed)[0] - truth).max() < 2e-6, name
-        ms = interleaved({name: lambda s=run: s.run(None, feed) for name, run in sessions.items()}, args.rounds)
+        ms = interleaved({name: partial(run.run, None, feed) for name, run in sessions.items()}, args.rounds)
         print(f"batch {batch}: ms, median (quartiles) of {args.rounds}")
         for name, (low, middle, high) in ms.items():
             print(f"  {name:36s} {middle:8.2f} ({low:.2f}-{high:.2f})")

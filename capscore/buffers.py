@@ -28,7 +28,7 @@ class Buffers(Generic[A]):
         if str(x.device) != "cpu":
             return self.ops.empty(shape, like)
         kept, size, key = _kept.__dict__, math.prod(shape), f"{name} {x.dtype}"
-        if key not in kept or type(kept[key]) is not type(like) or kept[key].shape[0] < size:
+        if key not in kept or not isinstance(like, type(kept[key])) or kept[key].shape[0] < size:
             kept[key] = None  # what was too small is let go first
             kept[key] = self.ops.empty((size,), like)
         return self.ops.reshape(kept[key][:size], shape)

@@ -1,4 +1,4 @@
-"""The `capscore` command: train, eval, predict, export, inspect, verify, explore, demo."""
+"""The `capscore` command: train, eval, predict, export, inspect, verify, explore, demo, experiment, results."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from rich.console import Console
 from rich.table import Table
 
 from . import PRESETS, CapsNetSpec, __version__, backend, modelfile
-from .data import NAMES, Dataset, load, read_image
-from .errors import CapscoreError, ModelFileError, SpecError
+from .data import NAMES, Samples, load, read_image
+from .errors import CapscoreError, ModelFileError, SpecError, TrainingError
+from .experiments import NAMES as EXPERIMENTS
+from .experiments import experiment
 from .report import Screen, TensorBoard
 from .train import BEST, LAST, Recipe, Reporter, accuracy, check_dataset, train
 from .verify import verify
@@ -34,8 +36,8 @@ DEMO = Recipe(epochs=20, batch=32, rate=3e-3, decay_steps=50, reconstruction=0.0
 
 ModelPath = Annotated[Path, typer.Argument(help="A .safetensors model or an .onnx export.", show_default=False)]
 Weights = Annotated[Path, typer.Argument(help="A .safetensors model.", show_default=False)]
-Data = Annotated[str, typer.Option(help="digits, mnist, fashion-mnist, a folder of images, or an .npz file.")]
-DataDir = Annotated[Path | None, typer.Option(help="Folder with mnist/ and fashion-mnist/; else CAPSCORE_DATA.")]
+Data = Annotated[str, typer.Option(help=f"{NAMES}, a folder of images, or an .npz file.")]
+DataDir = Annotated[Path | None, typer.Option(help="Folder with mnist/, cifar10/ and so on; else CAPSCORE_DATA.")]
 Backend = Annotated[
     str | None,
     typer.Option("--backend", help="numpy, torch or cupy; else CAPSCORE_BACKEND, else torch if installed, else numpy."),
@@ -44,6 +46,8 @@ Provider = Annotated[
     str | None,
     typer.Option(help=".onnx: auto (CUDA if it is there, else the CPU), cpu, cuda, tensorrt or ONNX Runtime's name."),
 ]
+Results = Annotated[Path, typer.Option(help="Folder of the results' JSON files.")]
+Images = Annotated[Path, typer.Option(help="Folder for the pictures, results-*.png.")]
 Threads = Annotated[int | None, typer.Option(help=".onnx on the CPU: how many; all cores if not given.")]
 
 
@@ -69,7 +73,7 @@ def train_command(
     decay: Annotated[float, typer.Option(help="Factor on the rate per decay-steps.")] = Recipe.decay,
     decay_steps: Annotated[int, typer.Option(help="Steps over which the rate decays by the factor.")] = 2000,
     floor: Annotated[float, typer.Option(help="Smallest learning rate.")] = Recipe.floor,
-    shift: Annotated[int, typer.Option(help="Random shift of every image, pixels each way.")] = Recipe.shift,
+    shift: Annotated[int | None, typer.Option(help="Random shift, pixels each way; else the dataset's own.")] = None,
     reconstruction: Annotated[float, typer.Option(help="Weight of the reconstruction loss.")] = Recipe.reconstruction,
     seed: Annotated[int, typer.Option(help="Of parameters, order and shifts.")] = Recipe.seed,
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
@@ -77,6 +81,7 @@ def train_command(
     device: Annotated[str | None, typer.Option(help="torch: cpu, cuda, cuda:1, mps.")] = None,
     amp: Annotated[bool, typer.Option("--amp", help="torch: bfloat16 in convolutions and products.")] = False,
     compile: Annotated[bool, typer.Option("--compile", help="torch: compile the loss.")] = False,
+    fast_conv: Annotated[str | None, typer.Option(help="3x3 or 6x6: convolutions by fewer multiplications.")] = None,
 ) -> None:
     """Train a network; Ctrl-C saves and says how to go on.
 
@@ -91,27 +96,34 @@ def train_command(
         recipe = recipe if epochs is None else replace(recipe, epochs=epochs)
         net_spec, out, data, backend_name = model.spec, resume, settings["data"], backend_name or settings["backend"]
         data_dir = data_dir or (Path(settings["data_dir"]) if settings["data_dir"] else None)
+        seed = recipe.seed
         dtype = str(next(iter(model.params.values())).dtype)
         device, amp, compile = device or settings["device"], settings["amp"], settings["compile"]
+        fast_conv = settings.get("fast_conv")
     else:
-        recipe = Recipe(epochs or Recipe.epochs, batch, rate, decay, decay_steps, floor, shift, reconstruction, seed)
         net_spec = _spec(preset, spec)
-    train_set, test_set = load(data, data_dir=data_dir, size=net_spec.input, seed=recipe.seed)
-    if spec is None and resume is None:
-        net_spec = _for_classes(net_spec, len(train_set.classes))
+    train_set, test_set = load(data, data_dir=data_dir, size=net_spec.input, seed=seed)
+    if resume is None:
+        shift = train_set.shift if shift is None else shift
+        recipe = Recipe(epochs or Recipe.epochs, batch, rate, decay, decay_steps, floor, shift, reconstruction, seed)
+        net_spec = net_spec if spec is not None else _for_classes(net_spec, len(train_set.classes))
     where = None if data_dir is None else str(data_dir.resolve())  # absolute: to be resumed from anywhere
     data = data if data in NAMES.split(", ") else str(Path(data).resolve())
     name = backend_name or _default_backend()
     caps = backend(name)
     about = {"data": data, "data_dir": where, "backend": name, "device": device, "amp": amp, "compile": compile}
-    net = caps.CapsNet(net_spec, seed=recipe.seed, dtype=dtype, classes=train_set.classes, provenance=about)
+    about |= {"fast_conv": fast_conv}
+    net = caps.CapsNet(
+        net_spec, seed=recipe.seed, dtype=dtype, fast_conv=fast_conv, classes=train_set.classes, provenance=about
+    )
     options = {key: value for key, value in (("device", device), ("amp", amp), ("compile", compile)) if value}
     learner = caps.Learner(net, recipe.reconstruction, **options)
-    _say(f"{net_spec.parameter_count:,} parameters on {name}; {len(train_set):,} images to learn from, "
-         f"{len(test_set):,} held out")  # fmt: skip
+    say = _say if learner.writes else str  # one of several processes that train together speaks
+    say(f"{net_spec.parameter_count:,} parameters on {name}; {len(train_set):,} images to learn from, "
+        f"{len(test_set):,} held out")  # fmt: skip
     rows = _train(net, learner, train_set, test_set, recipe, out, resume is not None)
     best = max(rows, key=lambda row: row["held_out_accuracy"])
-    _say(f"best held-out accuracy {best['held_out_accuracy']:.2%} in epoch {best['epoch']}: {out / BEST}")
+    say(f"best held-out accuracy {best['held_out_accuracy']:.2%} in epoch {best['epoch']}: {out / BEST}")
 
 
 @app.command("eval")
@@ -179,6 +191,7 @@ def export_command(
         str | None, typer.Option(help="Calibrate int8 on its training images; report accuracy on its test images.")
     ] = None,
     data_dir: DataDir = None,
+    fast_conv: Annotated[str | None, typer.Option(help="3x3 or 6x6: fp32 for large batches, in a larger file.")] = None,
     verify: Annotated[bool, typer.Option(help="Prove that the graph computes the same.")] = True,
     triton: Annotated[Path | None, typer.Option(help="A Triton model repository to put the file into, too.")] = None,
 ) -> None:
@@ -202,6 +215,7 @@ def export_command(
         outputs=None if outputs is None else outputs.split(","),
         byte_images=byte_images,
         calibration=calibration,
+        fast_conv=fast_conv,
         verify=verify,
     )
     _exported(report, model)
@@ -339,12 +353,92 @@ def demo_command(
         raise typer.Exit(1)
 
 
+@app.command("experiment")
+def experiment_command(
+    name: Annotated[str, typer.Argument(help=f"{', '.join(EXPERIMENTS)}.", show_default=False)],
+    budget: Annotated[str, typer.Option(help="quick: minutes on a laptop; full: as the paper, for a GPU.")] = "quick",
+    trials: Annotated[int | None, typer.Option(help="How many seeds; else as the budget has it.")] = None,
+    data_dir: DataDir = None,
+    results: Results = Path("results"),
+    runs: Annotated[Path, typer.Option(help="Folder for unfinished and finished trainings.")] = Path(
+        "runs/experiments"
+    ),
+    images: Images = Path("docs/images"),
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; else a GPU if there is one.")] = None,
+) -> None:
+    """Repeat an experiment of the paper, or measure its claims; what is done already is kept, and not done again.
+
+    Every finished trial is added to results/NAME.json. Stop it at any moment; the same command goes on.
+    """
+    module = experiment(name)
+    from .experiments.lab import Lab
+
+    if budget not in module.BUDGETS:
+        raise TrainingError(f"{name} has no budget {budget!r}; choose one of {', '.join(module.BUDGETS)}")
+    spends = module.BUDGETS[budget]
+    spends = spends if trials is None else replace(spends, trials=trials)
+    lab = Lab(name, budget, spends, results, runs, images, data_dir, device, console)
+    try:
+        module.run(lab)
+    except KeyboardInterrupt:
+        _say("stopped; the same command goes on")
+        raise typer.Exit(130) from None
+    _say(f"{name}: done at budget {budget}: {lab.file}")
+
+
+@app.command("results")
+def results_command(
+    results: Results = Path("results"),
+    page: Annotated[Path, typer.Option(help="The page to write.")] = Path("docs/results.md"),
+) -> None:
+    """Write the page of all results: the paper, the best public re-implementation, capscore."""
+    backend("torch")
+    from .experiments.page import markdown
+
+    modelfile.write_atomically(page, markdown(results).encode())
+    _say(str(page))
+
+
+@app.command("bench")
+def bench_command(
+    what: Annotated[str | None, typer.Option(help="Only these comparisons, separated by commas.")] = None,
+    batches: Annotated[str, typer.Option(help="Batch sizes, separated by commas.")] = "1,32,128",
+    preset: Annotated[str, typer.Option(help="Network: mnist or small.")] = "mnist",
+    rounds: Annotated[int, typer.Option(min=1, help="How often each contender is timed.")] = 7,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of PyTorch and ONNX Runtime.")] = os.cpu_count() or 1,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    scaling: Annotated[bool, typer.Option("--scaling", help="Also grow the routing layer and plot its cost.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for the results as JSON and the plots.")] = None,
+) -> None:
+    """Time capscore beside a textbook network in PyTorch and beside the machine's own limits."""
+    from .benchmarks import suite
+    from .benchmarks.contenders import CONTENDERS, ON_A_GPU, Settings
+
+    known = CONTENDERS if device == "cpu" else ON_A_GPU
+    chosen = list(known) if what is None else [name.strip() for name in what.split(",")]
+    if unknown := [name for name in chosen if name not in known]:
+        raise CapscoreError(f"there is no comparison {unknown[0]!r}; choose from {', '.join(known)}")
+    if preset not in ("mnist", "small"):
+        raise CapscoreError(f"the benchmarks know the presets mnist and small, not {preset!r}")
+    settings = Settings(preset=preset, threads=threads, device=device)
+    results = suite.run(chosen, [int(batch) for batch in batches.split(",")], rounds, settings)
+    if scaling:
+        results["scaling"] = suite.scaling(settings, rounds)
+    if out is not None:
+        name = f"{preset}-{device}"
+        suite.save(out / f"{name}.json", results)
+        suite.plots(results, out, name)
+        _say(f"written: {out}")
+
+
 def _train(
-    net: Any, learner: Any, train_set: Dataset, test_set: Dataset, recipe: Recipe, out: Path, resume: bool
+    net: Any, learner: Any, train_set: Samples, test_set: Samples, recipe: Recipe, out: Path, resume: bool
 ) -> list[dict[str, Any]]:
     """Train with a bar, and TensorBoard where it is installed; Ctrl-C ends with the command that goes on."""
     screen = Screen(console)
-    reporters: list[Reporter] = [screen, *([TensorBoard(out)] if importlib.util.find_spec("tensorboard") else [])]
+    reporters: list[Reporter] = []
+    if learner.writes:
+        reporters = [screen, *([TensorBoard(out)] if importlib.util.find_spec("tensorboard") else [])]
     try:
         return train(net, learner, train_set, test_set, recipe, out, resume, tuple(reporters))
     except KeyboardInterrupt:

@@ -12,7 +12,7 @@ here is matrix products and changes of layout: it runs on every backend and in t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from fractions import Fraction
 from functools import cache
 from typing import Any
@@ -24,6 +24,7 @@ from .buffers import Buffers, Fresh
 from .ops import A, Ops
 from .prepared import prepared
 
+Matrix = NDArray[np.float64]
 # Finite points by their number: those of least error among ±{1, 2, 3, 4, 1/2, …, 4/3}, by exhaustion.
 POINTS = {
     1: "0",
@@ -42,15 +43,40 @@ FEWEST = 8  # images: with fewer, reading the transformed kernels, 2.5 and 4.9 t
 BLOCK_BYTES = 16 << 20  # of the transformed map at a time
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Axis:
-    """The transforms along one axis of the map, as matrices; P points, T tiles of m outputs, F phases."""
+    """The transforms along one axis of the map, with tiles of m outputs.
 
-    data: NDArray[np.float64]  # [P, T, F, size]
-    kernel: NDArray[np.float64]  # [P, F, k]
-    inverse: NDArray[np.float64]  # [m, P]
+    The matrices are made when they are wanted: PyTorch's compiler follows all Python up to a custom op, and is spared
+    the fractions.
+    """
+
+    size: int
+    k: int
+    stride: int
+    padding: int
+    m: int
     outputs: int
-    crop: NDArray[np.float64] | None  # [outputs, T·m], if the last tile reaches beyond the outputs
+
+    @property
+    def data(self) -> Matrix:
+        """Return the matrix of the map, [P, T, F, size]: P points, T tiles, F phases."""
+        return _matrices(self)[0]
+
+    @property
+    def kernel(self) -> Matrix:
+        """Return the matrix of the kernels, [P, F, k]."""
+        return _matrices(self)[1]
+
+    @property
+    def inverse(self) -> Matrix:
+        """Return the matrix from products to outputs, [m, P]."""
+        return _matrices(self)[2]
+
+    @property
+    def crop(self) -> Matrix | None:
+        """Return the matrix from tiles to the map, [outputs, T·m], if the last tile reaches beyond the outputs."""
+        return _matrices(self)[3]
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +101,6 @@ def tiling(
     return Tiling(name, (y, x) if y and x and channels >= CHANNELS else None)
 
 
-@cache
 def axis(size: int, kernel: int, stride: int, padding: int, largest: int, most: int) -> Axis | None:
     """Return the transforms of one axis with tiles of up to `largest` outputs and up to `most` points, if any fit."""
     taps = -(-kernel // stride)  # of the longest phase
@@ -85,6 +110,13 @@ def axis(size: int, kernel: int, stride: int, padding: int, largest: int, most: 
         return None
     tiles = -(-outputs // m)
     m = -(-outputs // tiles)  # as even as can be
+    return Axis(size, kernel, stride, padding, m, outputs)
+
+
+@cache
+def _matrices(axis: Axis) -> tuple[Matrix, Matrix, Matrix, Matrix | None]:
+    size, kernel, stride, padding, m, outputs = astuple(axis)
+    taps, tiles = -(-kernel // stride), -(-outputs // m)
     points = [Fraction(p) for p in POINTS[m + taps - 2].split()]
     n = len(points) + 1
     phases = min(stride, kernel)
@@ -107,7 +139,7 @@ def axis(size: int, kernel: int, stride: int, padding: int, largest: int, most: 
     data, weight = data / scale[:, None, :, None], weight * scale[:, :, None]
     inverse = np.array([[float(p) ** i for p in points] + [float(i == m - 1)] for i in range(m)])
     crop = None if tiles * m == outputs else np.eye(tiles * m)[:outputs]
-    return Axis(data, weight, inverse, outputs, crop)
+    return data, weight, inverse, crop
 
 
 def _toom_cook(points: list[Fraction], taps: int, m: int) -> tuple[list[list[float]], list[list[float]]]:
@@ -176,9 +208,9 @@ class Transform:
         x = self.buffers.transpose("map_p", x, (0, 4, 3, 1, 5, 2, 6, 7))  # [p, Px, B, Ty, Tx, Fy, Fx, C]
         return self.ops.reshape(x, (p * self.nx, -1, self.fy * self.fx * self.c))
 
-    def inverse(self, rows: slice) -> NDArray[np.float64]:
+    def inverse(self, rows: slice) -> Matrix:
         """Return the matrix [my·mx, P] from the products at some rows of points to the outputs of a tile."""
-        m: NDArray[np.float64] = np.einsum("ip,jq->ijpq", self.y.inverse[:, rows], self.x.inverse)
+        m: Matrix = np.einsum("ip,jq->ijpq", self.y.inverse[:, rows], self.x.inverse)
         return m.reshape(self.my * self.mx, -1)
 
     def outputs(self, y: Any) -> Any:
@@ -192,7 +224,7 @@ class Transform:
             y = self._times("crop_x", self.x.crop, ops.reshape(y, (-1, width, self.o)))
         return ops.reshape(y, (-1, self.y.outputs, self.x.outputs, self.o))
 
-    def _times(self, name: str, m: NDArray[np.float64], x: Any) -> Any:
+    def _times(self, name: str, m: Matrix, x: Any) -> Any:
         return self.buffers.matmul(name, self.ops.asarray(m, self.like), x)
 
 
@@ -255,8 +287,9 @@ class WritableTransform(Transform):
             "kernels_x", self.y.kernel.reshape(-1, self.k).T, ops.reshape(dkernels, (self.ny * self.fy, -1))
         )
         half = ops.reshape(half, (self.k, self.nx * self.fx, o * c))
-        dw = self._times("kernels", self.x.kernel.reshape(-1, self.k).T, half)
-        dw = ops.reshape(ops.transpose(ops.reshape(dw, (self.k * self.k, o * c)), (1, 0)), (o, c, self.k, self.k))
+        half = self._times("kernels", self.x.kernel.reshape(-1, self.k).T, half)
+        dw = ops.empty((o, c, self.k, self.k), x)  # of its own: what lies in buffers is not returned
+        dw[...] = ops.transpose(ops.reshape(half, (self.k, self.k, o, c)), (2, 3, 0, 1))
         return dx, dw
 
     def _outputs_back(self, g: Any) -> Any:
@@ -291,8 +324,7 @@ def gradients(ops: Any, g: Any, x: Any, weight: Any, tiling: Tiling) -> tuple[An
 
 
 def _kernels(t: WritableTransform, weight: Any, tiling: Tiling) -> Any:
-    name = f"{tiling.name} kernels at {t.ny}·{t.nx} points"
-    return prepared(t.ops, name, weight, lambda made: t.all_kernels(weight, made))
+    return prepared(t.ops, f"kernels {tiling.axes}", weight, lambda made: t.all_kernels(weight, made))
 
 
 def record(ops: Ops[A], x: A, weight: NDArray[Any], bias: A, tiling: Tiling) -> A:

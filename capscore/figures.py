@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import layers, modelfile
-from .data import Dataset
+from .data import Pairs, Samples
 from .errors import BackendError, ShapeError
 from .model import CapsNet, Output, one_hot
-from .train import check_dataset
+from .train import check_dataset, right
 
 try:
     from matplotlib.axes import Axes
@@ -308,6 +308,53 @@ def lengths(net: CapsNet[Any], images: Any, labels: Any = None) -> Figure:
     return fig
 
 
+def overlapping(net: CapsNet[Any], pairs: Pairs, index: NDArray[np.int64]) -> Figure:
+    """Show images of two overlapping objects, and each object drawn on its own (figure 5).
+
+    In the two lower rows one object is red and the other green, and yellow is where both are: as they were before
+    they were laid on top of each other, and as the decoder draws the two longest capsules, one at a time. Below
+    stand the two classes that were found, in their colours; a frame tells of a wrong answer.
+    """
+    parts, labels = pairs.parts(index)
+    images, _ = pairs.batch(index)
+    seen = _look(net, images)
+    correct = right(seen.lengths, labels)
+    longest = np.argsort(-seen.lengths, axis=1, kind="stable")[:, :2]
+    # The first colour is the first object's, if it was found at all.
+    swapped = (longest[:, 0] == labels[:, 1]) | (longest[:, 1] == labels[:, 0])
+    longest[swapped] = longest[swapped, ::-1]
+    drawn = [net.ops.to_numpy(net.reconstruct(seen.output.capsules, longest[:, i])) for i in (0, 1)]
+    columns = _columns(len(images), 9)
+    left = MARGIN + 0.75
+    pitch = (WIDTH - MARGIN - left + 0.1) / max(columns, 5)
+    w, h = _fit(net, pitch - 0.1)
+    band = 3 * (h + 0.06) + 0.5
+    fig = _page(
+        HEADER + band * -(-len(images) // columns),
+        "Overlapping objects",
+        "one object red, the other green, yellow where both are: as they were, and as each of the two longest capsules "
+        "is drawn alone",
+    )
+    rows = (seen.images, _two_colours(parts[:, 0], parts[:, 1]), _two_colours(*drawn))
+    for i in range(len(images)):
+        x, y = left + pitch * (i % columns), HEADER + band * (i // columns)
+        for r, (name, row) in enumerate(zip(("image", "objects", "drawn"), rows, strict=True)):
+            if i % columns == 0:
+                _text(fig, MARGIN, y + (h + 0.06) * r + h / 2, name, GREY, SMALL, va="center")
+            _tile(fig, (x, y + (h + 0.06) * r, w, h), row[i], LINE if correct[i] or r < 2 else ORANGE)
+        for k, (j, color) in enumerate(zip(longest[i], ("#c00000", "#008000"), strict=True)):
+            at, ha = (x + w / 2 - 0.03, "right") if k == 0 else (x + w / 2 + 0.03, "left")
+            sign = "" if j in labels[i] else " ✗"
+            _text(fig, at, y + 3 * (h + 0.06), _short(net.classes[j], w / 2) + sign, color, ha=ha, weight="bold")
+    return fig
+
+
+def _two_colours(first: NDArray[Any], second: NDArray[Any]) -> NDArray[Any]:
+    """Return two grey pictures [B, C, H, W] as the red and the green of one, [B, 3, H, W]."""
+    red, green = first.mean(1), second.mean(1)
+    return np.stack([red, green, np.zeros_like(red)], 1)
+
+
 def save(figure: Figure, path: str | os.PathLike[str]) -> None:
     """Write a figure as PNG, whole or not at all; the same figure gives the same bytes."""
     content = io.BytesIO()
@@ -317,7 +364,7 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
 
 def explore(
     net: CapsNet[Any],
-    data: Dataset,
+    data: Samples,
     folder: str | os.PathLike[str],
     rows: Sequence[Mapping[str, Any]] | None = None,
     count: int = 10,
@@ -325,15 +372,20 @@ def explore(
     """Write every picture that applies to the network and return the files.
 
     The `count` examples are always the same, one of each class in turn. A network without a decoder has no
-    reconstructions and perturbations; without log `rows` there are no curves.
+    reconstructions and perturbations; without log `rows` there are no curves. Of `Pairs` both objects are drawn.
     """
     check_dataset(net, data, "example")
-    images, labels = data.batch(_examples(data, count))
+    pairs = isinstance(data, Pairs)
+    index = np.arange(min(count, len(data))) if pairs else _examples(data, count)
+    images, classes = data.batch(index)
+    labels = None if pairs else classes
     figures: dict[str, Figure] = {}
     if net.spec.decoder is not None:
         figures["reconstructions"] = reconstructions(net, images, labels)
+        if isinstance(data, Pairs):
+            figures["overlapping"] = overlapping(net, data, index)
         found = net.predict(images)
-        clearest = np.argsort(np.where(found.argmax(1) == labels, -found.max(1), 0), kind="stable")[:3]
+        clearest = np.argsort(np.where(right(found, classes), -found.max(1), 0), kind="stable")[:3]
         figures["perturbations"] = perturbations(net, images[np.sort(clearest)])
     figures["couplings"] = couplings(net, images[:4])
     figures["lengths"] = lengths(net, images, labels)
@@ -345,7 +397,7 @@ def explore(
     return [Path(folder) / f"{name}.png" for name in figures]
 
 
-def _examples(data: Dataset, count: int) -> NDArray[np.int64]:
+def _examples(data: Samples, count: int) -> NDArray[np.int64]:
     """Return the indices of up to `count` images, one of each class in turn."""
     order = np.random.default_rng(0).permutation(len(data))
     classes = [order[data.labels[order] == j] for j in range(len(data.classes))]

@@ -213,6 +213,8 @@ def objective(
 class Learner(Generic[A]):
     """Adam on a network's training loss (β 0.9 and 0.999, ε 1e-8), through the tape of `capscore.grad`."""
 
+    writes = True  # whether this process writes checkpoints and reports: of several that train together, one does
+
     def __init__(self, net: CapsNet[Any], reconstruction: float = 0.0005, **options: Any) -> None:
         if options:
             raise ShapeError(f"this backend has no option {', '.join(options)}; the torch backend does")

@@ -78,8 +78,8 @@ def describe(spec: CapsNetSpec, classes: tuple[str, ...], provenance: Mapping[st
         raise ModelFileError(f"the provenance must be JSON values: {error}") from None
 
 
-def understand(text: str) -> tuple[CapsNetSpec, tuple[str, ...], dict[str, Any]]:
-    """Read spec, class names and provenance back from untrusted JSON of `describe`."""
+def understand(text: str, kind: Any = CapsNetSpec) -> tuple[CapsNetSpec, tuple[str, ...], dict[str, Any]]:
+    """Read spec, class names and provenance back from untrusted JSON of `describe`; the spec is of class `kind`."""
     try:
         about = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -87,7 +87,7 @@ def understand(text: str) -> tuple[CapsNetSpec, tuple[str, ...], dict[str, Any]]
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         found = about.get("format") if isinstance(about, dict) else None
         raise ModelFileError(f"the capscore metadata has format {found!r:.60}; this version reads {FORMAT}")
-    spec = CapsNetSpec.from_json(json.dumps(about.get("spec")))
+    spec = kind.from_json(json.dumps(about.get("spec")))
     provenance = about.get("provenance", {})
     if not isinstance(provenance, dict):
         raise ModelFileError("the capscore metadata's provenance is not a JSON object")
@@ -112,8 +112,8 @@ def save(path: str | os.PathLike[str], model: Model, dtype: str | None = None) -
     write_atomically(path, serialize(tensors, metadata={"capscore": text}))
 
 
-def read(path: str | os.PathLike[str]) -> Model:
-    """Read an untrusted model file. ModelFileError says what is wrong with it."""
+def read(path: str | os.PathLike[str], kind: Any = CapsNetSpec) -> Model:
+    """Read an untrusted model file whose spec is of class `kind`. ModelFileError says what is wrong with it."""
     from safetensors import SafetensorError, safe_open
 
     path = Path(path)
@@ -124,7 +124,7 @@ def read(path: str | os.PathLike[str]) -> Model:
             metadata = file.metadata() or {}
             if "capscore" not in metadata:
                 raise ModelFileError("it holds no capscore metadata; its spec is unknown")
-            spec, classes, provenance = understand(metadata["capscore"])
+            spec, classes, provenance = understand(metadata["capscore"], kind)
             names = set(file.keys())
             for name in names:  # NumPy has no bfloat16 and no float8
                 if (kind := file.get_slice(name).get_dtype()) not in ("F16", "F32", "F64"):

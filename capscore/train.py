@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import modelfile
-from .data import Dataset
+from .data import Pairs, Samples, window
 from .errors import ShapeError, TrainingError
 from .model import CapsNet, Learner
 
@@ -102,8 +102,8 @@ class Progress:
 def train(
     net: CapsNet[Any],
     learner: Learner[Any],
-    data: Dataset,
-    held_out: Dataset,
+    data: Samples,
+    held_out: Samples,
     recipe: Recipe,
     folder: str | Path,
     resume: bool = False,
@@ -130,6 +130,8 @@ def train(
     saved = time.monotonic()
 
     def checkpoint() -> None:
+        if not learner.writes:
+            return
         state = learner.state() if progress.steps else {}
         # The log's rows are kept in the checkpoint: the two can then never tell of different moments.
         about = net.provenance | {"training": asdict(progress), "recipe": asdict(recipe), "log": rows}
@@ -143,14 +145,18 @@ def train(
             for reporter in reporters:
                 reporter.begin(epoch + 1, recipe.epochs, per_epoch, progress.step)
             for images, labels in batches(data, recipe, epoch, progress.step):
-                targets = np.eye(net.spec.classes)[labels]
-                loss, lengths = learner.step(images, targets, recipe.rate_at(progress.steps))
+                each = np.eye(net.spec.classes)[labels.reshape(len(labels), -1)]  # [B, 1 or 2, J]
+                parts: list[tuple[Any, Any]] = []
+                if images.ndim == 5:
+                    parts = [(each[:, i], images[:, i]) for i in range(each.shape[1])]
+                    images = np.minimum(images.sum(1), 1)  # as `Pairs` lays them on top of each other
+                loss, lengths = learner.step(images, each.sum(1), recipe.rate_at(progress.steps), parts)
                 if not math.isfinite(loss):
                     raise TrainingError(_not_finite(loss, progress, recipe, folder))
                 progress.step += 1
                 progress.steps += 1
                 progress.loss += loss * len(labels)
-                progress.correct += int((lengths.argmax(1) == labels).sum())
+                progress.correct += int(right(lengths, labels).sum())
                 progress.seconds = time.monotonic() - began
                 seen = min(progress.step * recipe.batch, len(data))
                 for reporter in reporters:
@@ -174,11 +180,13 @@ def train(
             if row["held_out_accuracy"] > progress.best:  # saved first: a checkpoint that knows of it may rely on it
                 progress.best = row["held_out_accuracy"]
                 net.provenance |= {"epoch": epoch + 1, "held_out_accuracy": progress.best}
-                net.save(folder / BEST)
+                if learner.writes:
+                    net.save(folder / BEST)
             progress = Progress(epoch + 1, 0, progress.steps, best=progress.best)
             checkpoint()
             saved = time.monotonic()
-            _write_log(folder, rows)
+            if learner.writes:
+                _write_log(folder, rows)
             for reporter in reporters:
                 reporter.end(row)
     return rows
@@ -208,41 +216,55 @@ class _Interrupts:
         self.asked = True
 
 
-def batches(data: Dataset, recipe: Recipe, epoch: int, skip: int = 0) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
-    """Yield the shuffled, shifted batches of one epoch from batch `skip` on: images [B, C, H, W] and labels [B]."""
+def batches(data: Samples, recipe: Recipe, epoch: int, skip: int = 0) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+    """Yield the shuffled, shifted batches of one epoch from batch `skip` on: images [B, C, H, W] and labels [B].
+
+    The two images of `Pairs` come apart, [B, 2, C, H, W], shifted together, with labels [B, 2].
+    """
+    read = data.parts if isinstance(data, Pairs) else data.batch
     order = np.random.default_rng([recipe.seed, epoch]).permutation(len(data))
     for step in range(skip, -(-len(data) // recipe.batch)):
-        images, labels = data.batch(order[step * recipe.batch : (step + 1) * recipe.batch])
+        images, labels = read(order[step * recipe.batch : (step + 1) * recipe.batch], recipe.shift)
         yield shift(images, recipe.shift, np.random.default_rng([recipe.seed, epoch, step])), labels
 
 
 def shift(images: NDArray[Any], pixels: int, rng: np.random.Generator) -> NDArray[Any]:
-    """Move every image of [B, C, H, W] by its own whole number of pixels, up to `pixels` each way; zeros enter."""
+    """Move every image of [B, …, H, W] by its own whole number of pixels, up to `pixels` each way.
+
+    The images have a margin of as many pixels on each side, and lose it.
+    """
     if not pixels:
         return images
-    _, _, height, width = images.shape
-    padded = np.pad(images, ((0, 0), (0, 0), (pixels, pixels), (pixels, pixels)))
-    views = np.lib.stride_tricks.sliding_window_view(padded, (height, width), axis=(2, 3))
+    *shape, height, width = images.shape
+    height, width = height - 2 * pixels, width - 2 * pixels
     down, right = rng.integers(0, 2 * pixels + 1, (2, len(images)))
-    moved: NDArray[Any] = views[np.arange(len(images)), :, down, right]
-    return moved
+    moved = window(images.reshape(len(images), -1, *images.shape[-2:]), down, right, height, width)
+    return moved.reshape(*shape, height, width)
 
 
-def accuracy(net: Predictor, data: Dataset, batch: int = 128) -> float:
-    """Return the share of images whose longest capsule is that of their label."""
+def right(lengths: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.bool_]:
+    """Say for lengths [B, J] whether the longest are those of the labels [B], or the two longest of [B, 2]."""
+    wanted = labels.reshape(len(labels), -1)
+    longest = np.argsort(-lengths, axis=1, kind="stable")[:, : wanted.shape[1]]
+    same: NDArray[np.bool_] = (np.sort(longest, 1) == np.sort(wanted, 1)).all(1)
+    return same
+
+
+def accuracy(net: Predictor, data: Samples, batch: int = 128) -> float:
+    """Return the share of images whose longest capsules are those of their labels."""
     correct = 0
     for start in range(0, len(data), batch):
         images, labels = data.batch(slice(start, start + batch))
-        correct += int((net.predict(images).argmax(1) == labels).sum())
+        correct += int(right(net.predict(images), labels).sum())
     return correct / len(data)
 
 
-def check_dataset(net: CapsNet[Any], data: Dataset, what: str) -> None:
+def check_dataset(net: CapsNet[Any], data: Samples, what: str) -> None:
     """Raise ShapeError unless the images and classes of `data` are those of the network."""
     if not len(data):
         raise ShapeError(f"the {what} set has no images")
-    if data.images.shape[1:] != net.spec.input:
-        raise ShapeError(f"the {what} images are {data.images.shape[1:]}; the network takes {net.spec.input}")
+    if data.size != net.spec.input:
+        raise ShapeError(f"the {what} images are {data.size}; the network takes {net.spec.input}")
     if len(data.classes) != net.spec.classes:
         raise ShapeError(f"the {what} set has {len(data.classes)} classes; the network has {net.spec.classes}")
 
@@ -263,7 +285,7 @@ def _restore(
     """Take parameters, moments and progress from the last checkpoint, or say why it is not one of this training."""
     if not (folder / LAST).exists():
         raise TrainingError(f"there is nothing to resume in {folder}: {LAST} is missing")
-    model = modelfile.read(folder / LAST)
+    model = modelfile.read(folder / LAST, type(net.spec))
     about = model.provenance
     if model.spec != net.spec:
         raise TrainingError(f"the checkpoint in {folder} is of another network; resume with that one's settings")
@@ -275,7 +297,8 @@ def _restore(
     try:
         progress = Progress(**about["training"])
         rows = list(about["log"])
-        _write_log(folder, rows)  # it may have been killed before it did
+        if learner.writes:
+            _write_log(folder, rows)  # it may have been killed before it did
         if progress.steps:
             state = {name.removeprefix(modelfile.STATE): array for name, array in model.state.items()}
             learner.restore(state, progress.steps)

@@ -16,7 +16,7 @@ from capscore import PRESETS, __version__, modelfile
 from capscore.backends import numpy as caps
 from capscore.data import load
 
-COMMANDS = ["train", "eval", "predict", "export", "inspect", "verify", "explore", "demo"]
+COMMANDS = ["train", "eval", "predict", "export", "inspect", "verify", "explore", "demo", "experiment", "results"]
 
 
 def capscore(*args, code=0, **options):
@@ -155,6 +155,38 @@ def test_a_folder_of_colour_images_trains_and_keeps_its_class_names(tmp_path):
     assert set(found["lengths"]) == {"red", "green", "blue"}
 
 
+def test_pairs_of_digits_are_learned_and_evaluated(tmp_path):
+    """The paper's MultiMNIST by name: the dataset's own shift, two labels an image, the two longest capsules."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "mnist").mkdir()
+    for part, count in (("train", 2), ("t10k", 2)):
+        images, labels = rng.integers(0, 256, (count, 28, 28), np.uint8), np.arange(count, dtype=np.uint8)
+        header = bytes([0, 0, 8, 3]) + np.array(images.shape, ">i4").tobytes()
+        (tmp_path / "mnist" / f"{part}-images-idx3-ubyte").write_bytes(header + images.tobytes())
+        header = bytes([0, 0, 8, 1]) + np.array(labels.shape, ">i4").tobytes()
+        (tmp_path / "mnist" / f"{part}-labels-idx1-ubyte").write_bytes(header + labels.tobytes())
+    spec = json.loads(PRESETS["small"].to_json()) | {"input": [1, 36, 36]}
+    spec["stem"][0]["channels"], spec["primary"]["types"] = 4, 2
+    (tmp_path / "spec.json").write_text(json.dumps(spec))
+    data = ["--data", "multimnist", "--data-dir", tmp_path]
+    said = capscore("train", "--spec", tmp_path / "spec.json", *data, "--out", tmp_path / "run", "--epochs", 1,
+                    "--batch", 500, "--backend", "numpy")  # fmt: skip
+    assert "2,000 images to learn from, 2,000 held out" in said
+    best = tmp_path / "run" / "best.safetensors"
+    assert modelfile.read(best).provenance["recipe"]["shift"] == 0
+    assert "of 2,000 test images of multimnist are wrong" in capscore("eval", best, *data)
+
+
+def test_an_experiment_and_the_page_of_results(tmp_path):
+    need("torch", "torch")
+    where = ["--results", tmp_path / "results"]
+    said = capscore("experiment", "affnist", "--budget", "smoke", "--runs", tmp_path / "runs", *where)
+    assert "done at budget smoke" in said
+    assert len(json.loads((tmp_path / "results" / "affnist.json").read_text())["trials"]) == 2
+    assert capscore("results", *where, "--page", tmp_path / "results.md").strip() == str(tmp_path / "results.md")
+    assert "not run" in (tmp_path / "results.md").read_text()
+
+
 def wrong(tmp_path, model):
     """Errors of users: a command line, and what the message must say."""
     (tmp_path / "garbage.safetensors").write_bytes(b"garbage" * 10)
@@ -183,6 +215,8 @@ def wrong(tmp_path, model):
         (["export", model, tmp_path / "no" / "folder.onnx"], "is its folder there and writable?"),
         (["export", model, tmp_path / "m.onnx", "--opset", "3"], "opset must be from 17"),
         (["verify", garbage], "cannot read the model"),
+        (["experiment", "table2"], "choose one of table1"),
+        (["experiment", "table1", "--budget", "huge"], "choose one of smoke, quick, full"),
     ]
 
 

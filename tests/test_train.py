@@ -13,9 +13,10 @@ import pytest
 from conftest import backend
 
 from capscore import CapsNetSpec, Conv, Decoder, DenseCaps, PrimaryCaps, modelfile
-from capscore.data import Dataset, load
+from capscore.data import Dataset, Framed, Pairs, load
 from capscore.errors import CapscoreError, TrainingError
-from capscore.train import BEST, LAST, LOG, Recipe, accuracy, batches, shift, train
+from capscore.model import objective
+from capscore.train import BEST, LAST, LOG, Recipe, accuracy, batches, right, shift, train
 
 TINY = CapsNetSpec(
     input=(1, 28, 28),
@@ -201,7 +202,8 @@ def test_the_rate_decays_to_its_floor():
 def test_every_image_is_shifted_by_its_own_amount_and_zeros_enter():
     images = np.ones((200, 1, 5, 6), np.float32)
     images[:, :, 2, 3] = 2  # a mark to find
-    moved = shift(images, 2, np.random.default_rng(0))
+    wide = Dataset(images / 2, np.zeros(200, np.int64), ("one",)).batch(slice(None), 2)[0] * 2
+    moved = shift(wide, 2, np.random.default_rng(0))
     _, _, rows, columns = np.nonzero(moved == 2)
     assert {(r - 2, c - 3) for r, c in zip(rows, columns, strict=True)} == {
         (r, c) for r in range(-2, 3) for c in range(-2, 3)
@@ -219,6 +221,76 @@ def test_an_epoch_shows_every_image_once_and_each_epoch_in_another_order(digits)
     skipped = list(batches(digits[0], RECIPE, 0, skip=2))
     for (a, _), (b, _) in zip(skipped, list(batches(digits[0], RECIPE, 0))[2:], strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_crop_is_shifted_into_its_own_surroundings():
+    """What a patch takes in when it moves is the image's own, and a shift costs no pixel where there are some."""
+    rng = np.random.default_rng(0)
+    whole = Dataset(rng.integers(1, 256, (30, 3, 12, 12)).astype(np.uint8), np.arange(30) % 2, ("a", "b"))
+    patches = Framed(whole, 8, 8)
+    recipe = Recipe(epochs=1, batch=30, shift=patches.shift)
+    ((images, labels),) = batches(patches, recipe, 0)
+    assert images.shape == (30, 3, 8, 8)
+    assert images.min() > 0
+    assert len(labels) == 30
+
+
+def test_the_longest_capsules_are_compared_with_the_labels():
+    lengths = np.array([[0.9, 0.1, 0.8], [0.2, 0.3, 0.1], [0.5, 0.5, 0.5]])
+    np.testing.assert_array_equal(right(lengths, np.array([0, 0, 0])), [True, False, True])
+    np.testing.assert_array_equal(right(lengths, np.array([[2, 0], [0, 2], [1, 0]])), [True, False, True])
+
+
+@pytest.fixture
+def pairs(digits):
+    return Pairs(digits[0], 0, 1), Pairs(digits[1], 1, 1)
+
+
+def test_pairs_come_apart_and_are_shifted_together(pairs):
+    recipe = Recipe(epochs=1, batch=150, shift=3, seed=2)
+    ((parts, labels),) = batches(pairs[0], recipe, 0)
+    assert parts.shape == (150, 2, 1, 36, 36)
+    whole = Recipe(epochs=1, batch=150, shift=0, seed=2)
+    ((still, same),) = batches(pairs[0], whole, 0)
+    np.testing.assert_array_equal(labels, same)
+    inner = still[0, :, 0].sum(0).nonzero()
+    outer = parts[0, :, 0].sum(0).nonzero()
+    move = outer[0].min() - inner[0].min(), outer[1].min() - inner[1].min()
+    np.testing.assert_array_equal(np.roll(still[0], move, (2, 3))[:, :, 4:-4, 4:-4], parts[0][:, :, 4:-4, 4:-4])
+
+
+def test_each_object_of_a_pair_is_reconstructed_on_its_own(pairs):
+    """Section 6: two decodings, each of one capsule, each against the image of that one object."""
+    caps = backend("numpy")
+    net = caps.CapsNet(replace(TINY, input=(1, 36, 36)), dtype="float64")
+    parts, labels = pairs[0].parts(np.arange(5))
+    images = np.minimum(parts.sum(1), 1)
+    each = np.eye(10)[labels]
+    loss, _ = objective(
+        caps, net.spec, net.params, images, each.sum(1), 0.01, None, [(each[:, i], parts[:, i]) for i in (0, 1)]
+    )
+    plain, _ = objective(caps, net.spec, net.params, images, each.sum(1), 0.0)
+    capsules = net(images).capsules
+    drawn = [net.reconstruct(capsules, labels[:, i]) for i in (0, 1)]
+    squares = sum(((drawn[i] - parts[:, i]) ** 2).sum() / 5 for i in (0, 1))
+    assert float(loss) == pytest.approx(float(plain) + 0.01 * squares, rel=1e-12)
+
+
+def test_numpy_and_torch_learn_the_same_from_pairs(pairs, tmp_path):
+    spec = replace(TINY, input=(1, 36, 36))
+    losses = []
+    for name in ("numpy", "torch"):
+        caps = backend(name)
+        net = caps.CapsNet(spec, seed=RECIPE.seed, classes=pairs[0].classes)
+        rows = train(net, caps.Learner(net, 0.01), *pairs, replace(RECIPE, shift=1), tmp_path / name)
+        losses.append([row["loss"] for row in rows])
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    whole, _ = run("numpy", pairs, tmp_path / "whole", spec=spec)
+    with pytest.raises(KeyboardInterrupt):
+        run("numpy", pairs, tmp_path / "cut", spec=spec, reporters=(StopAt(3),))
+    resumed, _ = run("numpy", pairs, tmp_path / "cut", spec=spec, resume=True)
+    for key in whole:
+        np.testing.assert_array_equal(whole[key], resumed[key])
 
 
 def test_a_folder_that_cannot_be_made_is_a_clear_error(digits, tmp_path):

@@ -1,0 +1,83 @@
+"""Training in several processes, on one machine or many, by PyTorch's own engine (DistributedDataParallel).
+
+`torchrun --nproc-per-node=2 -m capscore train …` starts them. Each holds the network and draws the same batches; each
+computes on its share of a batch, and the gradients are those of the whole batch: the same training as by one process.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from capscore import model
+from capscore.errors import TrainingError
+
+
+class Team:
+    """The processes that train together: this one alone unless torchrun started more."""
+
+    def __init__(self, device: str | None) -> None:
+        self.size = int(os.environ.get("WORLD_SIZE", "1"))
+        self.rank = int(os.environ.get("RANK", "0"))
+        self.device = device
+        if self.size > 1:
+            cuda = device is not None and device.startswith("cuda")
+            if device == "cuda":
+                self.device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+            if not dist.is_initialized():
+                dist.init_process_group("nccl" if cuda else "gloo")
+
+    def share(self, batch: int) -> tuple[slice, float]:
+        """Return this process's images of a batch, and the factor that makes the mean of all losses that of the batch.
+
+        A process that gets no image computes on the first, and that counts nothing.
+        """
+        mine = len(range(self.rank, batch, self.size))
+        return (slice(self.rank, None, self.size), mine * self.size / batch) if mine else (slice(1), 0.0)
+
+    def gather(self, loss: Tensor, lengths: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+        """Return the loss and the lengths [B, J] of the whole batch; `loss` has the factor of `share` already."""
+        if self.size == 1:
+            return loss, lengths
+        share, factor = self.share(batch)
+        every = lengths.new_zeros(batch, lengths.shape[1])
+        if factor:
+            every[share] = lengths
+        whole = torch.cat([loss.reshape(1) / self.size, every.reshape(-1)])
+        dist.all_reduce(whole)
+        return whole[0], whole[1:].reshape(every.shape)
+
+
+class Objective(nn.Module):
+    """The training loss as a module, as DistributedDataParallel wants it."""
+
+    def __init__(self, net: Any, reconstruction: float, compile: bool) -> None:
+        super().__init__()
+        self.net, self.reconstruction = net, reconstruction
+        self.compute = torch.compile(model.objective) if compile else model.objective
+
+    def forward(self, images: Tensor, targets: Tensor, parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Return the loss and the lengths [B, J]."""
+        net = self.net
+        return self.compute(
+            net.ops, net.spec, net.params, images, targets, self.reconstruction, net.fast_conv, parts
+        )  # fmt: skip
+
+
+def together(objective: nn.Module, team: Team, partly: bool) -> nn.Module:
+    """Return the objective whose gradients are the mean over the team's; `partly` if some parameters have no part."""
+    if team.size == 1:
+        return objective
+    return nn.parallel.DistributedDataParallel(objective, find_unused_parameters=partly)
+
+
+def explained(error: RuntimeError) -> TrainingError:
+    """Return what to tell when a process has lost the others."""
+    return TrainingError(
+        f"another process of this training has ended ({str(error).splitlines()[0]:.120}): start it again with --resume;"
+        " it goes on from the last checkpoint"
+    )

@@ -1,0 +1,179 @@
+"""The benchmark suite: every contender in a process of its own, timed in turn, medians and quartiles.
+
+A round times every contender once; between two, all processes sleep. A process also tells the most memory it ever
+held, libraries included.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import resource  # of Unix
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from capscore.benchmarks.contenders import CONTENDERS, ON_A_GPU, Settings
+from capscore.benchmarks.machine import about
+from capscore.errors import CapscoreError
+from capscore.modelfile import write_atomically
+
+SAMPLE = 200  # ms that a contender runs at a time, warm as in a loop of a user's
+PAUSE = 0.1  # seconds: the threads of the one before still spin, waiting for work
+
+
+class Worker:
+    """A process that holds one contender and times it when asked."""
+
+    def __init__(self, what: str, name: str, settings: Settings) -> None:
+        command = [sys.executable, "-m", "capscore.benchmarks.suite", what, name, json.dumps(asdict(settings))]
+        self.name = name
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def __call__(self) -> dict[str, float]:
+        """Return {"ms": one run, "peak_mb": most memory so far}."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        try:
+            self.process.stdin.write("\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            pass
+        while line := self.process.stdout.readline():
+            if line.startswith('{"ms"'):
+                return json.loads(line)  # type: ignore[no-any-return]
+        raise CapscoreError(f"{self.name} ended before it was timed; its own message stands above")
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.kill()
+        self.process.communicate()
+
+
+def serve(what: str, name: str, settings: Settings) -> None:
+    """Be a worker: run once for every line on standard input."""
+    contenders = CONTENDERS if settings.device == "cpu" else ON_A_GPU
+    run = contenders[what][name](settings)
+    times = 1
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        for _ in range(times):
+            run()
+        ms = (time.perf_counter() - start) * 1e3 / times
+        times = max(times, math.ceil(SAMPLE / ms))
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(json.dumps({"ms": ms, "peak_mb": round(peak)}), flush=True)
+
+
+def compare(what: str, settings: Settings, rounds: int, only: tuple[str, ...] = ()) -> dict[str, dict[str, float]]:
+    """Time all contenders at `what`, or those in `only`: name → quartiles of the milliseconds, peak memory."""
+    contenders = CONTENDERS if settings.device == "cpu" else ON_A_GPU
+    names = [name for name in contenders[what] if not only or name in only]
+    workers = [Worker(what, name, settings) for name in names]
+    times: dict[str, list[float]] = {name: [] for name in names}
+    peak: dict[str, float] = {}
+    try:
+        for worker in workers:  # one at a time: what they prepare, they prepare undisturbed
+            worker()
+            worker()
+        for _ in range(rounds):
+            for worker in workers:
+                time.sleep(PAUSE)
+                found = worker()
+                times[worker.name].append(found["ms"])
+                peak[worker.name] = found["peak_mb"]
+    finally:
+        for worker in workers:
+            worker.close()
+    rows = {}
+    for name, ms in times.items():
+        low, middle, high = np.percentile(ms, [25, 50, 75]).tolist()
+        rows[name] = {"ms": middle, "low": low, "high": high, "best": min(ms), "peak_mb": peak[name]}
+    return rows
+
+
+def run(
+    what: list[str], batches: list[int], rounds: int, settings: Settings, only: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Compare at every batch size; return settings, machine and rows, and print each table as it is done."""
+    results: dict[str, Any] = {"machine": about("torch", "onnxruntime", "onnx"), "rounds": rounds,
+                               "settings": asdict(settings), "tables": []}  # fmt: skip
+    for name in what:
+        for batch in [settings.batch] if name == "machine" else batches:
+            rows = compare(name, replace(settings, batch=batch), rounds, only)
+            results["tables"].append({"what": name, "preset": settings.preset, "batch": batch, "rows": rows})
+            print(table(name, batch, rows), flush=True)
+    return results
+
+
+def table(what: str, batch: int, rows: dict[str, dict[str, float]]) -> str:
+    """Return the rows as text: medians, quartiles, images per second, the factor to the textbook, peak memory."""
+    base = next((row["ms"] for name, row in rows.items() if name.startswith("textbook, PyTorch")), None)
+    lines = [f"{what}, batch {batch}", f"{'':34s} {'ms':>9s} {'quartiles':>19s} {'images/s':>9s} {'×':>6s} {'MB':>6s}"]
+    for name, row in rows.items():
+        factor = f"{base / row['ms']:6.2f}" if base else ""
+        spread = f"{row['low']:.1f}-{row['high']:.1f}"
+        speed = batch / row["ms"] * 1e3
+        lines.append(f"{name:34s} {row['ms']:9.1f} {spread:>19s} {speed:9.0f} {factor:>6s} {row['peak_mb']:6.0f}")
+    return "\n".join(lines) + "\n"
+
+
+def scaling(settings: Settings, rounds: int) -> dict[str, Any]:
+    """Time the routing layer, forward and gradient on torch, as batch, input capsules and iterations grow."""
+    grown: dict[str, list[Any]] = {"batch": [16, 32, 64, 128, 256], "inputs": [1_000, 3_000, 10_000, 30_000, 100_000],
+                                   "iterations": [1, 2, 3, 4, 5, 6]}  # fmt: skip
+    found: dict[str, Any] = {}
+    for name, values in grown.items():
+        base = replace(settings, batch=16 if name == "inputs" else 64)
+        found[name] = []
+        for value in values:
+            row = compare("routing and gradient", replace(base, **{name: value}), rounds, ("torch",))["torch"]
+            found[name].append({"value": value, **row})
+            print(f"{name} {value}: {row['ms']:.1f} ms, peak {row['peak_mb']:.0f} MB", flush=True)
+    return found
+
+
+def plots(results: dict[str, Any], folder: Path, name: str) -> None:
+    """Draw images per second against the batch, and the growth of the routing layer if it was measured."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    tables = [t for t in results["tables"] if t["what"] in ("inference", "training")]
+    whats = sorted({t["what"] for t in tables})
+    if whats:
+        figure, axes = plt.subplots(1, len(whats), figsize=(5.5 * len(whats), 4.2), squeeze=False, layout="constrained")
+        for ax, what in zip(axes[0], whats, strict=True):
+            of = [t for t in tables if t["what"] == what]
+            for contender in of[0]["rows"]:
+                style = {"linestyle": ":", "color": "0.5"} if contender.startswith(("textbook", "conv")) else {}
+                speeds = [t["batch"] / t["rows"][contender]["ms"] * 1e3 for t in of]
+                ax.plot([t["batch"] for t in of], speeds, marker="o", markersize=3, label=contender, **style)
+            ax.set(xscale="log", xlabel="images in a batch", ylabel="images per second", ylim=(0, None), title=what)
+            ax.legend(fontsize=7)
+        figure.savefig(folder / f"{name}-batch.png", dpi=120)
+        plt.close(figure)
+    if grown := results.get("scaling"):
+        figure, axes = plt.subplots(1, len(grown), figsize=(4 * len(grown), 3.4), layout="constrained")
+        labels = {"batch": "images", "inputs": "input capsules", "iterations": "iterations"}
+        for ax, (what, rows) in zip(axes, grown.items(), strict=True):
+            ax.plot([row["value"] for row in rows], [row["ms"] for row in rows], marker="o")
+            ax.set(xlabel=labels[what], ylabel="routing and gradient, ms", xlim=(0, None), ylim=(0, None))
+        figure.savefig(folder / f"{name}-scaling.png", dpi=120)
+        plt.close(figure)
+
+
+def save(path: Path, results: dict[str, Any]) -> None:
+    """Write the results as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, (json.dumps(results, indent=1) + "\n").encode())
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1], sys.argv[2], Settings(**json.loads(sys.argv[3])))

@@ -1,0 +1,17 @@
+"""smallNORB: toys from new viewpoints, as two pictures of a stereo camera (section 7)."""
+
+from __future__ import annotations
+
+from capscore.experiments.ensemble import ensemble
+from capscore.experiments.lab import Budget, Lab
+
+BUDGETS = {
+    "smoke": Budget(epochs=1, trials=1, images=64, test=32, batch=32),
+    "quick": Budget(epochs=2, trials=1),
+    "full": Budget(epochs=150, trials=3, paper=True),
+}
+
+
+def run(lab: Lab) -> None:
+    """Train a network for each seed."""
+    ensemble(lab, "smallnorb", leaky=False)

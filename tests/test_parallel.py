@@ -1,0 +1,88 @@
+"""Two processes that train together: the same training as one, and an end and a new start when one is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import FLOAT64
+
+from capscore import modelfile
+
+torch = pytest.importorskip("torch")
+if not torch.distributed.is_available():
+    pytest.skip("this PyTorch has no torch.distributed", allow_module_level=True)
+
+# 125 images in batches of 32: the last batch, of 29, is shared unequally.
+TRAIN = ["train", "--data", "images.npz", "--backend", "torch", "--dtype", "float64", "--batch", "32", "--seed", "3"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    labels = np.arange(156) % 10
+    images = (rng.random((156, 1, 28, 28)) * 255).astype(np.uint8)
+    arrays = {"x_train": images[:125], "y_train": labels[:125], "x_test": images[125:], "y_test": labels[125:]}
+    np.savez(tmp_path / "images.npz", **arrays)
+    return tmp_path
+
+
+def command(processes: int, *more: str) -> list[str]:
+    run = [sys.executable]
+    if processes > 1:
+        run += ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--master-port=0", "--standalone"]
+    return [*run, "-m", "capscore", *TRAIN, *more]
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "CAPSCORE_BACKEND": "torch"}
+
+
+def train(processes: int, folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(processes, *more), cwd=folder, env=environment(), capture_output=True, text=True, timeout=240
+    )
+
+
+def test_two_processes_train_as_one(folder: Path) -> None:
+    for processes in (1, 2):
+        done = train(processes, folder, "--epochs", "2", "--out", f"of{processes}")
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert done.stdout.count("best held-out accuracy") == 1  # one of them speaks
+    one, two = (modelfile.read(folder / f"of{n}" / "last.safetensors") for n in (1, 2))
+    for name, p in one.params.items():
+        np.testing.assert_allclose(two.params[name], p, rtol=0, atol=FLOAT64 * 10, err_msg=name)
+    rows = [[json.loads(line) for line in (folder / f"of{n}" / "log.jsonl").read_text().splitlines()] for n in (1, 2)]
+    for a, b in zip(*rows, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=FLOAT64)
+        assert a["accuracy"] == b["accuracy"]
+        assert a["held_out_accuracy"] == b["held_out_accuracy"]
+
+
+def test_a_killed_worker_ends_the_training_which_goes_on_later(folder: Path) -> None:
+    process = subprocess.Popen(
+        command(2, "--epochs", "200", "--out", "run"),
+        cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    last = folder / "run" / "last.safetensors"
+    while not last.exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    listed = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
+    os.kill(int(listed.stdout.split()[-1]), signal.SIGKILL)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0, output[-2000:]
+    epochs = len(modelfile.read(last).provenance["log"])  # whole, whenever it was killed
+    assert epochs >= 1
+    done = train(2, folder, "--resume", "run", "--epochs", str(epochs + 1))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len((folder / "run" / "log.jsonl").read_text().splitlines()) == epochs + 1
