@@ -62,7 +62,7 @@ def _wide(x: Tensor) -> Tensor:
 def _conv2d(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int, tiles: str) -> Tensor:
     """Return the map [B, H', W', O] of `capscore.cook_toom`, or with few images that of a direct convolution."""
     if len(x) < cook_toom.FEWEST:
-        return nn.functional.conv2d(x, weight, bias, stride, padding).permute(0, 2, 3, 1).contiguous()
+        return nn.functional.conv2d(x.contiguous(), weight, bias, stride, padding).permute(0, 2, 3, 1).contiguous()
     y: Tensor = cook_toom.convolve(ops, x, weight, bias, _tiling(x, weight, stride, padding, tiles))
     return y.permute(0, 2, 3, 1)
 
@@ -154,7 +154,7 @@ def _routing_backward(
     else:
         found = STREAMING.backward(DynamicRouting(iterations, leaky), g, [*kept], u, weight, bias)
     du, dweight, dbias = found
-    return du, dweight, u.new_empty(0) if dbias is None else dbias
+    return du.contiguous(), dweight.contiguous(), u.new_empty(0) if dbias is None else dbias
 
 
 @_routing_backward.register_fake

@@ -32,6 +32,7 @@ from capscore.backends.numpy import (
 )
 from capscore.errors import BackendError
 from capscore.ops import to_host
+from capscore.prepared import prepared
 from capscore.routing import DynamicRouting
 from capscore.streaming import Streaming
 
@@ -71,7 +72,8 @@ def conv2d(
     """Correlate x [B, C, H, W] with weight [O, C, k, k], plus bias [O]: patches times weights, a block at a time."""
     if fast is not None and fast.pays(len(x)):
         return cook_toom.convolve(sys.modules[__name__], x, weight, bias, fast)
-    return im2col.convolve(x, weight, bias, stride, padding)
+    w = prepared(sys.modules[__name__], "patches", weight, lambda _: im2col.matrix(weight))
+    return im2col.convolve(x, weight, bias, stride, padding, w)
 
 
 class Kernels(Streaming):

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from capscore import cook_toom, im2col, model
 from capscore.ops import Axes, to_host
+from capscore.prepared import prepared
 from capscore.routing import DynamicRouting
 from capscore.streaming import Streaming
 
@@ -128,7 +129,8 @@ def conv2d(
     """Correlate x [B, C, H, W] with weight [O, C, k, k], plus bias [O]."""
     if fast is not None and fast.pays(len(x)):
         return cook_toom.convolve(sys.modules[__name__], x, weight, bias, fast)  # type: ignore[no-any-return]
-    return im2col.convolve(x, weight, bias, stride, padding)
+    w = prepared(sys.modules[__name__], "patches", weight, lambda _: im2col.matrix(weight))
+    return im2col.convolve(x, weight, bias, stride, padding, w)
 
 
 FUSED = {DynamicRouting: Streaming(sys.modules[__name__])}

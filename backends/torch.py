@@ -246,6 +246,7 @@ class Learner(model.Learner[Tensor]):
             raise _torch_parallel.explained(error) from error
         self.adam.param_groups[0]["lr"] = rate
         self.adam.step()
+        torch.autograd.graph.increment_version(list(self.net.parameters()))  # the fused Adam does not count its writes
         self.steps += 1
         return float(loss), to_numpy(lengths)
 

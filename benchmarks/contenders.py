@@ -131,7 +131,9 @@ def textbook_onnx(s: Settings) -> Run:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "textbook.onnx"
         example = (torch.from_numpy(x[:2]),)
-        torch.onnx.export(_textbook(s).eval(), example, path, dynamo=False, dynamic_axes={"x": [0]}, input_names=["x"])
+        torch.onnx.export(
+            _textbook(s).eval(), example, path, dynamo=False, dynamic_axes={"x": {0: "batch"}}, input_names=["x"]
+        )
         session = _session(path, s)
     return lambda: session.run(None, {"x": x})
 
@@ -161,7 +163,7 @@ def convolutions_alone(s: Settings, engine: str = "torch") -> Run:
     if engine == "onnx":
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "two.onnx"
-            torch.onnx.export(both, (x[:2],), path, dynamo=False, dynamic_axes={"x": [0]}, input_names=["x"])
+            torch.onnx.export(both, (x[:2],), path, dynamo=False, dynamic_axes={"x": {0: "batch"}}, input_names=["x"])
             session = _session(path, s)
         return lambda: session.run(None, {"x": x.numpy()})
 

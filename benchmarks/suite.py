@@ -148,15 +148,19 @@ def plots(results: dict[str, Any], folder: Path, name: str) -> None:
     tables = [t for t in results["tables"] if t["what"] in ("inference", "training")]
     whats = sorted({t["what"] for t in tables})
     if whats:
-        figure, axes = plt.subplots(1, len(whats), figsize=(5.5 * len(whats), 4.2), squeeze=False, layout="constrained")
+        figure, axes = plt.subplots(1, len(whats), figsize=(7.5 * len(whats), 4.2), squeeze=False, layout="constrained")
         for ax, what in zip(axes[0], whats, strict=True):
             of = [t for t in tables if t["what"] == what]
             for contender in of[0]["rows"]:
-                style = {"linestyle": ":", "color": "0.5"} if contender.startswith(("textbook", "conv")) else {}
                 speeds = [t["batch"] / t["rows"][contender]["ms"] * 1e3 for t in of]
-                ax.plot([t["batch"] for t in of], speeds, marker="o", markersize=3, label=contender, **style)
+                compared = contender.startswith(("textbook", "convolutions"))
+                style = {"color": "0.4", "linestyle": "--" if "alone" in contender else ":"} if compared else {}
+                style["marker"] = "s" if "ONNX" in contender else "^" if "numpy" in contender else "o"
+                ax.plot([t["batch"] for t in of], speeds, markersize=4, label=contender, **style)
+            batches = [t["batch"] for t in of]
             ax.set(xscale="log", xlabel="images in a batch", ylabel="images per second", ylim=(0, None), title=what)
-            ax.legend(fontsize=7)
+            ax.set_xticks(batches, batches)
+            ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
         figure.savefig(folder / f"{name}-batch.png", dpi=120)
         plt.close(figure)
     if grown := results.get("scaling"):

@@ -53,7 +53,7 @@ class CapsNet(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         u = self.primary(F.relu(self.conv(x)))
-        u = u.view(len(x), -1, 8, 36).transpose(2, 3).reshape(len(x), -1, 8)
+        u = u.view(x.shape[0], -1, 8, 36).transpose(2, 3).reshape(x.shape[0], -1, 8)
         v = self.routing(squash(u))
         return v.norm(dim=-1), v
 

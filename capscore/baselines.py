@@ -101,17 +101,17 @@ MULTIMNIST = CNNSpec(
 )
 
 
-def like(spec: CapsNetSpec, exclusive: bool = True) -> CNNSpec:
+def like(spec: CapsNetSpec, exclusive: bool = True, features: int | None = None) -> CNNSpec:
     """Return a usual small CNN for the same images and classes, with as many parameters as the capsule network.
 
-    Its last features are as many as a class capsule has numbers; the layer before them makes up for the rest.
+    The width of its hidden layer sees to that. With `features` a layer of so many numbers comes after it.
     """
 
     def sized(hidden: int) -> CNNSpec:
         return CNNSpec(
             input=spec.input,
             convs=(Conv(32, 5, padding=2), Conv(64, 5, padding=2)),
-            hidden=(hidden, spec.capsules[-1].dim),
+            hidden=(hidden,) if features is None else (hidden, features),
             pool=2,
             classes=spec.classes,
             exclusive=exclusive,

@@ -395,7 +395,7 @@ def results_command(
     backend("torch")
     from .experiments.page import markdown
 
-    modelfile.write_atomically(page, markdown(results).encode())
+    modelfile.write_atomically(page, markdown(results, page.parent).encode())
     _say(str(page))
 
 

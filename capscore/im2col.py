@@ -29,9 +29,12 @@ def product(a: Array, b: Array, out: Array | None = None) -> Array:
     return y
 
 
-def convolve(x: Array, weight: Array, bias: Array, stride: int, padding: int) -> Array:
-    """Correlate x [B, C, H, W] with weight [O, C, k, k], plus bias [O]: a map [B, O, H', W']."""
-    w = _matrix(weight)  # [k·k·C, O]
+def convolve(x: Array, weight: Array, bias: Array, stride: int, padding: int, w: Array | None = None) -> Array:
+    """Correlate x [B, C, H, W] with weight [O, C, k, k], plus bias [O]: a map [B, O, H', W'].
+
+    `w` is `matrix(weight)` [k·k·C, O], if it is there already.
+    """
+    w = matrix(weight) if w is None else w
     windows = _windows(x, weight.shape[-1], stride, padding)
     y = np.empty_like(x, shape=(*windows.shape[:3], w.shape[1]), order="C")
     for block in _blocks(len(windows), math.prod(windows.shape[1:]) * x.itemsize):
@@ -55,12 +58,12 @@ def input_gradient(g: Array, x: Array, weight: Array, stride: int, padding: int)
     """Return the gradient of x [B, C, H, W] from that of the map, g [B, O, H', W']."""
     b, c, h, w = x.shape
     o, _, k, _ = weight.shape
-    matrix = _matrix(weight).T  # [O, k·k·C]
+    w_back = matrix(weight).T  # [O, k·k·C]
     _, _, rows, columns = g.shape
     g = g.transpose(0, 2, 3, 1)
     dx = np.zeros_like(x, shape=(b, h + 2 * padding, w + 2 * padding, c), order="C")
     for block in _blocks(b, rows * columns * k * k * c * x.itemsize):
-        patches = product(g[block].reshape(-1, o), matrix).reshape(-1, rows, columns, k, k, c)
+        patches = product(g[block].reshape(-1, o), w_back).reshape(-1, rows, columns, k, k, c)
         for i in range(k):
             for j in range(k):
                 seen = slice(i, i + stride * rows, stride), slice(j, j + stride * columns, stride)
@@ -68,7 +71,8 @@ def input_gradient(g: Array, x: Array, weight: Array, stride: int, padding: int)
     return dx[:, padding : padding + h, padding : padding + w].transpose(0, 3, 1, 2)
 
 
-def _matrix(weight: Array) -> Array:
+def matrix(weight: Array) -> Array:
+    """Return weight [O, C, k, k] as [k·k·C, O], to be multiplied by patches."""
     return weight.transpose(2, 3, 1, 0).reshape(-1, weight.shape[0])
 
 

@@ -57,7 +57,7 @@ class CapsNet(Generic[A]):
     ) -> None:
         if dtype not in ("float32", "float64"):
             raise ShapeError(f'dtype must be "float32" or "float64", not {dtype!r}')
-        if fast_conv is not None and fast_conv not in TILES:
+        if fast_conv not in (None, *TILES):
             raise ShapeError(f"fast_conv must be None, {' or '.join(map(repr, TILES))}, not {short(fast_conv)}")
         self.spec, self.fast_conv = spec, fast_conv
         self.classes = modelfile.check_classes(spec, classes)

@@ -51,7 +51,7 @@ class Streaming:
         if b * n * j * d * u.itemsize > VOTES_BYTES:
             return self.forward(routing, u, weight, bias, learning=False)[0]
         by_input = ops.transpose(ops.reshape(weight, (n, j * d, k)), (0, 2, 1))  # [N, K, J·D]
-        votes = ops.matmul(ops.transpose(u, (1, 0, 2)), by_input)  # [N, B, J·D]
+        votes = ops.matmul(self.buffers.transpose("routing capsules", u, (1, 0, 2)), by_input)  # [N, B, J·D]
         votes = ops.transpose(ops.reshape(votes, (n, b, j, d)), (1, 0, 2, 3))
         return dynamic_routing(ops, ArrayVotes(ops, votes, bias), routing.iterations, routing.leaky)
 

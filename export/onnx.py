@@ -390,7 +390,7 @@ def export(
         from capscore.export.precision import quantize
 
         model = quantize(plain, np.asarray(to_host(calibration)), byte_images)
-    return _finish(net, model, plain, path, precision, verify, calibration)
+    return _finish(net, model, plain, path, precision, verify, calibration, fast_conv)
 
 
 def export_decoder(
@@ -451,6 +451,7 @@ def _finish(
     precision: str,
     verify: bool,
     examples: Any = None,
+    fast_conv: str | None = None,
 ) -> Report:
     """Verify the graph, tell in its metadata what it is, and write it."""
     from capscore import __version__
@@ -459,8 +460,10 @@ def _finish(
     if verify:
         from capscore.export.check import check
 
-        differences = check(net, model, plain, precision, examples)
+        differences = check(net, model, plain, precision, examples, fast_conv)
     about: dict[str, Any] = {"capscore": __version__, "precision": precision}
+    if fast_conv is not None:
+        about["fast_conv"] = fast_conv
     if differences is not None:  # to one digit, so that the rounding of another machine rarely changes the file
         about["largest_differences"] = {name: float(f"{value:.0e}") for name, value in differences.items()}
     text = describe(net.spec, net.classes, {**net.provenance, "export": about})

@@ -277,7 +277,7 @@ def record(experiment: str, value: float, seed: int = 0, **settings) -> dict:
 
 
 def test_the_page_says_what_was_run_and_what_was_not(tmp_path):
-    nothing = page.markdown(tmp_path)
+    nothing = page.markdown(tmp_path, tmp_path)
     assert nothing.count("not run | not run") == len(page.PUBLISHED)
     assert "`capscore experiment claims`: not run" in nothing
     best = {"network": "CapsNet", "routing": 3, "reconstruction": True}
@@ -292,7 +292,7 @@ def test_the_page_says_what_was_run_and_what_was_not(tmp_path):
     lab.write(
         tmp_path / "multimnist.json", [record("multimnist", e, network=n) for n, e in (("CapsNet", 6.0), ("CNN", 8.0))]
     )
-    text = page.markdown(tmp_path)
+    text = " ".join(page.markdown(tmp_path, tmp_path).split())  # wherever its lines end
     assert "| **0.25 ± 0.005** | 0.28; on average 0.30 and 0.34 | not run | 0.25 ± 0.07 (n = 2) |" in text
     assert "a processor, 2 threads" in text
     assert (
@@ -301,6 +301,10 @@ def test_the_page_says_what_was_run_and_what_was_not(tmp_path):
     )
     assert "| 10 | 9.10 ± 0.14 | 5.10 ± 0.14 |" in text
     assert "better at this **holds** here (n = 1)" in text
+    assert "![" not in text
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "results-multimnist.png").touch()
+    assert "(images/results-multimnist.png)" in page.markdown(tmp_path, tmp_path)
 
 
 def test_a_difference_within_the_spread_is_none():

@@ -168,3 +168,19 @@ def test_inference_follows_weights_that_change(caps: ModuleType) -> None:
     assert np.abs(after - before).max() > 1e-6
     fresh = caps.to_numpy(route(DynamicRouting(3), u, weight * 1.0, bias))
     close(after, fresh, FLOAT64)
+
+
+def test_the_operators_of_torch_keep_their_word() -> None:
+    """Shapes, strides and gradients are those that the compiler is told of."""
+    from capscore.backends import torch as caps  # noqa: F401 - registers them
+
+    u, weight, bias, g = (torch.tensor(x) for x in layer((4, 6, 3, 4, 2), 0, bias=True))
+    u = u.transpose(1, 2).contiguous().transpose(1, 2)  # as the primary capsules come
+    routing, back = torch.ops.capscore.dynamic_routing, torch.ops.capscore.dynamic_routing_backward
+    tests = ["test_schema", "test_autograd_registration", "test_faketensor"]
+    for leaves in ((u, weight, bias), (u, weight, None)):
+        given = [None if x is None else x.clone().requires_grad_() for x in leaves]
+        torch.library.opcheck(routing, (*given, 3, True, True, "float32"), test_utils=tests)
+        torch.library.opcheck(routing, (*leaves, 3, False, False, "float32"), test_utils=tests)
+        kept = routing(*leaves, 3, True, True, "float32")[1]
+        torch.library.opcheck(back, (g, kept, *leaves, 3, True, "float32"), test_utils=[tests[0], tests[2]])

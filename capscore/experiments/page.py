@@ -79,8 +79,8 @@ def number(row: Row, name: str) -> str:
     return f"{mean:.{digits}f}" + (f" ± {std:.{digits}f}" if std is not None else "")
 
 
-def markdown(folder: Path) -> str:
-    """Return the page that the results in `folder` make."""
+def markdown(folder: Path, beside: Path) -> str:
+    """Return the page that the results in `folder` make; it shows the pictures that are in `beside`/images."""
     found = {name: list(summary(read(folder / f"{name}.json"))) for name in NAMES}
     records = {name: read(folder / f"{name}.json") for name in NAMES}
     parts = [
@@ -107,7 +107,8 @@ def markdown(folder: Path) -> str:
             *_routing(rows),
             _image("routing", "Change of logits and couplings at every pass"),
         ]
-    return "\n\n".join(_wrapped(part) for part in parts if part) + "\n"
+    drawn = [part for part in parts if part[:1] != "!" or (beside / part[part.index("](") + 2 : -1]).exists()]
+    return "\n\n".join(_wrapped(part) for part in drawn if part) + "\n"
 
 
 def _wrapped(part: str) -> str:
@@ -179,12 +180,13 @@ def _claims(rows: list[Row]) -> list[str]:
         return ["## The claims about capsules", f"`capscore experiment claims`: {NOT_RUN}."]
     largest = rows[0]["settings"]["budget"]
     rows = [row for row in rows if row["settings"]["budget"] == largest]
-    sizes = {row["settings"]["network"]: row["settings"]["parameters"] for row in rows}
+    sizes = {row["settings"]["network"]: row["settings"]["parameters"] for row in reversed(rows)}
     parts = [
         "## The claims about capsules",
         f"The `small` CapsNet ({sizes.get('CapsNet', 0):,} parameters) against a usual CNN with max-pooling "
-        f"({sizes.get('CNN', 0):,}), trained alike, at budget {largest}. A difference counts where it is larger than "
-        "two standard errors over the seeds.",
+        f"({sizes.get('CNN', 0):,}) whose last layer has as many features, 16, as a capsule has numbers; for data "
+        f"efficiency a CNN without that layer. Both are trained alike, at budget {largest}. A difference counts where "
+        "it is larger than two standard errors over the seeds.",
     ]
     for claim, write in (
         ("equivariance", _equivariance),
@@ -202,9 +204,8 @@ def _claims(rows: list[Row]) -> list[str]:
 
 def _equivariance(rows: list[Row]) -> list[str]:
     values = [both for name in FACTORS if (both := _both(rows, name))]
-    wins, losses = (sum(both.verdict(True) == sign for both in values) for sign in (1, -1))
-    claim = "the pose of a digit is written linearly in its capsule, better than in a CNN"
-    text = _judge(wins, losses, len(values), claim, "factors")
+    claim = "the pose of a digit is written linearly in its capsule, better than in a CNN,"
+    text = _judge(values, True, claim, "factors")
     return [
         "### Equivariance",
         f"{text} R² of a linear reader, one for each class, on held-out digits; each digit in one random pose; both "
@@ -220,8 +221,7 @@ def _part_whole(rows: list[Row]) -> list[str]:
         return []
     falls = [row["mean"]["sure of digits"] - row["mean"]["sure of rearranged"] for row in (apart.capsnet, apart.cnn)]
     kept = [row["mean"]["rearranged above 0.5"] for row in (apart.capsnet, apart.cnn)]
-    claim, sign = "a CapsNet tells a whole from its rearranged parts better than a CNN", apart.verdict(True)
-    text = _judge(int(sign == 1), int(sign == -1), 1, claim, "measures")
+    text = _judge([apart], True, "a CapsNet tells a whole from its rearranged parts better than a CNN", "measure")
     return [
         "### Parts and wholes",
         f"{text} The longest length falls by {falls[0]:.2f} on average, the CNN's confidence by {falls[1]:.2f}; above "
@@ -258,8 +258,7 @@ def _adversarial(rows: list[Row]) -> list[str]:
     parts = []
     for kind in ("FGSM", "PGD"):
         some = [both for both in values if both.name.startswith(kind)]
-        wins, losses = (sum(both.verdict(False) == sign for both in some) for sign in (1, -1))
-        parts.append(_judge(wins, losses, len(some), f"a CapsNet withstands {kind} better than a CNN", "strengths"))
+        parts.append(_judge(some, False, f"a CapsNet withstands {kind} better than a CNN", "strengths"))
     return [
         "### Adversarial images",
         " ".join(parts) + " Neither network was trained for it. Both attacks have the gradients of the whole network, "
@@ -276,10 +275,10 @@ def _efficiency(rows: list[Row]) -> list[str]:
     known = [(n, both) for n, both in pairs if both is not None]
     if not known:
         return []
-    wins, losses = (sum(both.verdict(False) == sign for _, both in known) for sign in (1, -1))
     lines = ["| examples of each class | CapsNet | CNN |", "|---|---|---|"]
     lines += [f"| {n:,} | {both.cells()} |" for n, both in known]
-    text = _judge(wins, losses, len(known), "a CapsNet needs fewer examples than a CNN", "sizes of training set")
+    claim = "a CapsNet needs fewer examples than a CNN"
+    text = _judge([both for _, both in known], False, claim, "sizes of training set")
     return [
         "### Data efficiency",
         f"{text} Test error in percent, after equally many steps.",
@@ -302,8 +301,9 @@ def _routing(rows: list[Row]) -> list[str]:
     settles = "" if three is None else _settles(three)
     return [
         "The mean absolute change at every pass, on test digits; the change of a logit is the agreement that a "
-        "pass adds to it. Ten passes are followed, however many there were while learning. The paper says that after 500 "
-        f"epochs the change of the logits settles at 0.007 on the second pass, and near 1e-5 with five iterations. {settles}",
+        "pass adds to it. Ten passes are followed, however many there were while learning. The paper says that after "
+        f"500 epochs the change of the logits settles at 0.007 on the second pass, and near 1e-5 with five iterations. "
+        f"{settles}",
         "\n".join(lines),
     ]
 
@@ -323,21 +323,23 @@ def _both(rows: list[Row], name: str) -> Both | None:
 
 
 def _both_table(values: list[Both], head: str) -> str:
-    n = values[0].capsnet["n"]
-    lines = [f"| {head} | CapsNet (n = {n}) | CNN (n = {n}) |", "|---|---|---|"]
+    lines = [f"| {head} | CapsNet (n = {values[0].capsnet['n']}) | CNN (n = {values[0].cnn['n']}) |", "|---|---|---|"]
     return "\n".join(lines + [f"| {both.name} | {both.cells()} |" for both in values])
 
 
-def _judge(wins: int, losses: int, total: int, claim: str, of: str) -> str:
-    """Say whether a claim holds, from how often each network is better."""
-    score = f"better in {wins} of {total} {of}, worse in {losses}"
+def _judge(values: list[Both], more: bool, claim: str, of: str) -> str:
+    """Say whether a claim holds, from how often the CapsNet's value is better, that is `more` or less."""
+    if min(row["n"] for both in values for row in both[:2]) < 2:
+        return f"Whether {claim} cannot be told from a single seed."
+    total = len(values)
+    wins, losses = (sum(both.verdict(more) == sign for both in values) for sign in (1, -1))
     if wins == total:
         verdict = "holds"
     elif losses > wins:
         verdict = "does not hold"
     else:
         verdict = "holds in part" if wins else "could not be confirmed"
-    return f"The claim that {claim} **{verdict}** here ({score})."
+    return f"The claim that {claim} **{verdict}** here (better in {wins} of {total} {of}, worse in {losses})."
 
 
 def _image(name: str, text: str) -> str:
