@@ -132,7 +132,11 @@ def test_unknown_names_damaged_files_and_missing_data(tmp_path, monkeypatch):
 
 def test_the_summary_tells_n_mean_and_deviation_of_seeds():
     trials = [
-        {"settings": {"network": net, "seed": seed}, "values": {"error": error}, "seconds": 2.0}
+        {
+            "settings": {"seed": seed, "network": net} if seed else {"network": net, "seed": seed},
+            "values": {"error": error},
+            "seconds": 2.0,
+        }
         for net, seed, error in (("a", 0, 1.0), ("b", 0, 5.0), ("a", 1, 2.0))
     ]
     a, b = lab.summary(trials)

@@ -201,7 +201,7 @@ def summary(trials: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Yield, for trials that differ by their seed alone, n, the mean and the standard deviation of every value."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for trial in trials:
-        groups.setdefault(json.dumps(_seedless(trial["settings"])), []).append(trial)
+        groups.setdefault(json.dumps(_seedless(trial["settings"]), sort_keys=True), []).append(trial)
     for group in groups.values():
         values = {name: np.array([trial["values"][name] for trial in group]) for name in group[0]["values"]}
         yield {

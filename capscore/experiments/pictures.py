@@ -36,7 +36,7 @@ from capscore.figures import (
 COLORS = {"CapsNet": BLUE, "CNN": ORANGE}
 
 
-def equivariance(found: Mapping[str, Mapping[str, Reading]], points: int = 700) -> Figure:
+def equivariance(found: Mapping[str, Mapping[str, Reading]], points: int = 300) -> Figure:
     """Show what was read of every factor against its true value: a row for each network, a column for each factor."""
     side, pitch, left = 1.75, 2.13, MARGIN + 0.42
     fig = _page(
@@ -51,7 +51,9 @@ def equivariance(found: Mapping[str, Mapping[str, Reading]], points: int = 700) 
             reading, room = readings[factor], (high - low) * 0.25
             if i == 0:
                 _text(fig, left + pitch * k, HEADER, factor, weight="bold")
-            ax = _chart(_axes(fig, (left + pitch * k, y, side, side)), "true; upwards: read" if i == len(found) - 1 else "")
+            ax = _chart(
+                _axes(fig, (left + pitch * k, y, side, side)), "true; upwards: read" if i == len(found) - 1 else ""
+            )
             ax.set(xlim=(low, high), ylim=(low - room, high + room))
             ax.plot([low, high], [low, high], color=INK, lw=0.8)
             ax.plot(reading.true[:points], reading.read[:points], ".", ms=2.5, alpha=0.5, color=COLORS[network])
