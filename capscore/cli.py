@@ -1,4 +1,4 @@
-"""The `capscore` command: train, eval, predict, export, inspect, verify, explore, demo, experiment, results."""
+"""The `capscore` command: train, eval, predict, export, inspect, verify, explore, demo, bench, experiment, results."""
 
 from __future__ import annotations
 
