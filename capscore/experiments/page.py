@@ -128,7 +128,10 @@ def _cell(rows: list[Row], settings: Mapping[str, Any], value: str) -> str:
     fitting = [row for row in rows if settings.items() <= row["settings"].items() and value in row["mean"]]
     # Of an ensemble and its members the ensemble, and of several datasets the largest.
     best = max(fitting, key=lambda row: (row["settings"].get("models", 1), row["settings"]["images"]), default=None)
-    return NOT_RUN if best is None else f"{number(best, value)} (n = {best['n']})"
+    if best is None:
+        return NOT_RUN
+    drawn = ", its transforms drawn here" if value == "affine" and best["settings"]["affnist"] != "official" else ""
+    return f"{number(best, value)} (n = {best['n']}{drawn})"
 
 
 def _largest(rows: list[Row]) -> list[Row]:

@@ -128,7 +128,7 @@ def pooling(nets: Mapping[str, Any], digits: Dataset, shown: int = 9) -> Figure:
 def efficiency(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Show the test error against the number of examples of a class, mean and spread over the seeds."""
     fig = _page(HEADER + 3.3, "Learning from few examples", "test error by examples of each class, at equal steps")
-    ax = _chart(_axes(fig, (MARGIN + 0.5, HEADER + 0.1, 5.6, 2.6)), "training examples of each class")
+    ax = _chart(_axes(fig, (MARGIN + 0.5, HEADER + 0.1, 7.8, 2.6)), "training examples of each class")
     for name, color in COLORS.items():
         some = [row for row in rows if row["settings"]["network"] == name]
         x = np.array([row["settings"]["examples"] for row in some])
