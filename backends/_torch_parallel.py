@@ -63,9 +63,8 @@ class Objective(nn.Module):
     def forward(self, images: Tensor, targets: Tensor, parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """Return the loss and the lengths [B, J]."""
         net = self.net
-        return self.compute(
-            net.ops, net.spec, net.params, images, targets, self.reconstruction, net.fast_conv, parts
-        )  # fmt: skip
+        how = self.reconstruction, net.fast_conv, parts
+        return self.compute(net.ops, net.spec, net.params, images, targets, *how)
 
 
 def together(objective: nn.Module, team: Team, partly: bool) -> nn.Module:

@@ -11,10 +11,11 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from capscore import cook_toom, im2col, model
+from capscore import cook_toom, model
 from capscore.backends.numpy import (
     argmax_one_hot,
     contiguous,
+    convolve,
     empty,
     exp,
     mark,
@@ -32,7 +33,6 @@ from capscore.backends.numpy import (
 )
 from capscore.errors import BackendError
 from capscore.ops import to_host
-from capscore.prepared import prepared
 from capscore.routing import DynamicRouting
 from capscore.streaming import Streaming
 
@@ -70,10 +70,7 @@ def conv2d(
     x: Array, weight: Array, bias: Array, stride: int, padding: int, fast: cook_toom.Tiling | None = None
 ) -> Array:
     """Correlate x [B, C, H, W] with weight [O, C, k, k], plus bias [O]: patches times weights, a block at a time."""
-    if fast is not None and fast.pays(len(x)):
-        return cook_toom.convolve(sys.modules[__name__], x, weight, bias, fast)
-    w = prepared(sys.modules[__name__], "patches", weight, lambda _: im2col.matrix(weight))
-    return im2col.convolve(x, weight, bias, stride, padding, w)
+    return convolve(sys.modules[__name__], x, weight, bias, stride, padding, fast)
 
 
 class Kernels(Streaming):

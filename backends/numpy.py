@@ -127,9 +127,16 @@ def conv2d(
     x: Array, weight: Array, bias: Array, stride: int, padding: int, fast: cook_toom.Tiling | None = None
 ) -> Array:
     """Correlate x [B, C, H, W] with weight [O, C, k, k], plus bias [O]."""
+    return convolve(sys.modules[__name__], x, weight, bias, stride, padding, fast)
+
+
+def convolve(
+    ops: Any, x: Array, weight: Array, bias: Array, stride: int, padding: int, fast: cook_toom.Tiling | None
+) -> Array:
+    """Do `conv2d` on a backend of NumPy's functions: by transforms where these pay, else by patches."""
     if fast is not None and fast.pays(len(x)):
-        return cook_toom.convolve(sys.modules[__name__], x, weight, bias, fast)  # type: ignore[no-any-return]
-    w = prepared(sys.modules[__name__], "patches", weight, lambda _: im2col.matrix(weight))
+        return cook_toom.convolve(ops, x, weight, bias, fast)  # type: ignore[no-any-return]
+    w = prepared(ops, "patches", weight, lambda _: im2col.matrix(weight))
     return im2col.convolve(x, weight, bias, stride, padding, w)
 
 

@@ -391,3 +391,8 @@ ON_A_GPU: dict[str, dict[str, Make]] = {
     },
     "machine": {"matrix product": gemm, "copy": copy},
 }
+
+
+def contenders(device: str) -> dict[str, dict[str, Make]]:
+    """Return who is timed on a device, at what."""
+    return CONTENDERS if device == "cpu" else ON_A_GPU

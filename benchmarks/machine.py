@@ -15,11 +15,15 @@ import numpy as np
 
 def about(*packages: str) -> dict[str, Any]:
     """Return the hardware and the versions of `packages`."""
-    names = [
-        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
     found = {name: importlib.metadata.version(name) for name in ("numpy", *packages)}
-    return {"cpu": names[0], "cores": os.cpu_count(), "python": platform.python_version(), **found}
+    return {"cpu": processor(), "cores": os.cpu_count(), "python": platform.python_version(), **found}
+
+
+def processor() -> str:
+    """Return the processor's name where the system tells it."""
+    info = Path("/proc/cpuinfo")
+    names = [line for line in info.read_text().splitlines() if "model name" in line] if info.exists() else []
+    return names[0].split(":")[1].strip() if names else platform.processor() or platform.machine()
 
 
 def interleaved(contenders: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:

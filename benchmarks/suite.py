@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from capscore.benchmarks.contenders import CONTENDERS, ON_A_GPU, Settings
+from capscore.benchmarks.contenders import Settings, contenders
 from capscore.benchmarks.machine import about
 from capscore.errors import CapscoreError
 from capscore.modelfile import write_atomically
@@ -57,8 +57,7 @@ class Worker:
 
 def serve(what: str, name: str, settings: Settings) -> None:
     """Be a worker: run once for every line on standard input."""
-    contenders = CONTENDERS if settings.device == "cpu" else ON_A_GPU
-    run = contenders[what][name](settings)
+    run = contenders(settings.device)[what][name](settings)
     times = 1
     for _ in sys.stdin:
         start = time.perf_counter()
@@ -72,8 +71,7 @@ def serve(what: str, name: str, settings: Settings) -> None:
 
 def compare(what: str, settings: Settings, rounds: int, only: tuple[str, ...] = ()) -> dict[str, dict[str, float]]:
     """Time all contenders at `what`, or those in `only`: name → quartiles of the milliseconds, peak memory."""
-    contenders = CONTENDERS if settings.device == "cpu" else ON_A_GPU
-    names = [name for name in contenders[what] if not only or name in only]
+    names = [name for name in contenders(settings.device)[what] if not only or name in only]
     workers = [Worker(what, name, settings) for name in names]
     times: dict[str, list[float]] = {name: [] for name in names}
     peak: dict[str, float] = {}

@@ -11,6 +11,8 @@ import math
 import threading
 from typing import Any, Generic
 
+import numpy as np
+
 from .ops import A, Writable
 
 _kept = threading.local()
@@ -34,15 +36,13 @@ class Buffers(Generic[A]):
         return self.ops.reshape(kept[key][:size], shape)
 
     def matmul(self, name: str, a: Any, b: Any) -> A:
-        """Return the matrix product over the last two axes, the leading axes of `b` broadcast over a single `a`."""
-        lead = b.shape[:-2] if len(b.shape) >= len(a.shape) else a.shape[:-2]
+        """Return the matrix product over the last two axes, the leading axes broadcast."""
+        lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
         return self.ops.matmul(a, b, self.take(name, (*lead, a.shape[-2], b.shape[-1]), b))
 
     def multiply(self, name: str, a: Any, b: Any) -> A:
         """Return a · b, entry by entry, broadcast."""
-        shape = [max(m, n) for m, n in zip(a.shape[::-1], b.shape[::-1], strict=False)][::-1]
-        longer = a.shape if len(a.shape) > len(b.shape) else b.shape
-        return self.ops.multiply(a, b, self.take(name, (*longer[: len(longer) - len(shape)], *shape), b))
+        return self.ops.multiply(a, b, self.take(name, np.broadcast_shapes(a.shape, b.shape), b))
 
     def transpose(self, name: str, x: A, axes: tuple[int, ...]) -> A:
         """Return `x` with its axes in the given order, contiguous: a view if it is so already."""

@@ -412,9 +412,9 @@ def bench_command(
 ) -> None:
     """Time capscore beside a textbook network in PyTorch and beside the machine's own limits."""
     from .benchmarks import suite
-    from .benchmarks.contenders import CONTENDERS, ON_A_GPU, Settings
+    from .benchmarks.contenders import Settings, contenders
 
-    known = CONTENDERS if device == "cpu" else ON_A_GPU
+    known = contenders(device)
     chosen = list(known) if what is None else [name.strip() for name in what.split(",")]
     if unknown := [name for name in chosen if name not in known]:
         raise CapscoreError(f"there is no comparison {unknown[0]!r}; choose from {', '.join(known)}")

@@ -3,7 +3,7 @@
 A convolution of stride s is the sum of s² convolutions of stride 1, one per phase of the kernel and the map. Each
 computes a tile of m×m outputs as one product per transform point, and as all phases share their points, they are
 summed before the transform back. The primary convolution of the paper (9×9, stride 2) then takes 3.7 times fewer
-multiplications with 3×3 tiles and 7.3 times fewer with 6×6, and pays in accuracy: see `CookToom`.
+multiplications with 3×3 tiles and 7.3 times fewer with 6×6, and pays in accuracy: docs/performance.md.
 
 Points are ∞ and the rationals of POINTS (Toom 1963, Cook 1966; Winograd 1980; the transform of a matrix is that of
 its rows and columns: Lavin and Gray 2016). The transforms are matrices, made exactly and then rounded, so everything
@@ -175,8 +175,8 @@ class Transform:
 
     def __init__(self, ops: Any, tiling: Tiling, channels: tuple[int, ...], like: Any = None) -> None:
         assert tiling.axes is not None  # the caller asks first
-        self.ops, (y, x), (self.o, self.c), self.like = ops, tiling.axes, channels[:2], like
-        self.y, self.x = y, x
+        self.ops, (self.o, self.c), self.like = ops, channels[:2], like
+        self.y, self.x = y, x = tiling.axes
         self.buffers: Any = Buffers(ops) if hasattr(ops, "empty") else Fresh(ops)
         (self.ny, self.ty, self.fy, self.height), (self.nx, self.tx, self.fx, self.width) = y.data.shape, x.data.shape
         (self.my, _), (self.mx, _), self.k = y.inverse.shape, x.inverse.shape, y.kernel.shape[-1]

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import http.server
 import importlib
 import json
 import math
 import os
 import sys
-from collections.abc import Mapping
+import threading
+import tracemalloc
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -92,6 +97,34 @@ def backend(name: str) -> ModuleType:
     if name == "torch":  # the networks here are so small that a second thread only costs
         sys.modules["torch"].set_num_threads(1)
     return module
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """Address of a loopback server of tmp_path/served."""
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args, directory=str(tmp_path / "served"))
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{httpd.server_port}/"
+        httpd.shutdown()
+
+
+@contextmanager
+def peak_below(limit: int) -> Iterator[None]:
+    """Assert that what runs inside never holds more than `limit` bytes beyond what there was."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < limit
+    finally:
+        tracemalloc.stop()
 
 
 SEEDS = st.integers(0, 2**32 - 1)

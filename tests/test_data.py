@@ -1,13 +1,11 @@
 import gzip
 import hashlib
-import http.server
 import io
 import os
 import subprocess
 import sys
-import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -249,23 +247,6 @@ def test_source_with_images_for_labels(tmp_path: Path) -> None:
     (tmp_path / "mnist/train-labels-idx1-ubyte").write_bytes(swapped)
     with pytest.raises(DataError, match=r"shape \(6, 5, 4\): 1 dimensions"):
         load("mnist", data_dir=tmp_path)
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[str]:
-    """Address of a loopback server of tmp_path/served."""
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def __init__(self, *args: Any) -> None:
-            super().__init__(*args, directory=str(tmp_path / "served"))
-
-        def log_message(self, *args: Any) -> None:
-            pass
-
-    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as httpd:
-        threading.Thread(target=httpd.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{httpd.server_port}/"
-        httpd.shutdown()
 
 
 def test_download_takes_the_mirrors_in_turn_and_keeps_the_files(

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from capscore.data.dataset import Index, positions
-from capscore.data.draws import Seed, draws, uniform
-from capscore.data.place import Redrawn
+from capscore.data.draws import draws, uniform
+from capscore.data.place import OnCanvas
 from capscore.errors import DataError
 
 ROTATION = 20.0  # degrees, each way
@@ -16,27 +16,17 @@ SCALE = (0.8, 1.2)  # of height and of width, each for itself
 
 
 @dataclass(frozen=True, eq=False)
-class Affine(Redrawn):
+class Affine(OnCanvas):
     """Every image scaled, sheared, rotated and moved, all drawn at random, on `canvas`×`canvas` pixels.
 
     It moves as far as its ink stays on the canvas; one whose ink does not fit lies in the middle. The ranges
     are those of affNIST, the transformations are not: they are drawn here.
     """
 
-    canvas: int = 40
-    seed: Seed = 0
-
-    shift = 0
-
     def __post_init__(self) -> None:
         """Check the canvas."""
         if self.canvas < 1:
             raise DataError(f"a canvas of {self.canvas} pixels: it needs at least one")
-
-    @property
-    def size(self) -> tuple[int, int, int]:
-        """(C, canvas, canvas)."""
-        return self.source.size[0], self.canvas, self.canvas
 
     def batch(self, index: Index, margin: int = 0) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Images [B, C, canvas, canvas], larger by `margin` on each side, and their labels."""

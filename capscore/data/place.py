@@ -69,23 +69,28 @@ class Framed(Redrawn):
 
 
 @dataclass(frozen=True, eq=False)
-class Placed(Redrawn):
-    """Every image at a place of its own, drawn at random, on `canvas`×`canvas` pixels of zeros."""
+class OnCanvas(Redrawn):
+    """Base of those that draw where every image comes to lie on `canvas`×`canvas` pixels."""
 
     canvas: int = 40
     seed: Seed = 0
 
     shift = 0
 
-    def __post_init__(self) -> None:
-        """Check the canvas."""
-        if self.canvas < max(self.source.size[1:]):
-            raise DataError(f"images of {self.source.size} (C×H×W) do not fit a canvas of {self.canvas} pixels")
-
     @property
     def size(self) -> tuple[int, int, int]:
         """(C, canvas, canvas)."""
         return self.source.size[0], self.canvas, self.canvas
+
+
+@dataclass(frozen=True, eq=False)
+class Placed(OnCanvas):
+    """Every image at a place of its own, drawn at random, on `canvas`×`canvas` pixels of zeros."""
+
+    def __post_init__(self) -> None:
+        """Check the canvas."""
+        if self.canvas < max(self.source.size[1:]):
+            raise DataError(f"images of {self.source.size} (C×H×W) do not fit a canvas of {self.canvas} pixels")
 
     def batch(self, index: Index, margin: int = 0) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Images [B, C, canvas, canvas], larger by `margin` on each side, and their labels."""

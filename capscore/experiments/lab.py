@@ -20,6 +20,7 @@ from rich.console import Console
 from capscore import baselines, modelfile
 from capscore.backends import torch as caps
 from capscore.baselines import CNNSpec
+from capscore.benchmarks.machine import processor
 from capscore.data import Dataset, Samples, load
 from capscore.errors import BackendError, DataError, ModelFileError
 from capscore.report import Screen
@@ -153,7 +154,7 @@ class Lab:
     def about(self) -> dict[str, Any]:
         """Return what a record tells beside its numbers: budget, hardware, versions."""
         packages = {name: importlib.metadata.version(name) for name in ("capscore", "numpy", "torch")}
-        hardware = {"cpu": _processor(), "threads": torch.get_num_threads(), "device": self.device}
+        hardware = {"cpu": processor(), "threads": torch.get_num_threads(), "device": self.device}
         if str(self.device).startswith("cuda"):
             hardware["gpu"] = torch.cuda.get_device_name(self.device)
         versions = {"python": platform.python_version(), **packages}
@@ -216,10 +217,3 @@ def summary(trials: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 def _seedless(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name != "seed"}
-
-
-def _processor() -> str:
-    """Return the processor's name where the system tells it."""
-    info = Path("/proc/cpuinfo")
-    names = [line for line in info.read_text().splitlines() if "model name" in line] if info.exists() else []
-    return names[0].split(":")[1].strip() if names else platform.processor() or platform.machine()
