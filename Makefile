@@ -10,7 +10,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --con
 # spin costs 7% on a quiet one (2,227 against 2,400 images/s) and gains 70% beside two busy processes (954 against 552).
 export GOMP_SPINCOUNT ?= 3000
 
-.PHONY: demo test lint bench docs figures clean
+.PHONY: demo test lint bench results docs figures clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/capscore demo
@@ -30,6 +30,12 @@ bench: $(VENV)/demo.stamp
 # The site, in site/. Warnings are errors: a link that leads nowhere fails (with --quiet it would not).
 docs: $(VENV)/docs.stamp
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# What an hour or so on two cores can show, added to results/ and docs/results.md. It goes on where it was stopped.
+EXPERIMENTS ?= mnist multimnist claims
+results: $(VENV)/demo.stamp
+	for name in $(EXPERIMENTS); do $(BIN)/capscore experiment $$name --budget hour $(ARGS) || exit; done
+	$(BIN)/capscore results
 
 # The pictures of docs/images. What the network learned stays in runs/docs; without it a minute of training comes first.
 figures: $(VENV)/demo.stamp

@@ -19,6 +19,7 @@ from capscore.streaming import Streaming
 
 STREAMING = Streaming(ops)
 PATCH = 512  # numbers in a patch: the first layer of most networks; with more, patches cost too much memory
+FEW = 80  # patches: PyTorch's convolution rearranges its weights at every call, for so few the greater part of its time
 
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int, tiles: str) -> Tensor:
@@ -29,11 +30,24 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int, t
     return map
 
 
+def direct_conv2d(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
+    """Correlate by PyTorch's convolution, or if few patches make the map, as of one image, by their product."""
+    height, width = ((size + 2 * padding - weight.shape[-1]) // stride + 1 for size in x.shape[2:])
+    learning = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    if learning or torch.compiler.is_compiling() or x.shape[0] * height * width > FEW:
+        return nn.functional.conv2d(x, weight, bias, stride, padding)
+    return _patches_conv2d(x, weight, bias, stride, padding)
+
+
 def patches_conv2d(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
     """Do the same by one matrix product of all patches, if these are small; the map is in the order `conv2d` wants."""
+    if weight[0].numel() > PATCH or x.requires_grad:
+        return direct_conv2d(x, weight, bias, stride, padding)
+    return _patches_conv2d(x, weight, bias, stride, padding)
+
+
+def _patches_conv2d(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
     (o, c, k, _), b = weight.shape, x.shape[0]
-    if c * k * k > PATCH or x.requires_grad:
-        return nn.functional.conv2d(x, weight, bias, stride, padding)
     x = nn.functional.pad(x, [padding] * 4)
     patches = x.unfold(2, k, stride).unfold(3, k, stride).permute(2, 0, 3, 1, 4, 5)  # [H', B, W', C, k, k]
     height, _, width = patches.shape[:3]
@@ -62,7 +76,7 @@ def _wide(x: Tensor) -> Tensor:
 def _conv2d(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int, tiles: str) -> Tensor:
     """Return the map [B, H', W', O] of `capscore.cook_toom`, or with few images that of a direct convolution."""
     if len(x) < cook_toom.FEWEST:
-        return nn.functional.conv2d(x.contiguous(), weight, bias, stride, padding).permute(0, 2, 3, 1).contiguous()
+        return direct_conv2d(x.contiguous(), weight, bias, stride, padding).permute(0, 2, 3, 1).contiguous()
     y: Tensor = cook_toom.convolve(ops, x, weight, bias, _tiling(x, weight, stride, padding, tiles))
     return y.permute(0, 2, 3, 1)
 

@@ -31,6 +31,7 @@ from capscore.backends.numpy import (
     transpose,
     unchanged,
 )
+from capscore.data import Samples, resident
 from capscore.errors import BackendError
 from capscore.ops import to_host
 from capscore.routing import DynamicRouting
@@ -110,6 +111,11 @@ class CapsNet(model.CapsNet[Array]):
 
 class Learner(model.Learner[Array]):
     """Trains a network on CuPy; see `capscore.model.Learner`."""
+
+    def hold(self, data: Samples, margin: int) -> Samples:
+        """Return images to learn from, with `margin` around them, on the GPU."""
+        like = next(iter(self.net.params.values()))
+        return resident(data, margin, lambda shape: empty(shape, like), cupy.asarray)
 
 
 load = CapsNet.load

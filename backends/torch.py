@@ -9,6 +9,7 @@ from typing import Any
 
 from capscore import model
 from capscore.cook_toom import Tiling
+from capscore.data import Samples, resident
 from capscore.errors import BackendError
 from capscore.modelfile import check_params
 from capscore.ops import Axes, to_host
@@ -97,8 +98,10 @@ def _some(x: Tensor) -> Tensor:
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int, fast: Tiling | None = None) -> Tensor:
     """Correlate x [B, C, H, W] with weight [O, C, k, k], plus bias [O]; `fast` is for the CPU, a GPU has its own."""
-    if fast is None or x.device.type != "cpu":
+    if x.device.type != "cpu":
         return nn.functional.conv2d(x, weight, bias, stride, padding)
+    if fast is None:
+        return _torch_fused.direct_conv2d(x, weight, bias, stride, padding)
     if fast.axes is None:
         return _torch_fused.patches_conv2d(x, weight, bias, stride, padding)
     return _torch_fused.conv2d(x, weight, bias, stride, padding, fast.name)
@@ -225,14 +228,24 @@ class Learner(model.Learner[Tensor]):
         objective = _torch_parallel.Objective(net, reconstruction, compile)
         self.objective = _torch_parallel.together(objective, self.team, partly=not reconstruction)
 
+    def hold(self, data: Samples, margin: int) -> Samples:
+        """Return images to learn from, with `margin` around them, on the network's device."""
+        like = next(self.net.parameters())
+        if like.device.type == "cpu":
+            return data
+        return resident(data, margin, lambda shape: empty(shape, like), lambda x: _send(x, like.device))
+
     def step(
-        self, images: NDArray[Any], targets: NDArray[Any], rate: float, parts: Sequence[tuple[Any, Any]] = ()
-    ) -> tuple[float, NDArray[Any]]:
-        """Learn from one batch; return its loss and lengths [B, J] before the step. `parts`: see `objective`."""
+        self, images: Any, targets: NDArray[Any], rate: float, parts: Sequence[tuple[Any, Any]] = ()
+    ) -> tuple[Tensor, Tensor]:
+        """Learn from one batch; return loss and lengths [B, J] before the step, unread. `parts`: see `objective`."""
         like = next(self.net.parameters())
         share, factor = self.team.share(len(images))
-        pairs = ((images, targets), *parts)
-        (x, t), *apart = ((asarray(a[share], like), asarray(b[share], like)) for a, b in pairs)
+
+        def there(a: Any) -> Tensor:
+            return _send(a[share], like.device).to(like.dtype)
+
+        (x, t), *apart = ((there(a), there(b)) for a, b in ((images, targets), *parts))
         self.adam.zero_grad()
         try:
             with torch.autocast(like.device.type, torch.bfloat16, enabled=self.amp):
@@ -248,7 +261,7 @@ class Learner(model.Learner[Tensor]):
         self.adam.step()
         torch.autograd.graph.increment_version(list(self.net.parameters()))  # the fused Adam does not count its writes
         self.steps += 1
-        return float(loss), to_numpy(lengths)
+        return loss, lengths
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Return what a checkpoint must keep beside the parameters, as NumPy arrays by name."""
@@ -268,6 +281,14 @@ class Learner(model.Learner[Tensor]):
                 "exp_avg": asarray(state[f"first.{name}"], p),
                 "exp_avg_sq": asarray(state[f"second.{name}"], p),
             }
+
+
+def _send(x: Any, device: torch.device) -> Tensor:
+    """Return an array on a device; one of the host is sent there without waiting for work that goes on."""
+    there = asarray(x)
+    if device.type == "cuda" and there.device.type == "cpu":
+        there = there.pin_memory()
+    return there.to(device, non_blocking=True)
 
 
 from capscore.backends import _torch_fused, _torch_parallel  # noqa: E402 - the first needs this

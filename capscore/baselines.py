@@ -194,7 +194,7 @@ class Learner(caps.Learner):
 
     def step(
         self, images: Any, targets: Any, rate: float, parts: Sequence[tuple[Any, Any]] = ()
-    ) -> tuple[float, np.ndarray[Any, Any]]:
+    ) -> tuple[Tensor, Tensor]:
         """Learn from one batch; return its loss and probabilities [B, J] before the step."""
         device = next(self.net.parameters()).device
         with torch.random.fork_rng([device] if device.type == "cuda" else []):

@@ -356,7 +356,9 @@ def demo_command(
 @app.command("experiment")
 def experiment_command(
     name: Annotated[str, typer.Argument(help=f"{', '.join(EXPERIMENTS)}.", show_default=False)],
-    budget: Annotated[str, typer.Option(help="quick: minutes on a laptop; full: as the paper, for a GPU.")] = "quick",
+    budget: Annotated[
+        str, typer.Option(help="quick, hour: as long on a laptop; full: as the paper, on a GPU.")
+    ] = "quick",
     trials: Annotated[int | None, typer.Option(help="How many seeds; else as the budget has it.")] = None,
     data_dir: DataDir = None,
     results: Results = Path("results"),

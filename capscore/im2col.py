@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
-BLOCK_BYTES = 8 << 20  # of patches written out at a time: all patches of a batch would be gigabytes
+BLOCK_BYTES = 16 << 20  # of patches written out at a time: all patches of a batch would be gigabytes
 
 
 def product(a: Array, b: Array, out: Array | None = None) -> Array:
@@ -37,9 +37,9 @@ def convolve(x: Array, weight: Array, bias: Array, stride: int, padding: int, w:
     w = matrix(weight) if w is None else w
     windows = _windows(x, weight.shape[-1], stride, padding)
     y = np.empty_like(x, shape=(*windows.shape[:3], w.shape[1]), order="C")
-    for block in _blocks(len(windows), math.prod(windows.shape[1:]) * x.itemsize):
-        patches = windows[block].reshape(-1, w.shape[0])  # [b·H'·W', k·k·C]
-        y[block] = (product(patches, w) + bias).reshape(y[block].shape)
+    for block, patches in _patches(windows):
+        product(patches, w, y[block].reshape(-1, w.shape[1]))
+    y += bias
     return y.transpose(0, 3, 1, 2)
 
 
@@ -49,8 +49,8 @@ def weight_gradient(g: Array, x: Array, weight: Array, stride: int, padding: int
     windows = _windows(x, k, stride, padding)
     g = g.transpose(0, 2, 3, 1)
     dw = np.zeros_like(weight, shape=(k * k * c, o), order="C")
-    for block in _blocks(len(windows), math.prod(windows.shape[1:]) * x.itemsize):
-        dw += product(windows[block].reshape(-1, k * k * c).T, g[block].reshape(-1, o))
+    for block, patches in _patches(windows):
+        dw += product(patches.T, g[block].reshape(-1, o))
     return dw.reshape(k, k, c, o).transpose(3, 2, 0, 1)
 
 
@@ -83,6 +83,19 @@ def _windows(x: Array, kernel: int, stride: int, padding: int) -> Array:
     x = x.transpose(0, 2, 3, 1).astype(x.dtype, order="C", copy=False)
     windows = np.lib.stride_tricks.sliding_window_view(x, (kernel, kernel), axis=(1, 2))
     return windows[:, ::stride, ::stride].transpose(0, 1, 2, 4, 5, 3)
+
+
+def _patches(windows: Array) -> Iterator[tuple[slice, Array]]:
+    """Yield the patches [b·H'·W', k·k·C] of a block of images after another, each valid until the next."""
+    size = math.prod(windows.shape[3:])
+    held: Array | None = None  # written again and again: a fresh array would cost its pages anew
+    for block in _blocks(len(windows), math.prod(windows.shape[1:]) * windows.itemsize):
+        part = windows[block]
+        if held is None:
+            held = np.empty_like(windows, shape=part.shape, order="C")
+        patches = held[: len(part)]
+        patches[...] = part
+        yield block, patches.reshape(-1, size)
 
 
 def _blocks(images: int, bytes_each: int) -> Iterator[slice]:

@@ -51,6 +51,13 @@ class Votes(ABC, Generic[A]):
         """Return the votes û [B, N, J, D] themselves, for routings that need more than the two products."""
 
 
+def votes_in_memory(ops: Ops[A], u: A, weight: A, shape: tuple[int, int, int, int]) -> A:
+    """Return the votes û [B, N, J, D] of capsules u [N, B, K] and weight [N, J, D, K], for so few that it pays."""
+    n, j, d, k = shape
+    by_input = ops.transpose(ops.reshape(weight, (n, j * d, k)), (0, 2, 1))  # [N, K, J·D]
+    return ops.transpose(ops.reshape(ops.matmul(u, by_input), (n, -1, j, d)), (1, 0, 2, 3))
+
+
 class LinearVotes(Votes[A]):
     """Votes û_ij = W_ij u_i that are never written down.
 
@@ -93,11 +100,14 @@ class LinearVotes(Votes[A]):
 
 
 class ArrayVotes(Votes[A]):
-    """Votes given as an array û [B, N, J, D], with an optional bias [J, D]."""
+    """Votes given as an array û [B, N, J, D], with an optional bias [J, D]; `sizes` (N, J, D) if it cannot tell."""
 
-    def __init__(self, ops: Ops[A], u_hat: Any, bias: A | None = None) -> None:
+    def __init__(
+        self, ops: Ops[A], u_hat: Any, bias: A | None = None, sizes: tuple[int, int, int] | None = None
+    ) -> None:
         self.ops, self.bias, self.u_hat = ops, bias, u_hat
-        _, self.n_in, self.n_out, self.d_out = u_hat.shape
+        known: tuple[int, int, int] = sizes or u_hat.shape[1:]
+        self.n_in, self.n_out, self.d_out = known
         self.by_capsule = ops.transpose(u_hat, (2, 0, 1, 3))  # [J, B, N, D]
 
     def combine(self, c: A | float) -> A:

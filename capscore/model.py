@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from . import layers, modelfile
 from .cook_toom import TILES
+from .data import Samples
 from .errors import ShapeError, short
 from .grad import Tape, Var, value_and_gradients
 from .init import init_params
@@ -222,10 +223,17 @@ class Learner(Generic[A]):
         self.first = {name: np.zeros_like(p) for name, p in net.params.items()}
         self.second = {name: np.zeros_like(p) for name, p in net.params.items()}
 
+    def hold(self, data: Samples, margin: int) -> Samples:
+        """Return images to learn from, with a margin, where this backend computes: on a CPU, as they are."""
+        return data
+
     def step(
-        self, images: NDArray[Any], targets: NDArray[Any], rate: float, parts: Sequence[tuple[Any, Any]] = ()
-    ) -> tuple[float, NDArray[Any]]:
-        """Learn from one batch; return its loss and lengths [B, J] before the step. `parts`: see `objective`."""
+        self, images: Any, targets: NDArray[Any], rate: float, parts: Sequence[tuple[Any, Any]] = ()
+    ) -> tuple[A, A]:
+        """Learn from one batch; return its loss and lengths [B, J] before the step. `parts`: see `objective`.
+
+        They are arrays of the backend: a GPU may still be working on them, and to read them is to wait for it.
+        """
         net, ops, lengths = self.net, self.net.ops, []
         like = next(iter(net.params.values()))
 
@@ -247,7 +255,7 @@ class Learner(Generic[A]):
             m += (g - m) * (1 - 0.9)
             v += (g * g - v) * (1 - 0.999)
             p -= m / (np.sqrt(v) / slow**0.5 + 1e-8) * (rate / fast)
-        return float(value), ops.to_numpy(lengths[0])
+        return value, lengths[0]
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Return what a checkpoint must keep beside the parameters, as NumPy arrays by name."""

@@ -16,10 +16,10 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from .buffers import Buffers
-from .layers import ArrayVotes, squash
+from .layers import ArrayVotes, squash, votes_in_memory
 from .ops import Writable
 from .prepared import prepared
-from .routing import DynamicRouting, dynamic_routing
+from .routing import DynamicRouting
 
 BLOCK_BYTES = 2 << 20  # of what is made of all pairs (output capsule, input) of a block, [J, B, K, n]
 VOTES_BYTES = 1 << 20  # up to this, votes in memory are faster: a weight is then read once, in its own layout
@@ -47,13 +47,12 @@ class Streaming:
 
     def __call__(self, routing: DynamicRouting, u: Any, weight: Any, bias: Any | None) -> Any:
         """Return v [B, J, D]."""
-        ops, (n, j, d, k), b = self.ops, weight.shape, u.shape[0]
-        if b * n * j * d * u.itemsize > VOTES_BYTES:
+        n, j, d, _ = weight.shape
+        if u.shape[0] * n * j * d * u.itemsize > VOTES_BYTES:
             return self.forward(routing, u, weight, bias, learning=False)[0]
-        by_input = ops.transpose(ops.reshape(weight, (n, j * d, k)), (0, 2, 1))  # [N, K, J·D]
-        votes = ops.matmul(self.buffers.transpose("routing capsules", u, (1, 0, 2)), by_input)  # [N, B, J·D]
-        votes = ops.transpose(ops.reshape(votes, (n, b, j, d)), (1, 0, 2, 3))
-        return dynamic_routing(ops, ArrayVotes(ops, votes, bias), routing.iterations, routing.leaky)
+        by_capsule = self.buffers.transpose("routing capsules", u, (1, 0, 2))
+        votes = votes_in_memory(self.ops, by_capsule, weight, weight.shape)
+        return routing(self.ops, ArrayVotes(self.ops, votes, bias))
 
     def forward(
         self, routing: DynamicRouting, u: Any, weight: Any, bias: Any | None, learning: bool = True

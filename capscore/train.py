@@ -22,11 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import modelfile
-from .data import Pairs, Samples, window
+from .data import Pairs, Resident, Samples, window
 from .errors import ShapeError, TrainingError
 from .model import CapsNet, Learner
 
 BEST, LAST, LOG = "best.safetensors", "last.safetensors", "log.jsonl"
+READ_SECONDS = 0.1  # how long losses may stay unread on a device: it would stand idle whenever one is waited for
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,23 @@ def train(
     rows, progress = _restore(net, learner, recipe, folder) if resume else _start(folder)
     net.provenance |= _provenance(recipe, len(data))
     per_epoch = -(-len(data) // recipe.batch)
-    saved = time.monotonic()
+    data = learner.hold(data, recipe.shift)
+    unread: list[tuple[Any, Any, NDArray[Any]]] = []  # loss, lengths and labels of the last steps
+    began = saved = read = time.monotonic()
+
+    def take_in() -> None:
+        for loss, lengths, labels in unread:
+            if not math.isfinite(loss := float(loss)):
+                raise TrainingError(_not_finite(loss, progress, recipe, folder))
+            progress.step += 1
+            progress.steps += 1
+            progress.loss += loss * len(labels)
+            progress.correct += int(right(net.ops.to_numpy(lengths), labels).sum())
+            progress.seconds = time.monotonic() - began
+            seen = min(progress.step * recipe.batch, len(data))
+            for reporter in reporters:
+                reporter.step(len(labels), progress.loss / seen, progress.correct / seen)
+        unread.clear()
 
     def checkpoint() -> None:
         if not learner.writes:
@@ -150,22 +167,19 @@ def train(
                 if images.ndim == 5:
                     parts = [(each[:, i], images[:, i]) for i in range(each.shape[1])]
                     images = np.minimum(images.sum(1), 1)  # as `Pairs` lays them on top of each other
-                loss, lengths = learner.step(images, each.sum(1), recipe.rate_at(progress.steps), parts)
-                if not math.isfinite(loss):
-                    raise TrainingError(_not_finite(loss, progress, recipe, folder))
-                progress.step += 1
-                progress.steps += 1
-                progress.loss += loss * len(labels)
-                progress.correct += int(right(lengths, labels).sum())
-                progress.seconds = time.monotonic() - began
-                seen = min(progress.step * recipe.batch, len(data))
-                for reporter in reporters:
-                    reporter.step(len(labels), progress.loss / seen, progress.correct / seen)
-                if interrupts.asked or time.monotonic() - saved > checkpoint_seconds:
+                rate = recipe.rate_at(progress.steps + len(unread))
+                unread.append((*learner.step(images, each.sum(1), rate, parts), labels))
+                stop, now = interrupts.asked, time.monotonic()
+                due = stop or now - saved > checkpoint_seconds
+                if due or now - read > READ_SECONDS:
+                    take_in()
+                    read = now
+                if due:
                     checkpoint()
                     saved = time.monotonic()
-                if interrupts.asked:
+                if stop:
                     raise KeyboardInterrupt
+            take_in()
             row = {
                 "epoch": epoch + 1,
                 "steps": progress.steps,
@@ -216,29 +230,31 @@ class _Interrupts:
         self.asked = True
 
 
-def batches(data: Samples, recipe: Recipe, epoch: int, skip: int = 0) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+def batches(data: Samples, recipe: Recipe, epoch: int, skip: int = 0) -> Iterator[tuple[Any, NDArray[Any]]]:
     """Yield the shuffled, shifted batches of one epoch from batch `skip` on: images [B, C, H, W] and labels [B].
 
-    The two images of `Pairs` come apart, [B, 2, C, H, W], shifted together, with labels [B, 2].
+    Every image is moved by its own whole number of pixels, up to `recipe.shift` each way. The two images of `Pairs`
+    come apart, [B, 2, C, H, W], moved together, with labels [B, 2].
     """
     read = data.parts if isinstance(data, Pairs) else data.batch
     order = np.random.default_rng([recipe.seed, epoch]).permutation(len(data))
     for step in range(skip, -(-len(data) // recipe.batch)):
-        images, labels = read(order[step * recipe.batch : (step + 1) * recipe.batch], recipe.shift)
-        yield shift(images, recipe.shift, np.random.default_rng([recipe.seed, epoch, step])), labels
+        index = order[step * recipe.batch : (step + 1) * recipe.batch]
+        down, across = np.random.default_rng([recipe.seed, epoch, step]).integers(
+            0, 2 * recipe.shift + 1, (2, len(index))
+        )
+        if isinstance(data, Resident):
+            yield data.windows(index, down, across), data.labels[index]
+        else:
+            images, labels = read(index, recipe.shift)
+            yield shifted(images, recipe.shift, down, across), labels
 
 
-def shift(images: NDArray[Any], pixels: int, rng: np.random.Generator) -> NDArray[Any]:
-    """Move every image of [B, …, H, W] by its own whole number of pixels, up to `pixels` each way.
-
-    The images have a margin of as many pixels on each side, and lose it.
-    """
-    if not pixels:
-        return images
+def shifted(images: NDArray[Any], margin: int, down: NDArray[np.integer], across: NDArray[np.integer]) -> NDArray[Any]:
+    """Return the window of each of the images [B, …, H, W], smaller by `margin` on each side, that begins there."""
     *shape, height, width = images.shape
-    height, width = height - 2 * pixels, width - 2 * pixels
-    down, right = rng.integers(0, 2 * pixels + 1, (2, len(images)))
-    moved = window(images.reshape(len(images), -1, *images.shape[-2:]), down, right, height, width)
+    height, width = height - 2 * margin, width - 2 * margin
+    moved = window(images.reshape(len(images), -1, *images.shape[-2:]), down, across, height, width)
     return moved.reshape(*shape, height, width)
 
 

@@ -22,8 +22,11 @@ from capscore import cook_toom, layers
 from capscore.backends import numpy as reference
 from capscore.errors import BackendError, CapscoreError, ModelFileError, short
 from capscore.export import LARGEST
+from capscore.layers import ArrayVotes, LinearVotes
 from capscore.modelfile import describe, write_atomically
 from capscore.ops import Axes, to_host
+from capscore.routing import DynamicRouting
+from capscore.streaming import VOTES_BYTES
 
 try:
     import onnx
@@ -71,12 +74,13 @@ class Value:
 class Recorder:
     """The ops as a graph under construction.
 
-    With `half`, convolutions and matrix products are in float16; norms, softmax and sums stay in float32, and so
-    does what is computed from them.
+    A `batch` is the number of images if that is fixed. With `half`, convolutions and matrix products are in float16;
+    norms, softmax and sums stay in float32, and so does what is computed from them.
     """
 
-    def __init__(self, opset: int = 18, half: bool = False) -> None:
-        self.opset, self.half = opset, half
+    def __init__(self, opset: int = 18, half: bool = False, batch: int | None = None) -> None:
+        self.opset, self.half, self.batch = opset, half, batch
+        self.FUSED = {DynamicRouting: self.routing}
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, onnx.TensorProto] = {}
         self._stored: dict[bytes, str] = {}  # digest of an initialiser → its name: equal ones are stored once
@@ -254,6 +258,15 @@ class Recorder:
             first = self.node("Equal", self.node("CumSum", equal, last), one, name="first")
             return equal * self.node("Cast", first, to=TensorProto.FLOAT)
 
+    def routing(self, routing: DynamicRouting, u: Value, weight: Value, bias: Value | None) -> Value:
+        """Dynamic routing, with votes in memory if images are so few that a runtime is faster with them."""
+        n, j, d, k = shape = self.to_numpy(weight).shape
+        if self.batch is None or self.batch * n * j * d * 4 > VOTES_BYTES:
+            return routing(self, LinearVotes(self, u, weight, bias, shape))
+        with self.scope("votes"):
+            votes = layers.votes_in_memory(self, self.transpose(u, (1, 0, 2)), weight, (n, j, d, k))
+        return routing(self, ArrayVotes(self, votes, bias, (n, j, d)))
+
     def _reduce(self, kind: str, x: Value, axes: Sequence[int], keepdims: bool, name: str) -> Value:
         x = self.cast(x, half=False)
         # Until opset 18, only ReduceSum takes its axes as an input.
@@ -335,7 +348,7 @@ def export(
     ----------
     precision : "fp32"; "fp16", in which norms, squash and softmax stay float32; "int8", static quantisation of the
         convolutions and the decoder, per channel, routing in float
-    batch : a fixed number of images; any number when None
+    batch : a fixed number of images, which makes a single one faster; any number when None
     outputs : some of lengths, capsules, reconstruction, couplings (`couplings.{layer}.{iteration}` [batch, N, J]
         from the second iteration on; the first is uniform); all but couplings when None
     byte_images : take uint8 images 0 to 255, scaled inside the graph
@@ -358,17 +371,18 @@ def export(
         raise CapscoreError(f"fast_conv needs precision fp32: {precision} would round too much between its transforms")
     if fast_conv not in (None, *cook_toom.TILES):
         raise CapscoreError(f"fast_conv must be one of {', '.join(cook_toom.TILES)}, not {short(fast_conv)}")
+    _check(opset, batch)
     offered = [*(["reconstruction"] if net.spec.decoder else []), "lengths", "capsules", "couplings"]
     if unknown := [name for name in outputs or () if name not in offered]:
         raise CapscoreError(f"this network has no output {short(unknown[0])}; it has {', '.join(sorted(offered))}")
     wanted = tuple(outputs) if outputs else tuple(name for name in offered if name != "couplings")
 
     def record(half: bool) -> onnx.ModelProto:
-        recorder, spec, last = _recorder(opset, half), net.spec, net.spec.capsules[-1]
+        recorder, spec, last = Recorder(opset, half, batch), net.spec, net.spec.capsules[-1]
         params = _parameters(recorder, net)
         images = recorder.input("images")
         x = images if not byte_images else recorder.node("Cast", images, to=TensorProto.FLOAT) * (1 / 255)
-        trace: list[list[Any]] = []
+        trace: list[list[Any]] | None = [] if "couplings" in wanted else None
         v = layers.forward(recorder, spec, params, x, trace, fast_conv)
         lengths = layers.lengths(recorder, v)
         found = {"lengths": (lengths, (last.count,)), "capsules": (v, (last.count, last.dim))}
@@ -376,12 +390,11 @@ def export(
             drawn = layers.reconstruct(recorder, spec, params, v, recorder.argmax_one_hot(lengths))
             found["reconstruction"] = (drawn, spec.input)
         found = {name: value for name, value in found.items() if name in wanted}
-        if "couplings" in wanted:
-            for i, couplings in enumerate(trace):
-                n_in, n_out, _, _ = spec.votes_shape(i)
-                for r, c in enumerate(couplings[1:], start=1):
-                    found[f"couplings.{i}.{r}"] = (recorder.transpose(c, (1, 2, 0)), (n_in, n_out))
-        return recorder.model({"images": spec.input}, found, _batch(batch), byte_images)
+        for i, couplings in enumerate(trace or ()):
+            n_in, n_out, _, _ = spec.votes_shape(i)
+            for r, c in enumerate(couplings[1:], start=1):
+                found[f"couplings.{i}.{r}"] = (recorder.transpose(c, (1, 2, 0)), (n_in, n_out))
+        return recorder.model({"images": spec.input}, found, batch, byte_images)
 
     model = plain = record(half=False)
     if precision == "fp16":
@@ -411,36 +424,32 @@ def export_decoder(
         raise CapscoreError(f"a decoder is exported as fp32 or fp16, not {short(precision)}")
     if net.spec.decoder is None:
         raise CapscoreError("this network has no decoder (decoder=None in its spec)")
+    _check(opset, batch)
     last = net.spec.capsules[-1]
 
     def record(half: bool) -> onnx.ModelProto:
-        recorder = _recorder(opset, half)
+        recorder = Recorder(opset, half, batch)
         v = recorder.input("capsules")
         mask = recorder.argmax_one_hot(layers.lengths(recorder, v))
         drawn = layers.reconstruct(recorder, net.spec, _parameters(recorder, net), v, mask)
         found = {"reconstruction": (drawn, net.spec.input)}
-        return recorder.model({"capsules": (last.count, last.dim)}, found, _batch(batch))
+        return recorder.model({"capsules": (last.count, last.dim)}, found, batch)
 
     plain = record(half=False)
     model = record(half=True) if precision == "fp16" else plain
     return _finish(net, model, plain, path, precision, verify)
 
 
-def _recorder(opset: int, half: bool) -> Recorder:
+def _check(opset: int, batch: int | None) -> None:
     if opset not in OPSETS:
         raise CapscoreError(f"opset must be from {OPSETS[0]} to {OPSETS[-1]}, not {short(opset)}")
-    return Recorder(opset, half)
+    if batch is not None and (type(batch) is not int or batch < 1):
+        raise CapscoreError(f"batch must be a whole number of at least 1 or None for any, not {short(batch)}")
 
 
 def _parameters(recorder: Recorder, net: Any) -> dict[str, Value]:
     arrays = {name: to_host(array).astype(np.float32) for name, array in net.params.items()}
     return {name: recorder.cast(recorder.constant(a, name), recorder.half) for name, a in arrays.items()}
-
-
-def _batch(batch: int | None) -> int | None:
-    if batch is not None and (type(batch) is not int or batch < 1):
-        raise CapscoreError(f"batch must be a whole number of at least 1 or None for any, not {short(batch)}")
-    return batch
 
 
 def _finish(

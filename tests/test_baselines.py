@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from conftest import close, need
-from test_train import StopAt
+from test_train import stopping
 
 from capscore import PRESETS, modelfile
 from capscore.data import Dataset, load
@@ -31,9 +31,9 @@ def digits():
     return Dataset(learn.images[some], learn.labels[some], learn.classes), held_out
 
 
-def run(digits, folder, resume=False, reporters=(), spec=TINY):
+def run(digits, folder, resume=False, stop=0, spec=TINY):
     net = baselines.CNN(spec, seed=RECIPE.seed, classes=digits[0].classes)
-    rows = train(net, baselines.Learner(net), *digits, RECIPE, folder, resume, reporters)
+    rows = train(net, stopping(baselines.Learner(net), stop), *digits, RECIPE, folder, resume)
     return net, rows
 
 
@@ -79,7 +79,7 @@ def test_the_loss_is_the_cross_entropy_and_learning_lowers_it():
         truth = np.eye(10)[labels]
         each = truth * np.log(p) + (0 if exclusive else (1 - truth) * np.log(1 - p))
         learner = baselines.Learner(net)
-        losses = [learner.step(images, truth, 1e-3)[0] for _ in range(30)]
+        losses = [float(learner.step(images, truth, 1e-3)[0]) for _ in range(30)]
         assert losses[0] == pytest.approx(-each.sum(1).mean(), rel=1e-5)
         assert losses[-1] < losses[0]
 
@@ -87,7 +87,7 @@ def test_the_loss_is_the_cross_entropy_and_learning_lowers_it():
 def test_a_resumed_run_ends_with_the_same_bits_dropout_included(digits, tmp_path):
     whole, rows = run(digits, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        run(digits, tmp_path / "cut", reporters=(StopAt(3),))
+        run(digits, tmp_path / "cut", stop=3)
     resumed, again = run(digits, tmp_path / "cut", resume=True)
     for name, p in whole.params.items():
         assert torch.equal(p, resumed.params[name]), name

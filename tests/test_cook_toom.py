@@ -329,7 +329,7 @@ def learn(caps: ModuleType, fast_conv: str | None, dtype: str = "float64") -> tu
     losses = []
     for step in range(20):
         x, t = random_images(SPEC, 8, step, dtype), T[step % 2 :][:8].astype(dtype)
-        losses.append(learner.step(x, t, 1e-3)[0])
+        losses.append(float(learner.step(x, t, 1e-3)[0]))
     return losses, {name: caps.to_numpy(p) for name, p in learner.net.params.items()}
 
 

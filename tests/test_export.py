@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from capscore import PRESETS, CapsNetSpec, Decoder, DenseCaps, DynamicRouting, PrimaryCaps
 from capscore.errors import CapscoreError, ModelFileError, ShapeError
+from capscore.streaming import VOTES_BYTES
 
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
@@ -269,3 +270,21 @@ def test_stacked_leaky_and_decoderless_networks_pass_their_verification(
     )
     report = onnx_export.export(network(spec), tmp_path / "m.onnx")
     assert max(report.differences.values()) < FLOAT32
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_so_few_images_have_their_votes_in_memory(onnx_export: ModuleType, tmp_path: Path, precision: str) -> None:
+    """A file for one image is faster so; one for many, or for any number, has no votes."""
+    spec = small_spec(capsules=(DenseCaps(5, 7, bias=False), DenseCaps(3, 6, DynamicRouting(4, leaky=True))))
+    n, j, d, _ = spec.votes_shape(0)
+    many = VOTES_BYTES // (4 * n * j * d) + 1
+    for batch, votes in ((1, True), (many, False), (None, False)):
+        path = tmp_path / f"{batch}.onnx"
+        shown = random_images(spec, many)
+        options = {"batch": batch, "calibration": shown, "outputs": ("lengths", "capsules")}
+        onnx_export.export(network(spec), path, precision=precision, **options)
+        assert ("capsules.0/votes/matmul" in {node.name for node in onnx.load(path).graph.node}) == votes
+        x = random_images(spec, batch or 3, dtype="float32")
+        tolerance = {"fp32": FLOAT32, "fp16": 5e-3, "int8": 0.1}[precision]
+        for name, array in run(path, x).items():
+            close(array, expected(network(spec), x)[name], tolerance, name)

@@ -249,7 +249,7 @@ def learn(caps: ModuleType, dtype: str, steps: int = 20, **spec: Any) -> tuple[l
         x, t = random_images(net.spec, 4, step, dtype), np.eye(net.spec.classes)[[0, 1, 2, step % 3]].astype(dtype)
         loss, found = learner.step(x, t, 1e-3)
         assert found.shape == (4, net.spec.classes)
-        losses.append(loss)
+        losses.append(float(loss))
     return losses, {name: caps.to_numpy(p) for name, p in net.params.items()}
 
 
@@ -282,7 +282,7 @@ def test_a_learner_goes_on_from_the_state_of_any_other(caps: ModuleType) -> None
             learner = caps.Learner(net)
             learner.restore(state, steps=10)
         x, t = random_images(spec, 4, step), np.eye(3)[[0, 1, 2, step % 3]]
-        losses.append(learner.step(x, t, 1e-3)[0])
+        losses.append(float(learner.step(x, t, 1e-3)[0]))
     np.testing.assert_allclose(losses, expected, rtol=10 * FLOAT64)
     assert learner.steps == 20
     assert all(isinstance(array, np.ndarray) for array in learner.state().values())
@@ -307,7 +307,7 @@ def test_one_step_without_a_decoder_or_with_the_reconstruction_off(caps: ModuleT
     assert all(a > b for a, b in zip(with_decoder, without, strict=True))
     net = caps.CapsNet(small_spec(), random_params(small_spec()), dtype="float64")
     loss, _ = caps.Learner(net, reconstruction=0).step(random_images(net.spec, 4, 0), np.eye(3)[[0, 1, 2, 0]], 1e-3)
-    assert loss == pytest.approx(without[0], rel=FLOAT64)
+    assert float(loss) == pytest.approx(without[0], rel=FLOAT64)
 
 
 def test_gradients_flow_through_every_iteration() -> None:

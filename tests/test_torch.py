@@ -179,6 +179,21 @@ def test_a_device_that_is_not_there(net: Any) -> None:
         backend("torch").Learner(net, device="nowhere")
 
 
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(3, 1, 0), (2, 3, 1), (5, 2, 2), (1, 1, 0)])
+def test_few_patches_are_one_product(kernel: int, stride: int, padding: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    ops = backend("torch")
+    rng = np.random.default_rng(0)
+    x, w, bias = (torch.from_numpy(rng.normal(size=s)) for s in ((1, 3, 7, 9), (4, 3, kernel, kernel), (4,)))
+    expected = torch.nn.functional.conv2d(x, w, bias, stride, padding)
+    w.requires_grad_()
+    torch.testing.assert_close(ops.conv2d(x, w, bias, stride, padding), expected)  # with a gradient: as ever
+    monkeypatch.setattr(torch.nn.functional, "conv2d", None)
+    with torch.inference_mode():
+        torch.testing.assert_close(ops.conv2d(x, w, bias, stride, padding), expected)
+        with pytest.raises(TypeError):
+            ops.conv2d(x.repeat(90, 1, 1, 1), w, bias, stride, padding)
+
+
 def test_gradients_reach_the_image(net: Any, images: Any) -> None:
     x = images.clone().requires_grad_()
     net(x).lengths[:, 0].sum().backward()

@@ -1,5 +1,6 @@
 """Training: one loop for every backend, resumed to the bit, interrupted without loss."""
 
+import itertools
 import json
 import os
 import signal
@@ -13,10 +14,10 @@ import pytest
 from conftest import backend
 
 from capscore import CapsNetSpec, Conv, Decoder, DenseCaps, PrimaryCaps, modelfile
-from capscore.data import Dataset, Framed, Pairs, load
+from capscore.data import Dataset, Framed, Pairs, Resident, load, resident
 from capscore.errors import CapscoreError, TrainingError
 from capscore.model import objective
-from capscore.train import BEST, LAST, LOG, Recipe, accuracy, batches, right, shift, train
+from capscore.train import BEST, LAST, LOG, Recipe, accuracy, batches, right, shifted, train
 
 TINY = CapsNetSpec(
     input=(1, 28, 28),
@@ -37,30 +38,25 @@ def digits():
     )
 
 
-def run(name, digits, folder, recipe=RECIPE, resume=False, reporters=(), spec=TINY, **options):
+def run(name, digits, folder, recipe=RECIPE, resume=False, reporters=(), spec=TINY, stop=0, **options):
     caps = backend(name)
     net = caps.CapsNet(spec, seed=recipe.seed, classes=digits[0].classes)
-    learner = caps.Learner(net, recipe.reconstruction)
+    learner = stopping(caps.Learner(net, recipe.reconstruction), stop)
     rows = train(net, learner, *digits, recipe, folder, resume, reporters, **options)
     return {key: caps.to_numpy(value).copy() for key, value in net.params.items()}, rows
 
 
-class StopAt:
-    """A reporter that presses Ctrl-C after so many steps."""
+def stopping(learner, steps):
+    """Return the learner, at whose step number `steps` Ctrl-C is pressed."""
+    step, count = learner.step, itertools.count(1)
 
-    def __init__(self, steps):
-        self.left = steps
-
-    def begin(self, *_):
-        pass
-
-    def step(self, *_):
-        self.left -= 1
-        if not self.left:
+    def counted(*args):
+        if next(count) == steps:
             signal.raise_signal(signal.SIGINT)
+        return step(*args)
 
-    def end(self, row):
-        pass
+    learner.step = counted
+    return learner
 
 
 @pytest.mark.parametrize("name", ["numpy", "torch"])
@@ -68,7 +64,7 @@ class StopAt:
 def test_a_resumed_run_ends_with_the_same_bits(name, steps, digits, tmp_path):
     whole, rows = run(name, digits, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        run(name, digits, tmp_path / "cut", reporters=(StopAt(steps),))
+        run(name, digits, tmp_path / "cut", stop=steps)
     resumed, rows_again = run(name, digits, tmp_path / "cut", resume=True)
     for key in whole:
         np.testing.assert_array_equal(whole[key], resumed[key])
@@ -203,7 +199,7 @@ def test_every_image_is_shifted_by_its_own_amount_and_zeros_enter():
     images = np.ones((200, 1, 5, 6), np.float32)
     images[:, :, 2, 3] = 2  # a mark to find
     wide = Dataset(images / 2, np.zeros(200, np.int64), ("one",)).batch(slice(None), 2)[0] * 2
-    moved = shift(wide, 2, np.random.default_rng(0))
+    moved = shifted(wide, 2, *np.random.default_rng(0).integers(0, 5, (2, 200)))
     _, _, rows, columns = np.nonzero(moved == 2)
     assert {(r - 2, c - 3) for r, c in zip(rows, columns, strict=True)} == {
         (r, c) for r in range(-2, 3) for c in range(-2, 3)
@@ -287,7 +283,7 @@ def test_numpy_and_torch_learn_the_same_from_pairs(pairs, tmp_path):
     np.testing.assert_allclose(*losses, rtol=1e-5)
     whole, _ = run("numpy", pairs, tmp_path / "whole", spec=spec)
     with pytest.raises(KeyboardInterrupt):
-        run("numpy", pairs, tmp_path / "cut", spec=spec, reporters=(StopAt(3),))
+        run("numpy", pairs, tmp_path / "cut", spec=spec, stop=3)
     resumed, _ = run("numpy", pairs, tmp_path / "cut", spec=spec, resume=True)
     for key in whole:
         np.testing.assert_array_equal(whole[key], resumed[key])
@@ -336,3 +332,74 @@ def test_tensorboard_events_hold_the_log(digits, tmp_path):
     events = EventAccumulator(str(tmp_path)).Reload()
     found = [event.value for event in events.Scalars("held_out_accuracy")]
     np.testing.assert_allclose(found, [row["held_out_accuracy"] for row in rows], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["torch", "cupy"])
+def test_images_held_on_a_device_come_in_the_same_batches(name, digits):
+    caps = backend(name)
+    whole = Dataset(np.random.default_rng(0).integers(0, 256, (40, 3, 14, 12), np.uint8), np.arange(40) % 2, ("a", "b"))
+    for data in (digits[0], Framed(whole, 9, 8)):
+        held = resident(data, data.shift, lambda shape: caps.asarray(np.empty(shape, np.float32)), caps.asarray)
+        assert isinstance(held, Resident)
+        assert (held.size, held.shift, held.classes, len(held)) == (data.size, data.shift, data.classes, len(data))
+        recipe = replace(RECIPE, shift=data.shift)
+        for (images, labels), (here, same) in zip(batches(data, recipe, 1), batches(held, recipe, 1), strict=True):
+            np.testing.assert_array_equal(images, caps.to_numpy(here))
+            np.testing.assert_array_equal(labels, same)
+        np.testing.assert_array_equal(held.batch(slice(3, 9))[0], data.batch(slice(3, 9))[0])
+
+
+def test_what_is_drawn_or_too_large_is_not_held_on_a_device(digits, pairs, monkeypatch):
+    how = np.empty, np.asarray
+    assert resident(pairs[0], 0, *how) is pairs[0]
+    monkeypatch.setattr(sys.modules["capscore.data.resident"], "LARGEST", len(digits[0]) * 32 * 32 * 4 - 1)
+    assert resident(digits[0], 2, *how) is digits[0]
+    assert resident(digits[0], 1, *how) is not digits[0]
+
+
+class Told:
+    """A reporter that keeps what it is told."""
+
+    def __init__(self):
+        self.rows = []
+
+    def begin(self, *row):
+        self.rows.append(row)
+
+    def step(self, *row):
+        self.rows.append(row)
+
+    def end(self, row):
+        self.rows.append(row["loss"])
+
+
+def test_losses_may_be_read_late(digits, tmp_path, monkeypatch):
+    """However seldom they are read, the log, the reports and what a cut leaves behind are the same."""
+    found = []
+    for i, seconds in enumerate((-1.0, np.inf)):
+        monkeypatch.setattr("capscore.train.READ_SECONDS", seconds)
+        told, again = Told(), Told()
+        run("numpy", digits, tmp_path / f"whole{i}", reporters=(told,))
+        with pytest.raises(KeyboardInterrupt):
+            run("numpy", digits, tmp_path / f"cut{i}", reporters=(again,), stop=3)
+        found.append((told.rows, again.rows, modelfile.read(tmp_path / f"cut{i}" / LAST).provenance["training"]))
+        assert len(again.rows) == 4
+    (*told, cut), (*late, cut_late) = found
+    assert told == late
+    assert {**cut, "seconds": 0} == {**cut_late, "seconds": 0}
+
+
+def test_no_checkpoint_is_made_of_what_follows_a_loss_that_is_not_finite(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr("capscore.train.READ_SECONDS", np.inf)
+    images = digits[0].batch(slice(None))[0].copy()
+    bad = Dataset(images, digits[0].labels, digits[0].classes)
+    order = np.random.default_rng([RECIPE.seed, 0]).permutation(len(bad))
+    images[order[2 * RECIPE.batch]] = np.nan  # in the third step
+    with pytest.raises(TrainingError, match="loss became nan at step 3"):
+        run("numpy", (bad, digits[1]), tmp_path / "at the end")
+    assert not (tmp_path / "at the end" / LAST).exists()
+    with pytest.raises(TrainingError, match="loss became nan at step 3"):
+        run("numpy", (bad, digits[1]), tmp_path / "checked", checkpoint_seconds=0.0)
+    kept = modelfile.read(tmp_path / "checked" / LAST)
+    assert kept.provenance["training"]["steps"] == 2
+    assert all(np.isfinite(p).all() for p in kept.params.values())

@@ -13,6 +13,7 @@ from capscore.data.images import read_folder, read_image
 from capscore.data.norb import read_norb
 from capscore.data.pairs import Pairs
 from capscore.data.place import Framed, Placed
+from capscore.data.resident import Resident, resident
 from capscore.data.source import SOURCES, source_folder
 from capscore.data.standardise import standardised
 from capscore.data.svhn import read_svhn
@@ -20,8 +21,8 @@ from capscore.data.window import window
 from capscore.errors import DataError
 
 __all__ = [
-    "Affine", "Dataset", "Framed", "Pairs", "Placed", "Samples",
-    "load", "read_idx", "read_image", "standardised", "window",
+    "Affine", "Dataset", "Framed", "Pairs", "Placed", "Resident", "Samples",
+    "load", "read_idx", "read_image", "resident", "standardised", "window",
 ]  # fmt: skip
 
 DIGITS = Path(__file__).with_name("digits.npz")

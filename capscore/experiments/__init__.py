@@ -11,7 +11,7 @@ from types import ModuleType
 from capscore import backend
 from capscore.errors import TrainingError
 
-NAMES = ("table1", "multimnist", "affnist", "cifar10", "smallnorb", "routing", "claims")
+NAMES = ("mnist", "table1", "multimnist", "affnist", "cifar10", "smallnorb", "routing", "claims")
 
 
 def experiment(name: str) -> ModuleType:

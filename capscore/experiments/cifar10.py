@@ -8,6 +8,7 @@ from capscore.experiments.lab import Budget, Lab
 BUDGETS = {
     "smoke": Budget(epochs=1, trials=2, images=64, test=32, batch=32),
     "quick": Budget(epochs=2, trials=2),
+    "hour": Budget(epochs=20, trials=3, batch=64),
     "full": Budget(epochs=150, trials=7, paper=True),
 }
 

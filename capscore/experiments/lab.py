@@ -32,7 +32,10 @@ Values = dict[str, float]
 
 @dataclass(frozen=True)
 class Budget:
-    """How much an experiment spends. Each has its own `smoke` (does it run?), `quick` (minutes) and `full` (a GPU)."""
+    """How much an experiment spends.
+
+    Each has its own `smoke` (does it run?), `quick` (minutes on two cores), `hour` (an hour or so) and `full` (a GPU).
+    """
 
     epochs: int
     trials: int
@@ -68,6 +71,7 @@ class Lab:
     device: str | None = None
     console: Console = field(default_factory=Console)
     spent: float = 0.0  # seconds of all trainings within the trial
+    rows: list[dict[str, Any]] = field(default_factory=list)  # the log of the last training
 
     def __post_init__(self) -> None:
         """Choose the device."""
@@ -102,22 +106,30 @@ class Lab:
         self.say("  " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
         return values
 
-    def fit(self, spec: CapsNetSpec | CNNSpec, data: Samples, held_out: Samples, recipe: Recipe, name: str) -> Any:
+    def fit(
+        self,
+        spec: CapsNetSpec | CNNSpec,
+        data: Samples,
+        held_out: Samples,
+        recipe: Recipe,
+        name: str,
+        fast_conv: str | None = None,
+    ) -> Any:
         """Return a network trained by the recipe, in the folder `name`; one that was is only read."""
         if isinstance(spec, CNNSpec):
             net: Any = baselines.CNN(spec, seed=recipe.seed, classes=data.classes)
             learner: Any = baselines.Learner(net, device=self.device)
         else:
-            net = caps.CapsNet(spec, seed=recipe.seed, classes=data.classes)
+            net = caps.CapsNet(spec, seed=recipe.seed, classes=data.classes, fast_conv=fast_conv)
             learner = caps.Learner(net, recipe.reconstruction, device=self.device)
         folder = self.runs / self.name / self.size / name
         resume = (folder / LAST).exists()
         screen = Screen(self.console)
         try:
-            rows = train(net, learner, data, held_out, recipe, folder, resume, (screen,))
+            self.rows = train(net, learner, data, held_out, recipe, folder, resume, (screen,))
         finally:
             screen.close()
-        self.spent += sum(row["seconds"] for row in rows)
+        self.spent += sum(row["seconds"] for row in self.rows)
         return net
 
     def draw(self, name: str, figure: Callable[[], Any]) -> None:

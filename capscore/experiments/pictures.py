@@ -188,3 +188,24 @@ def convergence(found: Mapping[int, Sequence[Values]]) -> Figure:
         ax.set_title(f"change of the {what}", loc="left", size=BODY, color=INK, weight="bold", pad=6)
         ax.legend(frameon=False, fontsize=SMALL)
     return fig
+
+
+def curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Show the test error after every epoch, a line for each network."""
+    fig = _page(
+        HEADER + 3.2, "MNIST, epoch by epoch", "error on the 10,000 test digits, against the minutes of training"
+    )
+    ax = _chart(_axes(fig, (MARGIN + 0.55, HEADER + 0.2, WIDTH - 2 * MARGIN - 0.75, 2.3)), "minutes of training")
+    for row, color in zip(rows, (BLUE, ORANGE), strict=False):
+        told, mean = row["settings"], row["mean"]
+        epochs = np.arange(1, told["epochs"] + 1)
+        error = [mean[f"epoch {epoch}"] for epoch in epochs]
+        label = f"{told['network']}, {told['parameters'] / 1e6:.1f} M parameters: {error[-1]:.2f}%"
+        ax.plot(epochs / told["epochs"] * mean["minutes"], error, "o-", color=color, ms=4, lw=1.8, label=label)
+    ax.set(yscale="log", xlim=(0, None))
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_formatter("{x:g}")
+    ax.tick_params(axis="y", which="minor", labelsize=SMALL - 1, labelcolor=GREY)
+    ax.set_ylabel("test error, %", size=SMALL, color=GREY)
+    ax.legend(frameon=False, fontsize=BODY)
+    return fig

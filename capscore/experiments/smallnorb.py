@@ -8,6 +8,7 @@ from capscore.experiments.lab import Budget, Lab
 BUDGETS = {
     "smoke": Budget(epochs=1, trials=1, images=64, test=32, batch=32),
     "quick": Budget(epochs=2, trials=1),
+    "hour": Budget(epochs=20, trials=2, batch=64),
     "full": Budget(epochs=150, trials=3, paper=True),
 }
 

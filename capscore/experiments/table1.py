@@ -15,6 +15,7 @@ from capscore.train import accuracy
 BUDGETS = {
     "smoke": Budget(epochs=1, trials=1, images=64, test=32, batch=32),
     "quick": Budget(epochs=1, trials=2, batch=32),
+    "hour": Budget(epochs=8, trials=2, batch=64),
     "full": Budget(epochs=300, trials=3, paper=True),
 }
 

@@ -1,0 +1,63 @@
+"""Images held on a device: batches are put together and shifted there, and only their positions are sent."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from capscore.data.dataset import Index, Samples
+from capscore.data.pairs import Pairs
+from capscore.data.place import Redrawn
+
+LARGEST = 4 << 30  # bytes held; larger sets are sent batch by batch
+BLOCK = 4096  # images sent at once
+
+
+@dataclass(frozen=True, eq=False)
+class Resident(Redrawn):
+    """All images of a source as one array on a device; what it sends there goes through `put`, which does not wait."""
+
+    images: Any  # [N, C, H + 2 margin, W + 2 margin]
+    margin: int
+    put: Callable[[NDArray[Any]], Any]
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """(C, H, W) of every image."""
+        return self.source.size
+
+    @property
+    def shift(self) -> int:
+        """How far training moves these images unless told otherwise, in pixels each way."""
+        return self.source.shift
+
+    def batch(self, index: Index, margin: int = 0) -> tuple[Any, NDArray[np.int64]]:
+        """Images [B, C, H, W], larger by `margin` on each side, and their labels; those of the source."""
+        return self.source.batch(index, margin)
+
+    def windows(self, index: NDArray[np.int64], top: NDArray[np.int64], left: NDArray[np.int64]) -> Any:
+        """Return windows [B, C, H, W] of the images and their margins on the device, each from its row and column."""
+        channels, height, width = self.size
+        at, top, left = (self.put(x.reshape(-1, 1, 1, 1)) for x in (index, top, left))
+        channel, rows, columns = (
+            self.put(np.arange(n).reshape(shape))
+            for n, shape in ((channels, (-1, 1, 1)), (height, (-1, 1)), (width, (-1,)))
+        )
+        return self.images[at, channel, top + rows, left + columns]
+
+
+def resident(source: Samples, margin: int, empty: Callable[[tuple[int, ...]], Any], put: Callable[..., Any]) -> Samples:
+    """Return `source` with its images on a device, where `empty` makes an array of a shape and `put` brings one.
+
+    `source` itself if its images take more than 4 GiB, or are drawn as it goes.
+    """
+    channels, height, width = source.size
+    shape = len(source), channels, height + 2 * margin, width + 2 * margin
+    if isinstance(source, Pairs) or 4 * np.prod(shape, dtype=float) > LARGEST:
+        return source
+    images = empty(shape)
+    for start in range(0, len(source), BLOCK):
+        images[start : start + BLOCK] = put(source.batch(slice(start, start + BLOCK), margin)[0])
+    return Resident(source, images, margin, put)
