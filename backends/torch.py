@@ -116,9 +116,11 @@ def norm(x: Tensor, axis: int, keepdims: bool = False) -> Tensor:
     """Return the Euclidean norm over `axis`, the largest entry divided out; in float32 under autocast."""
     if torch.is_autocast_enabled(x.device.type):  # what is computed from lengths then stays in float32
         x = x.float()
-    scale = x.detach().abs().amax(axis, keepdim=True)  # constant to the gradient: the norm is homogeneous
-    scale = torch.where(scale == 0, 1.0, scale)
-    n: Tensor = torch.linalg.vector_norm(x / scale, dim=axis, keepdim=True) * scale
+    largest = x.detach().abs().amax(axis, keepdim=True)  # constant to the gradient: the norm is homogeneous
+    zero = (largest == 0).to(x.dtype)
+    x = x / (largest + zero)
+    # Not torch.linalg.vector_norm, which takes sixty times longer over an axis that is not the last.
+    n = ((x * x).sum(axis, keepdim=True) + zero).sqrt() * largest
     return n if keepdims else n.squeeze(axis)
 
 

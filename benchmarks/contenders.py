@@ -144,7 +144,7 @@ def onnx_inference(s: Settings, precision: str = "fp32", fast_conv: str | None =
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         net, outputs = caps.CapsNet(PRESETS[s.preset]), ["lengths", "capsules"]
-        shown = np.random.default_rng(1).random((32, 1, 28, 28)) if precision == "int8" else None
+        shown = np.random.default_rng(1).random((max(32, s.batch), 1, 28, 28)) if precision == "int8" else None
         options: dict[str, Any] = {"precision": precision, "calibration": shown, "fast_conv": fast_conv}
         onnx.export(net, path, outputs=outputs, batch=s.batch, verify=False, **options)
         session = _session(path, s)

@@ -210,6 +210,34 @@ def test_a_wrong_graph_is_refused(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("name", "by", "steep", "fits"),
+    [
+        ("capsules.0.bias", 1e-6, 30, True),  # within what capsules may differ, and thirty times that in the pixels
+        ("capsules.0.bias", 1e-4, 30, False),  # not within
+        ("decoder.1.bias", 1e-5, 30, True),  # the decoder's own, of a size that such capsules would make
+        ("decoder.1.bias", 1e-4, 1, False),
+        ("decoder.1.bias", 1e-2, 30, False),
+    ],
+)
+def test_pixels_may_differ_as_much_as_capsules_make_them(
+    onnx_export: ModuleType, tmp_path: Path, name: str, by: float, steep: float, fits: bool
+) -> None:
+    from capscore.export import check
+
+    params = random_params(SPEC, dtype="float32")
+    params["decoder.0.weight"] = params["decoder.0.weight"] * np.float32(steep)
+    moved = params | {name: params[name] + np.float32(by)}
+    onnx_export.export(NUMPY.CapsNet(SPEC, moved), tmp_path / "m.onnx", verify=False)
+    graph = onnx.load(tmp_path / "m.onnx")
+    if fits:
+        found = check.check(NUMPY.CapsNet(SPEC, params), graph, graph, "fp32")
+        assert found["reconstruction"] > FLOAT32
+    else:
+        with pytest.raises(ModelFileError, match="differs from the network's"):
+            check.check(NUMPY.CapsNet(SPEC, params), graph, graph, "fp32")
+
+
 def test_a_runtime_that_computes_a_node_wrong_is_named(
     onnx_export: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

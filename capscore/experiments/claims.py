@@ -17,7 +17,7 @@ from capscore.train import accuracy
 BUDGETS = {
     "smoke": Budget(epochs=1, trials=1, images=150, test=40, batch=32, steps=2),
     "quick": Budget(epochs=2, trials=2, batch=64, steps=500),
-    "hour": Budget(epochs=6, trials=2, batch=64, steps=1000),
+    "hour": Budget(epochs=5, trials=2, batch=64, steps=800),
     "full": Budget(epochs=50, trials=5, steps=10_000),
 }
 ATTACKED, POOLED = 300, 2500  # digits: attacks take time, and readers of whole maps take memory
