@@ -38,6 +38,8 @@ PUBLISHED: list[tuple[str, str, str, str, dict[str, Any], str]] = [
             (3, True, "**0.25 ± 0.005**", "0.28; on average 0.30 and 0.34"),
         )
     ),
+    ("MNIST, the same network, another recipe", "–", "", "mnist", {"network": "mnist"}, "error"),
+    ("MNIST, `small`, that recipe", "–", "", "mnist", {"network": "small"}, "error"),
     ("MultiMNIST, CNN", "8.1", "", "multimnist", {"network": "CNN"}, "error"),
     ("MultiMNIST, CapsNet", "**5.2**; routing 1: 7.5", "", "multimnist", {"network": "CapsNet"}, "error"),
     ("digits moved on 40×40, CNN", "0.78", "", "affnist", {"network": "CNN"}, "moved"),
