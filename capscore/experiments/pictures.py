@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -135,13 +136,9 @@ def efficiency(rows: Sequence[Mapping[str, Any]]) -> Figure:
         mean = np.array([row["mean"]["error"] for row in some])
         spread = np.array([row["std"]["error"] or 0 for row in some])
         ax.errorbar(x, mean, spread, color=color, marker="o", ms=4, capsize=3, label=name)
-    ax.set(xscale="log", yscale="log")
+    ax.set(xscale="log")
     ax.xaxis.set_major_formatter("{x:g}")
-    ax.yaxis.set_major_formatter("{x:g}")
-    ax.yaxis.set_minor_formatter("{x:g}")
-    ax.tick_params(axis="y", which="minor", labelsize=SMALL - 1, labelcolor=GREY)
-    ax.set_ylabel("test error, %", size=SMALL, color=GREY)
-    ax.legend(frameon=False, fontsize=BODY)
+    _error(ax)
     return fig
 
 
@@ -192,9 +189,7 @@ def convergence(found: Mapping[int, Sequence[Values]]) -> Figure:
 
 def curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Show the test error after every epoch, a line for each network."""
-    fig = _page(
-        HEADER + 3.2, "MNIST, epoch by epoch", "error on the 10,000 test digits, against the minutes of training"
-    )
+    fig = _page(HEADER + 3.2, "MNIST, epoch by epoch", "error on the test digits, against the minutes of training")
     ax = _chart(_axes(fig, (MARGIN + 0.55, HEADER + 0.2, WIDTH - 2 * MARGIN - 0.75, 2.3)), "minutes of training")
     for row, color in zip(rows, (BLUE, ORANGE), strict=False):
         told, mean = row["settings"], row["mean"]
@@ -202,10 +197,16 @@ def curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
         error = [mean[f"epoch {epoch}"] for epoch in epochs]
         label = f"{told['network']}, {told['parameters'] / 1e6:.1f} M parameters: {error[-1]:.2f}%"
         ax.plot(epochs / told["epochs"] * mean["minutes"], error, "o-", color=color, ms=4, lw=1.8, label=label)
-    ax.set(yscale="log", xlim=(0, None))
+    ax.set(xlim=(0, None))
+    _error(ax)
+    return fig
+
+
+def _error(ax: Axes) -> None:
+    """Make the upright axis, logarithmic, that of the test error."""
+    ax.set(yscale="log")
     ax.yaxis.set_major_formatter("{x:g}")
     ax.yaxis.set_minor_formatter("{x:g}")
     ax.tick_params(axis="y", which="minor", labelsize=SMALL - 1, labelcolor=GREY)
     ax.set_ylabel("test error, %", size=SMALL, color=GREY)
     ax.legend(frameon=False, fontsize=BODY)
-    return fig
