@@ -120,7 +120,7 @@ def test_ensembles_are_trained_on_standardised_patches(tmp_path, monkeypatch):
 
 
 def test_unknown_names_damaged_files_and_missing_data(tmp_path, monkeypatch):
-    with pytest.raises(TrainingError, match="choose one of table1"):
+    with pytest.raises(TrainingError, match="choose one of mnist, table1, "):
         experiment("table2")
     (tmp_path / "table1.json").write_text("[]")
     with pytest.raises(ModelFileError, match="move it away"):
