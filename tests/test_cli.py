@@ -215,7 +215,7 @@ def wrong(tmp_path, model):
         (["export", model, tmp_path / "no" / "folder.onnx"], "is its folder there and writable?"),
         (["export", model, tmp_path / "m.onnx", "--opset", "3"], "opset must be from 17"),
         (["verify", garbage], "cannot read the model"),
-        (["experiment", "table2"], "choose one of table1"),
+        (["experiment", "table2"], "choose one of mnist, table1"),
         (["experiment", "table1", "--budget", "huge"], "choose one of smoke, quick, full"),
     ]
 

@@ -99,7 +99,11 @@ def markdown(folder: Path, beside: Path) -> str:
         *_budgets(records),
     ]
     if rows := _largest(found["mnist"]):
-        parts += ["## MNIST, epoch by epoch", *_curves(rows), _image("mnist", "Test error after every epoch")]
+        parts += [
+            "## MNIST, epoch by epoch",
+            *_curves(rows),
+            _image("mnist", "Test error of both networks after every epoch, against minutes of training"),
+        ]
     if rows := _largest(found["multimnist"]):
         parts += [
             "## Overlapping digits",
