@@ -216,7 +216,7 @@ def wrong(tmp_path, model):
         (["export", model, tmp_path / "m.onnx", "--opset", "3"], "opset must be from 17"),
         (["verify", garbage], "cannot read the model"),
         (["experiment", "table2"], "choose one of mnist, table1"),
-        (["experiment", "table1", "--budget", "huge"], "choose one of smoke, quick, full"),
+        (["experiment", "table1", "--budget", "huge"], "choose one of smoke, quick, hour, full"),
     ]
 
 
