@@ -48,6 +48,6 @@ def run(lab: Lab) -> None:
                 return {"error": 100 * (1 - accuracy(net, held_out))}  # type: ignore[arg-type]
 
             sizes = {"images": len(pairs), "test": len(held_out), "parameters": spec.parameter_count}
-            lab.trial(error, data=data, **sizes, network=network, seed=seed)
+            lab.trial(error, data=data, **sizes, epochs=1, network=network, seed=seed)
     index = np.arange(min(SHOWN, len(held_out)))
     lab.draw("multimnist", lambda: figures.overlapping(fit("CapsNet", 0), held_out, index))  # type: ignore[arg-type]
