@@ -278,7 +278,6 @@ class Recorder:
         self,
         inputs: dict[str, tuple[int, ...]],
         outputs: dict[str, tuple[Value, tuple[int, ...]]],
-        batch: int | None = None,
         byte: bool = False,
     ) -> onnx.ModelProto:
         """Return the graph as a checked model that computes `outputs` and nothing else.
@@ -295,7 +294,7 @@ class Recorder:
             if needed & set(node.output):
                 needed |= set(node.input)
                 nodes.append(node)
-        first = "batch" if batch is None else batch
+        first = "batch" if self.batch is None else self.batch
         kind = TensorProto.UINT8 if byte else TensorProto.FLOAT
         graph = helper.make_graph(
             nodes[::-1],
@@ -394,7 +393,7 @@ def export(
             n_in, n_out, _, _ = spec.votes_shape(i)
             for r, c in enumerate(couplings[1:], start=1):
                 found[f"couplings.{i}.{r}"] = (recorder.transpose(c, (1, 2, 0)), (n_in, n_out))
-        return recorder.model({"images": spec.input}, found, batch, byte_images)
+        return recorder.model({"images": spec.input}, found, byte_images)
 
     model = plain = record(half=False)
     if precision == "fp16":
@@ -433,7 +432,7 @@ def export_decoder(
         mask = recorder.argmax_one_hot(layers.lengths(recorder, v))
         drawn = layers.reconstruct(recorder, net.spec, _parameters(recorder, net), v, mask)
         found = {"reconstruction": (drawn, net.spec.input)}
-        return recorder.model({"capsules": (last.count, last.dim)}, found, batch)
+        return recorder.model({"capsules": (last.count, last.dim)}, found)
 
     plain = record(half=False)
     model = record(half=True) if precision == "fp16" else plain

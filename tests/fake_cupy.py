@@ -163,9 +163,7 @@ def _unwrap(x: Any) -> Any:
 
 
 def _index(index: Any) -> Any:
-    if isinstance(index, tuple):
-        return tuple(map(_index, index))
-    return index if isinstance(index, np.ndarray) else _unwrap(index)  # an index may lie on the host
+    return tuple(map(_unwrap, index)) if isinstance(index, tuple) else _unwrap(index)
 
 
 def asarray(a: Any, dtype: Any = None, order: Any = None) -> ndarray:
