@@ -197,9 +197,8 @@ class Transform:
         return self.ops.reshape(w, (p * self.nx, self.o, self.fy * self.fx * self.c))
 
     def map_y(self, x: Any) -> Any:
-        """Return the map [B, C, H, W] at the vertical points, [Py·Ty·Fy, B·W·C]."""
-        x = self.ops.reshape(self.buffers.transpose("map", x, (2, 0, 3, 1)), (self.height, -1))
-        return self._times("map_y", self.y.data.reshape(-1, self.height), x)
+        """Return the map, as [H, B, W, C], at the vertical points, [Py·Ty·Fy, B·W·C]."""
+        return self._times("map_y", self.y.data.reshape(-1, self.height), self.ops.reshape(x, (self.height, -1)))
 
     def map_x(self, x: Any, p: int) -> Any:
         """Return p rows of points of `map_y` at the horizontal points too, [p·Px, B·T, F·C]."""
@@ -249,7 +248,7 @@ class WritableTransform(Transform):
     def forward(self, x: Any, kernels: Any) -> Any:
         """Return the map [B, H', W', O] of x [B, C, H, W] and all kernels [Py·Px, O, F·C]."""
         ops, y = self.ops, None
-        planes = self.map_y(x)
+        planes = self.map_y(self.buffers.transpose("map", x, (2, 0, 3, 1)))
         for rows in self.blocks(x.shape[0]):
             p = rows.stop - rows.start
             v = self.map_x(planes[self._lines(rows)], p)
@@ -265,7 +264,7 @@ class WritableTransform(Transform):
         """Return the gradients of x [B, C, H, W] and weights [O, C, k, k] from that of the map, [B, H', W', O]."""
         ops, buffers = self.ops, self.buffers
         g = self._outputs_back(g)
-        planes = self.map_y(x)
+        planes = self.map_y(self.buffers.transpose("map", x, (2, 0, 3, 1)))
         o, c = self.o, self.c
         dkernels = buffers.take("dkernels", (self.ny, self.fy, self.nx, self.fx, o, c), kernels)
         for rows in self.blocks(x.shape[0]):
@@ -332,9 +331,13 @@ def record(ops: Ops[A], x: A, weight: NDArray[Any], bias: A, tiling: Tiling) -> 
     from .backends import numpy  # which needs this module
 
     exact = weight.astype(np.float64)
-    kernels = WritableTransform(numpy, tiling, weight.shape, exact).all_kernels(exact)
-    kernels = ops.asarray(kernels.transpose(0, 2, 1))  # [P, F·C, O]
+    kernels = ops.asarray(WritableTransform(numpy, tiling, weight.shape, exact).all_kernels(exact))  # [P, O, F·C]
     t = Transform(ops, tiling, weight.shape)
-    m = ops.matmul(t.map_x(t.map_y(x), t.ny), kernels)  # [P, B·T, O]
+    # For ONNX Runtime, which moves one axis five times faster than several, and packs the right side of a product,
+    # which had better not be the kernels.
+    x = ops.transpose(ops.reshape(x, (-1, t.c, t.height * t.width)), (0, 2, 1))
+    x = ops.transpose(ops.reshape(x, (-1, t.height, t.width * t.c)), (1, 0, 2))
+    m = ops.matmul(kernels, ops.transpose(t.map_x(t.map_y(x), t.ny), (0, 2, 1)))  # [P, O, B·T]
     y = ops.matmul(ops.asarray(t.inverse(slice(0, t.ny))), ops.reshape(m, (t.ny * t.nx, -1)))
+    y = ops.transpose(ops.reshape(y, (t.my * t.mx, t.o, -1)), (0, 2, 1))  # [my·mx, B·T, O]
     return ops.transpose(t.outputs(y) + bias, (0, 3, 1, 2))
