@@ -48,9 +48,10 @@ def weight_gradient(g: Array, x: Array, weight: Array, stride: int, padding: int
     o, c, k, _ = weight.shape
     windows = _windows(x, k, stride, padding)
     g = g.transpose(0, 2, 3, 1)
-    dw = np.zeros_like(weight, shape=(k * k * c, o), order="C")
-    for block, patches in _patches(windows):
-        dw += product(patches.T, g[block].reshape(-1, o))
+    dw = np.zeros_like(weight, shape=(k, k * c, o), order="C")
+    for i in range(k):  # of the kernel's rows: what blocks add to stays in the cache
+        for block, patches in _patches(windows[:, :, :, i]):
+            dw[i] += product(patches.T, g[block].reshape(-1, o))
     return dw.reshape(k, k, c, o).transpose(3, 2, 0, 1)
 
 
