@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
@@ -41,6 +42,15 @@ TILES = sorted(cook_toom.TILES)
 # Float32 by the transforms against float64: of the paper's layer, relative to its largest output, and of the lengths.
 LAYER = {"3x3": 1e-5, "6x6": 2.5e-4}
 LENGTHS = {"3x3": 5e-7, "6x6": 5e-6}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def narrow() -> Iterator[None]:
+    """Have layers transformed that are narrower than where it pays, so that the tests are fast."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cook_toom, "CHANNELS", 16)
+        yield
+
 
 # The first layer has too few channels; the second and the primary one are transformed.
 SPEC = small_spec(
