@@ -200,8 +200,8 @@ class Recorder:
     def conv2d(
         self, x: Value, weight: Value, bias: Value, stride: int, padding: int, fast: cook_toom.Tiling | None = None
     ) -> Value:
-        """Conv, or with `fast` the matrix products of `capscore.cook_toom`."""
-        if fast is not None and fast.axes is not None:
+        """Conv, or with `fast` the matrix products of `capscore.cook_toom`, unless a fixed batch is too small."""
+        if fast is not None and fast.pays(cook_toom.FEWEST if self.batch is None else self.batch):
             return cook_toom.record(self, x, self.to_numpy(weight), bias, fast)
         inputs = [self.cast(value, self.half) for value in (x, weight, bias)]
         return self.node("Conv", *inputs, strides=[stride] * 2, pads=[padding] * 4, half=self.half)
@@ -353,9 +353,9 @@ def export(
     byte_images : take uint8 images 0 to 255, scaled inside the graph
     calibration : images [N, C, H, W] in [0, 1] of the kind that the model will see: they show int8 the range of
         every activation, and the first of them take part in the verification
-    fast_conv : "3x3" or "6x6" for convolutions as fewer multiplications, in fp32 alone: for batches of 8 and more.
-        Their errors are those of `capscore.cook_toom`, and the file holds the transformed weights, 2.5 and 4.9 times
-        larger
+    fast_conv : "3x3" or "6x6" for convolutions as fewer multiplications, in fp32 alone: for batches of 8 and more;
+        a file for a fixed smaller `batch` convolves directly. Their errors are those of `capscore.cook_toom`, and the
+        file holds the transformed weights, 2.5 and 4.9 times larger
     verify : run the graph in ONNX Runtime against NumPy in float64; on a mismatch nothing is written
 
     Raises

@@ -611,6 +611,16 @@ def test_an_export_runs_in_two_engines(onnx_export: ModuleType, tmp_path: Path, 
             close(capsules, expected.capsules, LENGTHS[name])
 
 
+@pytest.mark.parametrize(("batch", "direct"), [(1, 3), (cook_toom.FEWEST - 1, 3), (cook_toom.FEWEST, 1), (None, 1)])
+def test_an_export_for_few_images_convolves_directly(
+    onnx_export: ModuleType, tmp_path: Path, batch: int | None, direct: int
+) -> None:
+    import onnx
+
+    path = onnx_export.export(network(NUMPY, None), tmp_path / "m.onnx", fast_conv="3x3", batch=batch).path
+    assert [node.op_type for node in onnx.load(path).graph.node].count("Conv") == direct
+
+
 def test_an_export_is_the_same_twice_whatever_tiles_the_network_uses(onnx_export: ModuleType, tmp_path: Path) -> None:
     content = []
     for name in (None, "3x3", "6x6"):
