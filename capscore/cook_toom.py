@@ -38,7 +38,7 @@ POINTS = {
     9: "0 1 -1 1/3 -1/3 3 -3 4/3 -4/3",
 }
 TILES = {"3x3": (3, 7), "6x6": (6, 10)}  # largest tile, and most points (∞ included): these decide the accuracy
-CHANNELS = 128  # with fewer, the transforms cost what they save, or more
+CHANNELS = 96  # with fewer, the transforms cost what they save, or more
 FEWEST = 8  # images: with fewer, reading the transformed kernels, 2.5 and 4.9 times larger, costs more
 BLOCK_BYTES = 16 << 20  # of the transformed map at a time
 
