@@ -37,8 +37,7 @@ def asarray(x: Any, like: Tensor | None = None) -> Tensor:
         if hasattr(x, "__cuda_array_interface__"):
             x = torch.as_tensor(x)
         else:
-            host = to_host(x)
-            x = torch.from_numpy(host.astype(host.dtype.newbyteorder("=")))  # a copy, as torch knows no other order
+            x = torch.from_numpy(to_host(x).copy())  # as torch knows no arrays turned around, or that stay as they are
     y: Tensor = x if like is None else x.to(like.device, like.dtype)
     return y
 

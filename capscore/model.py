@@ -155,7 +155,7 @@ def check_images(spec: CapsNetSpec, x: Any, dtype: str = "float") -> None:
     """Raise ShapeError unless the array `x` is a batch of images of the spec's size: floats, or of `dtype` uint8."""
     if dtype == "uint8" and "uint8" not in str(x.dtype):
         raise ShapeError(f"images have dtype {x.dtype}; this model takes uint8, 0 to 255, and scales them itself")
-    if dtype != "uint8" and "float" not in str(x.dtype):
+    if dtype != "uint8" and "float" not in getattr(x.dtype, "name", str(x.dtype)):  # NumPy's ">f4" is named float32
         raise ShapeError(
             f"images have dtype {x.dtype}; wanted floats in [0, 1]: for bytes, images.astype('float32') / 255"
         )

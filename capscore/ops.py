@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from .errors import ShapeError, short
+
 if TYPE_CHECKING:
     from .cook_toom import Tiling
 
@@ -114,14 +116,21 @@ def scope(ops: Ops[A], name: str) -> AbstractContextManager[Any]:
 def to_host(x: Any) -> NDArray[Any]:
     """Return any library's array (torch and CuPy included, on a GPU or with gradients) as a NumPy array.
 
-    bfloat16, which NumPy lacks, becomes float32.
+    bfloat16, which NumPy lacks, becomes float32, and bytes in another order are brought into this machine's.
+
+    Raises
+    ------
+    ShapeError: `x` holds something else than numbers.
     """
     if hasattr(x, "detach"):  # torch
         x = x.detach().cpu()
         x = x.float() if "bfloat16" in str(x.dtype) else x
     try:
-        return np.asarray(x)
+        host = np.asarray(x)
     except TypeError:  # CuPy's arrays leave the GPU only when asked
         if not hasattr(x, "get"):
             raise
-        return np.asarray(x.get())
+        host = np.asarray(x.get())
+    if host.dtype.kind in "OSU":
+        raise ShapeError(f"wanted an array of numbers, not {short(x)}, of dtype {host.dtype}")
+    return host.astype(host.dtype.newbyteorder("="), copy=False)

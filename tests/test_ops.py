@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 import capscore
 from capscore import im2col
+from capscore.errors import ShapeError
 from capscore.grad import Tape
 from capscore.layers import lengths, squash
 from capscore.ops import Ops, Writable, to_host
@@ -194,8 +195,15 @@ def test_arrays_of_every_library_come_in(caps: ModuleType, source: str, dtype: s
 
 def test_views_reversed_and_strided_come_in(caps: ModuleType) -> None:
     array = np.arange(24.0).reshape(4, 6)
-    for view in (array[::-1], array[:, ::2], array.T, np.asfortranarray(array), array[1:1]):
+    foreign = array.astype(array.dtype.newbyteorder("S"))
+    for view in (array[::-1], array[:, ::2], array.T, np.asfortranarray(array), array[1:1], foreign):
         np.testing.assert_array_equal(caps.to_numpy(caps.asarray(view)), view)
+
+
+@pytest.mark.parametrize("x", [None, "abc", [1, "2"], [{}]])
+def test_what_is_no_array_of_numbers(caps: ModuleType, x: Any) -> None:
+    with pytest.raises(ShapeError, match="wanted an array of numbers, not "):
+        caps.asarray(x)
 
 
 def test_to_host_takes_gradients_views_and_scalars_off(torch_caps: ModuleType) -> None:

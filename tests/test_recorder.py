@@ -204,6 +204,7 @@ def test_a_session_is_called_like_a_network(session: Any) -> None:
         close(session.predict(images, batch), net.predict(images, batch), FLOAT32)
     strided = np.asfortranarray(images.astype(np.float32))
     close(session(strided[::-1]).lengths, expected.lengths[::-1], FLOAT32)
+    close(session(images.astype(">f4")).lengths, expected.lengths, FLOAT32)
 
 
 BAD_IMAGES = [

@@ -16,7 +16,7 @@ from capscore.train import accuracy
 BUDGETS = {
     "smoke": Budget(epochs=1, trials=1, images=64, test=32, batch=32),
     "quick": Budget(epochs=1, trials=1),
-    "hour": Budget(epochs=5, trials=1, batch=64),
+    "hour": Budget(epochs=15, trials=1, batch=64),
     "full": Budget(epochs=100, trials=3, paper=True),
 }
 

@@ -16,7 +16,7 @@ from capscore.train import accuracy
 BUDGETS = {
     "smoke": Budget(epochs=1, trials=1, images=64, test=32, batch=32),
     "quick": Budget(epochs=4, trials=1, batch=64),
-    "hour": Budget(epochs=8, trials=1, batch=64),
+    "hour": Budget(epochs=24, trials=1, batch=64),
     "full": Budget(epochs=1, trials=3, paper=True),
 }
 PAIRS = 300  # for each digit, at full budget; the paper has 1,000
