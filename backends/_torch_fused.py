@@ -2,7 +2,7 @@
 
 `capscore::dynamic_routing` is `capscore.streaming` on the CPU and Triton's on a GPU, `capscore::fast_conv2d` is
 `capscore.cook_toom`. Under autocast both compute in float32; on a GPU, votes then are products of bfloat16, and of
-tf32 where `torch.backends.cuda.matmul.allow_tf32` asks for it.
+tf32 where `torch.backends.cuda.matmul` allows them.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def _patches_conv2d(x: Tensor, weight: Tensor, bias: Tensor, stride: int, paddin
 def dynamic_routing(routing: DynamicRouting, u: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return v [B, J, D] of u [B, N, K], weight [N, J, D, K] and bias [J, D]."""
     learning = torch.is_grad_enabled() and (u.requires_grad or weight.requires_grad)
-    precision = "tf32" if torch.backends.cuda.matmul.allow_tf32 else "float32"
+    precision = "float32"
     if torch.is_autocast_enabled(u.device.type) and torch.get_autocast_dtype(u.device.type) == torch.bfloat16:
         precision = "bf16"
     with torch.autocast(u.device.type, enabled=False):
@@ -133,7 +133,7 @@ def _routing(
 ) -> tuple[Tensor, Tensor]:
     """Return v [B, J, D] and, if `learning`, what the gradient needs: by Triton on a GPU, else `capscore.streaming`."""
     if (kernels := _kernels(u, weight)) is not None:
-        v, states = kernels.forward_keeping(u, weight, bias, iterations, leaky, precision)
+        v, states = kernels.forward_keeping(u, weight, bias, iterations, leaky, _allowed(precision))
         return v.clone(), states if learning else u.new_empty(0)
     routing = DynamicRouting(iterations, leaky)
     if not learning:
@@ -164,7 +164,7 @@ def _routing_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of u, weight and bias (without one, nothing)."""
     if (kernels := _kernels(u, weight)) is not None:
-        found = kernels.backward(g, u, weight, bias, iterations, leaky, precision, kept)
+        found = kernels.backward(g, u, weight, bias, iterations, leaky, _allowed(precision), kept)
     else:
         found = STREAMING.backward(DynamicRouting(iterations, leaky), g, [*kept], u, weight, bias)
     du, dweight, dbias = found
@@ -183,6 +183,17 @@ def _(
     precision: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return u.new_empty(u.shape), u.new_empty(weight.shape), u.new_empty(0 if bias is None else bias.shape)
+
+
+def _allowed(precision: str) -> str:
+    """Return tf32 for float32 where PyTorch may round the factors of matrix products so.
+
+    Asked inside the ops, where its compiler does not follow, and by the newer of the two names, once there is one: the
+    older refuses to tell when the newer has been set.
+    """
+    matmul = torch.backends.cuda.matmul
+    tf32 = matmul.fp32_precision == "tf32" if hasattr(matmul, "fp32_precision") else matmul.allow_tf32
+    return "tf32" if precision == "float32" and tf32 else precision
 
 
 def _kernels(u: Tensor, weight: Tensor) -> Any:

@@ -28,6 +28,7 @@ class Team:
             cuda = device is not None and device.startswith("cuda")
             if device == "cuda":
                 self.device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+                torch.cuda.set_device(self.device)  # else every process opens the first GPU too
             if not dist.is_initialized():
                 dist.init_process_group("nccl" if cuda else "gloo")
 

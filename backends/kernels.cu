@@ -313,7 +313,7 @@ __device__ inline void route(
             Real votes[TILE][IMAGES][DIMS];
             make_votes<TILE, IMAGES, PITCH>(
                 votes, shared.votes, (STAGED ? shared.weight : w) + (Index)t0 * J * D * K, shared.u + t0 * K * PITCH,
-                at, staged - t0);
+                at, staged - t0 < TILE ? staged - t0 : TILE);
             if (!FIRST) {
                 write_parts<TILE, IMAGES, PITCH>(shared.parts, votes, v, at);
                 if (BACK) write_parts<TILE, IMAGES, PITCH>(shared.parts + TILE * ROWS * PITCH, votes, g, at);

@@ -38,21 +38,34 @@ def images(s: Settings) -> Any:
     return np.random.default_rng(0).random((s.batch, 1, 28, 28), np.float32)
 
 
-def _torch(s: Settings) -> Any:
+def _torch(s: Settings, precision: str = "float32") -> Any:
+    """Import PyTorch, after capscore where that is wanted, which forbids tf32; PyTorch itself allows it in places."""
     import torch
 
     torch.set_num_threads(s.threads)
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     return torch
 
 
-def _done(torch: Any, s: Settings, run: Run) -> Run:
-    """Wait for the GPU, if that is where it runs."""
+def _done(torch: Any, s: Settings, run: Run, precision: str = "float32") -> Run:
+    """On a GPU, run under autocast if that is the precision, and wait."""
     if s.device == "cpu":
         return run
 
     def timed() -> None:
-        run()
+        with torch.autocast(s.device, torch.bfloat16, enabled=precision == "bf16"):
+            run()
         torch.cuda.synchronize()
+
+    return timed
+
+
+def _cupy_done(run: Run) -> Run:
+    import cupy
+
+    def timed() -> None:
+        run()
+        cupy.cuda.Device().synchronize()
 
     return timed
 
@@ -67,8 +80,8 @@ def _textbook(s: Settings) -> Any:
 # ---------------------------------------------------------------------------------------------------- inference
 
 
-def textbook_inference(s: Settings, compile: bool = False) -> Run:
-    torch = _torch(s)
+def textbook_inference(s: Settings, compile: bool = False, precision: str = "float32") -> Run:
+    torch = _torch(s, precision)
     net, x = _textbook(s).eval(), torch.from_numpy(images(s)).to(s.device)
     net = torch.compile(net) if compile else net
 
@@ -76,14 +89,14 @@ def textbook_inference(s: Settings, compile: bool = False) -> Run:
         with torch.inference_mode():
             net(x)
 
-    return _done(torch, s, run)
+    return _done(torch, s, run, precision)
 
 
-def torch_inference(s: Settings, fast_conv: str | None = None) -> Run:
-    torch = _torch(s)
+def torch_inference(s: Settings, fast_conv: str | None = None, precision: str = "float32") -> Run:
     from capscore import PRESETS
     from capscore.backends import torch as caps
 
+    torch = _torch(s, precision)
     net = caps.CapsNet(PRESETS[s.preset], fast_conv=fast_conv).to(s.device)
     x = torch.from_numpy(images(s)).to(s.device)
 
@@ -91,7 +104,7 @@ def torch_inference(s: Settings, fast_conv: str | None = None) -> Run:
         with torch.inference_mode():
             net(x)
 
-    return _done(torch, s, run)
+    return _done(torch, s, run, precision)
 
 
 def numpy_inference(s: Settings, fast_conv: str | None = None) -> Run:
@@ -109,12 +122,7 @@ def cupy_inference(s: Settings) -> Run:
     from capscore.backends import cupy as caps
 
     net, x = caps.CapsNet(PRESETS[s.preset]), cupy.asarray(images(s))
-
-    def run() -> None:
-        net(x)
-        cupy.cuda.Device().synchronize()
-
-    return run
+    return _cupy_done(lambda: net(x))
 
 
 def _session(path: Path, s: Settings) -> Any:
@@ -151,9 +159,9 @@ def onnx_inference(s: Settings, precision: str = "fp32", fast_conv: str | None =
     return lambda: session.run(None, {"images": x})
 
 
-def convolutions_alone(s: Settings, engine: str = "torch") -> Run:
+def convolutions_alone(s: Settings, engine: str = "torch", precision: str = "float32") -> Run:
     """The network's two convolutions with their ReLU, nothing else: the limit of a direct convolution."""
-    torch = _torch(s)
+    torch = _torch(s, precision)
     net, x = _textbook(s).eval(), torch.from_numpy(images(s)).to(s.device)
     both = torch.nn.Sequential(net.conv, torch.nn.ReLU(), net.primary)
     if engine == "onnx":
@@ -167,14 +175,14 @@ def convolutions_alone(s: Settings, engine: str = "torch") -> Run:
         with torch.inference_mode():
             both(x)
 
-    return _done(torch, s, run)
+    return _done(torch, s, run, precision)
 
 
 # ----------------------------------------------------------------------------------------------------- training
 
 
-def textbook_training(s: Settings) -> Run:
-    torch = _torch(s)
+def textbook_training(s: Settings, precision: str = "float32") -> Run:
+    torch = _torch(s, precision)
     net, x = _textbook(s), torch.from_numpy(images(s)).to(s.device)
     labels = (torch.arange(s.batch) % 10).to(s.device)
     adam = torch.optim.Adam(net.parameters())
@@ -184,20 +192,23 @@ def textbook_training(s: Settings) -> Run:
         net.loss(x, labels).backward()
         adam.step()
 
-    return _done(torch, s, run)
+    return _done(torch, s, run, precision)
 
 
-def training(s: Settings, backend: str = "torch", fast_conv: str | None = None) -> Run:
+def training(s: Settings, backend: str = "torch", fast_conv: str | None = None, precision: str = "float32") -> Run:
     import importlib
 
     from capscore import PRESETS
 
     caps = importlib.import_module(f"capscore.backends.{backend}")
-    options = {"device": s.device} if backend == "torch" else {}
+    options: dict[str, Any] = {}
     if backend == "torch":
-        _torch(s)
+        _torch(s, precision)
+        options = {"device": s.device, "amp": precision == "bf16"}
     learner = caps.Learner(caps.CapsNet(PRESETS[s.preset], fast_conv=fast_conv), **options)
     x, t = images(s), np.eye(10)[np.arange(s.batch) % 10]
+    if s.device != "cpu":
+        x = caps.asarray(x, next(iter(learner.net.params.values())))  # as `Learner.hold` keeps them
     return lambda: float(learner.step(x, t, 1e-3)[0])  # read, for a GPU to have done it
 
 
@@ -251,7 +262,7 @@ def einsum_routing(s: Settings, library: str = "numpy") -> Run:
     return run if library == "numpy" else _done(xp, s, run)
 
 
-def routing(s: Settings, backend: str = "torch", backward: bool = False) -> Run:
+def routing(s: Settings, backend: str = "torch", backward: bool = False, precision: str = "float32") -> Run:
     import importlib
 
     from capscore.routing import DynamicRouting
@@ -260,7 +271,7 @@ def routing(s: Settings, backend: str = "torch", backward: bool = False) -> Run:
     how = DynamicRouting(s.iterations)
     route = caps.FUSED[DynamicRouting]
     if backend == "torch":
-        torch = _torch(s)
+        torch = _torch(s, precision)
         u, weight, g = (torch.from_numpy(x).to(s.device) for x in _layer(s))
         leaf = weight.requires_grad_()
 
@@ -272,14 +283,15 @@ def routing(s: Settings, backend: str = "torch", backward: bool = False) -> Run:
             leaf.grad = None
             route(how, u.clone().requires_grad_(), weight, None).backward(g)
 
-        return _done(torch, s, both if backward else forward)
+        return _done(torch, s, both if backward else forward, precision)
     u, weight, g = (caps.asarray(x) for x in _layer(s))
 
     def there_and_back() -> None:
         _, kept = route.forward(how, u, weight, None)
         route.backward(how, g, kept, u, weight, None)
 
-    return there_and_back if backward else lambda: route(how, u, weight, None)
+    run = there_and_back if backward else lambda: route(how, u, weight, None)
+    return _cupy_done(run) if backend == "cupy" else run
 
 
 # ------------------------------------------------------------------------------------ convolution, and the machine
@@ -309,15 +321,15 @@ def convolution(s: Settings, backend: str = "torch", fast_conv: str | None = Non
     return _done(torch, s, both)
 
 
-def gemm(s: Settings, library: str = "torch") -> Run:
+def gemm(s: Settings, library: str = "torch", precision: str = "float32") -> Run:
     """What the primary convolution multiplies, as one matrix product."""
     rng = np.random.default_rng(0)
     a, b = rng.random((s.batch * 36, 20736), np.float32), rng.random((20736, 256), np.float32)
     if library == "numpy":
         return lambda: a @ b
-    torch = _torch(s)
+    torch = _torch(s, precision)
     ta, tb = torch.from_numpy(a).to(s.device), torch.from_numpy(b).to(s.device)
-    return _done(torch, s, lambda: ta @ tb)
+    return _done(torch, s, lambda: ta @ tb, precision)
 
 
 def copy(s: Settings) -> Run:
@@ -366,26 +378,33 @@ CONTENDERS: dict[str, dict[str, Make]] = {
     },
     "machine": {"matrix product, PyTorch": gemm, "matrix product, NumPy": partial(gemm, library="numpy"), "copy": copy},
 }
+PRECISIONS: dict[str, dict[str, Any]] = {"": {}, ", tf32": {"precision": "tf32"}, ", bf16": {"precision": "bf16"}}
 ON_A_GPU: dict[str, dict[str, Make]] = {
     "inference": {
-        "textbook, PyTorch": textbook_inference,
+        **{f"textbook, PyTorch{name}": partial(textbook_inference, **how) for name, how in PRECISIONS.items()},
         "textbook, compiled": partial(textbook_inference, compile=True),
-        "convolutions alone": convolutions_alone,
-        "torch": torch_inference,
+        **{f"convolutions alone{name}": partial(convolutions_alone, **how) for name, how in PRECISIONS.items()},
+        **{f"torch{name}": partial(torch_inference, **how) for name, how in PRECISIONS.items()},
         "cupy": cupy_inference,
     },
-    "training": {"textbook, PyTorch": textbook_training, "torch": training},
+    "training": {
+        **{f"textbook, PyTorch{name}": partial(textbook_training, **how) for name, how in PRECISIONS.items()},
+        **{f"torch{name}": partial(training, **how) for name, how in PRECISIONS.items()},
+        "cupy": partial(training, backend="cupy"),
+    },
     "routing": {
         "textbook, PyTorch": textbook_routing,
         "textbook, compiled": partial(textbook_routing, compile=True),
-        "torch": routing,
+        **{f"torch{name}": partial(routing, **how) for name, how in PRECISIONS.items()},
         "cupy": partial(routing, backend="cupy"),
     },
     "routing and gradient": {
         "textbook, PyTorch": partial(textbook_routing, backward=True),
-        "torch": partial(routing, backward=True),
+        "textbook, compiled": partial(textbook_routing, backward=True, compile=True),
+        **{f"torch{name}": partial(routing, backward=True, **how) for name, how in PRECISIONS.items()},
+        "cupy": partial(routing, backend="cupy", backward=True),
     },
-    "machine": {"matrix product": gemm, "copy": copy},
+    "machine": {**{f"matrix product{name}": partial(gemm, **how) for name, how in PRECISIONS.items()}, "copy": copy},
 }
 
 

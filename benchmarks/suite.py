@@ -65,8 +65,16 @@ def serve(what: str, name: str, settings: Settings) -> None:
             run()
         ms = (time.perf_counter() - start) * 1e3 / times
         times = max(times, math.ceil(SAMPLE / ms))
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(json.dumps({"ms": ms, "peak_mb": round(peak)}), flush=True)
+        print(json.dumps({"ms": ms, "peak_mb": round(_peak(settings.device))}), flush=True)
+
+
+def _peak(device: str) -> float:
+    """Return the most MB held so far: by this process, or of a GPU by the library that fills it."""
+    if device == "cpu":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if "cupy" in sys.modules:
+        return float(sys.modules["cupy"].get_default_memory_pool().total_bytes()) / 2**20
+    return float(sys.modules["torch"].cuda.max_memory_allocated()) / 2**20
 
 
 def compare(what: str, settings: Settings, rounds: int, only: tuple[str, ...] = ()) -> dict[str, dict[str, float]]:
@@ -99,8 +107,12 @@ def run(
     what: list[str], batches: list[int], rounds: int, settings: Settings, only: tuple[str, ...] = ()
 ) -> dict[str, Any]:
     """Compare at every batch size; return settings, machine and rows, and print each table as it is done."""
-    results: dict[str, Any] = {"machine": about("torch", "onnxruntime", "onnx"), "rounds": rounds,
-                               "settings": asdict(settings), "tables": []}  # fmt: skip
+    machine = about("torch", "onnxruntime", "onnx")
+    if settings.device != "cpu":
+        import torch
+
+        machine |= {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
+    results: dict[str, Any] = {"machine": machine, "rounds": rounds, "settings": asdict(settings), "tables": []}
     for name in what:
         for batch in [settings.batch] if name == "machine" else batches:
             rows = compare(name, replace(settings, batch=batch), rounds, only)

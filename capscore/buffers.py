@@ -15,7 +15,14 @@ import numpy as np
 
 from .ops import A, Writable
 
+ON_A_GPU = 64  # times larger than on a CPU, where they are to stay in the cache, are blocks that are to fill a GPU
+
 _kept = threading.local()
+
+
+def block_bytes(x: Any, on_a_cpu: int) -> int:
+    """Return how many bytes to make at a time where x lies, given how many on a CPU."""
+    return on_a_cpu if str(x.device) == "cpu" else on_a_cpu * ON_A_GPU
 
 
 class Buffers(Generic[A]):

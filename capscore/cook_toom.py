@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .buffers import Buffers, Fresh
+from .buffers import Buffers, Fresh, block_bytes
 from .ops import A, Ops
 from .prepared import prepared
 
@@ -233,7 +233,7 @@ class WritableTransform(Transform):
     def blocks(self, batch: int) -> list[slice]:
         """Cut the rows of points so that the map at those of one slice takes about BLOCK_BYTES."""
         each = self.nx * batch * self.ty * self.tx * self.fy * self.fx * self.c * self.like.itemsize
-        step = max(1, BLOCK_BYTES // max(1, each))
+        step = max(1, block_bytes(self.like, BLOCK_BYTES) // max(1, each))
         return [slice(i, min(i + step, self.ny)) for i in range(0, self.ny, step)]
 
     def all_kernels(self, weight: Any, made: Any = None) -> Any:

@@ -8,11 +8,14 @@ runs of C numbers, and a convolution finds the map of the one before it as it wa
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .buffers import block_bytes
 
 Array = NDArray[Any]
 BLOCK_BYTES = 16 << 20  # of patches written out at a time: all patches of a batch would be gigabytes
@@ -63,7 +66,7 @@ def input_gradient(g: Array, x: Array, weight: Array, stride: int, padding: int)
     _, _, rows, columns = g.shape
     g = g.transpose(0, 2, 3, 1)
     dx = np.zeros_like(x, shape=(b, h + 2 * padding, w + 2 * padding, c), order="C")
-    for block in _blocks(b, rows * columns * k * k * c * x.itemsize):
+    for block in _blocks(g, rows * columns * k * k * c):
         patches = product(g[block].reshape(-1, o), w_back).reshape(-1, rows, columns, k, k, c)
         for i in range(k):
             for j in range(k):
@@ -82,15 +85,21 @@ def _windows(x: Array, kernel: int, stride: int, padding: int) -> Array:
     if padding:
         x = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
     x = x.transpose(0, 2, 3, 1).astype(x.dtype, order="C", copy=False)
-    windows = np.lib.stride_tricks.sliding_window_view(x, (kernel, kernel), axis=(1, 2))
-    return windows[:, ::stride, ::stride].transpose(0, 1, 2, 4, 5, 3)
+    b, height, width, c = x.shape
+    image, row, column, channel = x.strides
+    rows, columns = ((size - kernel) // stride + 1 for size in (height, width))
+    library: Any = sys.modules[type(x).__module__]  # NumPy does not dispatch this, and CuPy has it in the same place
+    windows: Array = library.lib.stride_tricks.as_strided(
+        x, (b, rows, columns, kernel, kernel, c), (image, row * stride, column * stride, row, column, channel)
+    )
+    return windows
 
 
 def _patches(windows: Array) -> Iterator[tuple[slice, Array]]:
     """Yield the patches [b·H'·W', k·k·C] of a block of images after another, each valid until the next."""
     size = math.prod(windows.shape[3:])
     held: Array | None = None  # written again and again: a fresh array would cost its pages anew
-    for block in _blocks(len(windows), math.prod(windows.shape[1:]) * windows.itemsize):
+    for block in _blocks(windows, math.prod(windows.shape[1:])):
         part = windows[block]
         if held is None:
             held = np.empty_like(windows, shape=part.shape, order="C")
@@ -99,8 +108,8 @@ def _patches(windows: Array) -> Iterator[tuple[slice, Array]]:
         yield block, patches.reshape(-1, size)
 
 
-def _blocks(images: int, bytes_each: int) -> Iterator[slice]:
-    """Cut the batch so that the patches of one slice take about BLOCK_BYTES."""
-    step = max(1, BLOCK_BYTES // max(1, bytes_each))
-    for start in range(0, images, step):
+def _blocks(x: Array, each: int) -> Iterator[slice]:
+    """Cut the batch x so that the patches of one slice, so many numbers of each image, take about BLOCK_BYTES."""
+    step = max(1, block_bytes(x, BLOCK_BYTES) // max(1, each * x.itemsize))
+    for start in range(0, len(x), step):
         yield slice(start, start + step)

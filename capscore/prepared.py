@@ -18,10 +18,13 @@ _of_thread = threading.local()
 def prepared(ops: Writable[Any], name: str, weight: Any, make: Callable[[T | None], T]) -> T:
     """Return what `make` made of `weight`, now or at an earlier call since which `weight` has not changed.
 
-    `make` is given what it made of the former values, if that is still here, to be written over.
+    `make` is given what it made of the former values, if that is still here, to be written over. A GPU makes it anew
+    every time, sooner than it could tell whether the weight is still the same.
     """
+    if str(weight.device) != "cpu":
+        return make(None)
     kept: OrderedDict[Any, tuple[Any, Any]] = _of_thread.__dict__.setdefault("kept", OrderedDict())
-    key = name, type(weight), tuple(weight.shape), str(weight.dtype), str(weight.device)
+    key = name, type(weight), tuple(weight.shape), str(weight.dtype)
     mark, made = kept.pop(key, (None, None))
     if mark is None or not ops.unchanged(weight, mark):
         mark, made = ops.mark(weight), make(made)

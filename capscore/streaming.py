@@ -15,7 +15,7 @@ import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from .buffers import Buffers
+from .buffers import Buffers, block_bytes
 from .layers import ArrayVotes, squash, votes_in_memory
 from .ops import Writable
 from .prepared import prepared
@@ -133,7 +133,7 @@ class Blocks:
     def __init__(self, buffers: Buffers[Any], u: Any, weight: Any, learning: bool) -> None:
         self.buffers, self.u, self.weight = buffers, u, weight
         (n, j, _, k), b = weight.shape, u.shape[0]
-        step = max(1, BLOCK_BYTES // max(1, j * b * k * u.itemsize))
+        step = max(1, block_bytes(u, BLOCK_BYTES) // max(1, j * b * k * u.itemsize))
         self.slices = [slice(i, min(i + step, n)) for i in range(0, n, step)]
         self.kept: list[Block] | None = None
         if (math.prod(u.shape) + math.prod(weight.shape)) * u.itemsize > KEPT_BYTES:

@@ -6,7 +6,6 @@ so a resumed run needs no generator's state: it goes on exactly where it was.
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import math
 import platform
@@ -21,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from . import modelfile
+from . import __version__, modelfile
 from .data import Pairs, Resident, Samples, window
 from .errors import ShapeError, TrainingError
 from .model import CapsNet, Learner
@@ -326,7 +325,7 @@ def _restore(
 
 def _provenance(recipe: Recipe, images: int) -> dict[str, Any]:
     return {
-        "capscore": importlib.metadata.version("capscore"),
+        "capscore": __version__,
         "numpy": np.__version__,
         "python": platform.python_version(),
         "machine": platform.machine(),

@@ -62,7 +62,7 @@ class _Cupy:
 
     def adopt(self, x: Any, dtype: str, device: int) -> Any:
         with self.cupy.cuda.Device(device):
-            x = self.cupy.asarray(x, dtype, order="C")
+            x = self.cupy.asarray(x.detach() if hasattr(x, "detach") else x, dtype, order="C")
             return x if x.device.id == device else x.copy()
 
     def empty(self, shape: tuple[int, ...], dtype: str, device: int) -> Any:

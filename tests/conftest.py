@@ -22,6 +22,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 import capscore.backends.numpy
+from capscore import buffers
 from capscore.spec import CapsNetSpec, Conv, Decoder, DenseCaps, DynamicRouting, PrimaryCaps
 
 FLOAT64 = 1e-10  # the same weights and images on any two backends
@@ -49,6 +50,7 @@ def cuda_of_cupy() -> bool:
 REAL_CUPY = cuda_of_cupy()
 if not REAL_CUPY:  # the code of the cupy backend runs all the same
     sys.modules["cupy"] = importlib.import_module("fake_cupy")
+    buffers.ON_A_GPU = 1  # so that the small arrays of the tests are cut into blocks there too
 
 
 def need(module: str, requirement: str) -> ModuleType:

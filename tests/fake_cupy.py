@@ -22,7 +22,6 @@ SUPPLIED: dict[Any, set[str]] = {
     np.broadcast_to: set(),
     np.concatenate: {"axis"},
     np.empty_like: {"dtype", "order", "shape"},
-    np.lib.stride_tricks.sliding_window_view: {"axis"},
     np.max: {"axis", "keepdims"},
     np.ones_like: {"dtype", "order", "shape"},
     np.pad: {"mode"},
@@ -175,6 +174,13 @@ def asarray(a: Any, dtype: Any = None, order: Any = None) -> ndarray:
 
 def asnumpy(a: Any) -> Any:
     return a.get() if isinstance(a, ndarray) else np.asarray(a)
+
+
+class lib:
+    class stride_tricks:
+        @staticmethod
+        def as_strided(x: ndarray, shape: Any = None, strides: Any = None) -> ndarray:
+            return ndarray(np.lib.stride_tricks.as_strided(x.held, shape, strides))
 
 
 class cuda:

@@ -207,7 +207,10 @@ def doubled(caps: ModuleType, weight: Any, name: str = "doubled") -> tuple[Any, 
     return prepared(caps, name, weight, make), len(calls)
 
 
-def test_what_is_prepared_is_made_again_when_the_weight_changes(caps: ModuleType) -> None:
+@HOST
+def test_what_is_prepared_is_made_again_when_the_weight_changes(library: str) -> None:
+    caps = backend(library)
+
     def run() -> None:
         weight = caps.asarray(np.arange(6.0))
         for value, calls in ((0.0, 1), (0.0, 0), (5.0, 1), (5.0, 0), (0.0, 1)):
@@ -227,7 +230,10 @@ def test_what_is_prepared_is_made_again_when_the_weight_changes(caps: ModuleType
     elsewhere(run)
 
 
-def test_what_was_made_before_is_given_to_be_written_over(caps: ModuleType) -> None:
+@HOST
+def test_what_was_made_before_is_given_to_be_written_over(library: str) -> None:
+    caps = backend(library)
+
     def run() -> None:
         weight, given_ = caps.asarray(np.arange(6.0)), []
 
@@ -245,7 +251,10 @@ def test_what_was_made_before_is_given_to_be_written_over(caps: ModuleType) -> N
     elsewhere(run)
 
 
-def test_an_error_on_the_way_leaves_nothing_half_made(caps: ModuleType) -> None:
+@HOST
+def test_an_error_on_the_way_leaves_nothing_half_made(library: str) -> None:
+    caps = backend(library)
+
     def run() -> None:
         weight = caps.asarray(np.arange(6.0))
         doubled(caps, weight)
@@ -261,7 +270,10 @@ def test_an_error_on_the_way_leaves_nothing_half_made(caps: ModuleType) -> None:
     elsewhere(run)
 
 
-def test_the_one_unused_for_the_longest_goes_first(caps: ModuleType) -> None:
+@HOST
+def test_the_one_unused_for_the_longest_goes_first(library: str) -> None:
+    caps = backend(library)
+
     def run() -> None:
         weights = [caps.asarray(np.zeros(n)) for n in range(1, MOST + 2)]
         for weight in weights[:MOST]:
@@ -276,7 +288,9 @@ def test_the_one_unused_for_the_longest_goes_first(caps: ModuleType) -> None:
     elsewhere(run)
 
 
-def test_every_thread_prepares_its_own(caps: ModuleType) -> None:
+@HOST
+def test_every_thread_prepares_its_own(library: str) -> None:
+    caps = backend(library)
     weight = caps.asarray(np.zeros(4))
     mine = doubled(caps, weight, "threads")[0]
     theirs, calls = elsewhere(lambda: doubled(caps, weight, "threads"))
@@ -284,7 +298,10 @@ def test_every_thread_prepares_its_own(caps: ModuleType) -> None:
     assert theirs is not mine
 
 
-def test_nan_is_prepared_every_time_rather_than_wrongly(caps: ModuleType) -> None:
+@HOST
+def test_nan_is_prepared_every_time_rather_than_wrongly(library: str) -> None:
+    caps = backend(library)
+
     def run() -> None:
         weight = caps.asarray(np.array([1.0, np.nan]))
         for _ in range(2):
@@ -293,6 +310,12 @@ def test_nan_is_prepared_every_time_rather_than_wrongly(caps: ModuleType) -> Non
         np.testing.assert_array_equal(caps.to_numpy(doubled(caps, weight)[0]), [2, 6])
 
     elsewhere(run)
+
+
+def test_a_gpu_prepares_every_time_and_is_not_waited_for() -> None:
+    caps = backend("cupy")
+    weight = caps.asarray(np.arange(6.0))
+    assert [doubled(caps, weight)[1] for _ in range(3)] == [1, 1, 1]
 
 
 def test_networks_with_nan_weights_give_nan(caps: ModuleType) -> None:

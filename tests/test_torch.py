@@ -204,3 +204,22 @@ def test_gradients_reach_the_image(net: Any, images: Any) -> None:
 def test_tf32_is_off(net: Any) -> None:
     assert not torch.backends.cudnn.allow_tf32
     assert not torch.backends.cuda.matmul.allow_tf32
+
+
+@pytest.mark.parametrize(("name", "on", "off"), [("allow_tf32", True, False), ("fp32_precision", "tf32", "ieee")])
+def test_tf32_is_used_where_pytorch_allows_it_by_either_name(
+    net: Any, images: Any, name: str, on: Any, off: Any
+) -> None:
+    from capscore.backends import _torch_fused
+
+    matmul = torch.backends.cuda.matmul
+    if not hasattr(matmul, name):
+        pytest.skip(f"this PyTorch has no {name}")
+    assert _torch_fused._allowed("float32") == "float32"
+    setattr(matmul, name, on)
+    try:
+        assert [_torch_fused._allowed(p) for p in ("float32", "bf16")] == ["tf32", "bf16"]
+        net(images)
+    finally:
+        setattr(matmul, name, off)
+    assert _torch_fused._allowed("float32") == "float32"

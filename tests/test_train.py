@@ -349,6 +349,31 @@ def test_images_held_on_a_device_come_in_the_same_batches(name, digits):
         np.testing.assert_array_equal(held.batch(slice(3, 9))[0], data.batch(slice(3, 9))[0])
 
 
+@pytest.mark.parametrize("fast_conv", [None, "6x6"])
+def test_a_step_on_a_gpu_is_not_waited_for(digits, monkeypatch, fast_conv):
+    """Neither loss nor anything else is read on the host: the stand-in for CuPy tells, CuPy itself does not."""
+    fake_cupy = pytest.importorskip("fake_cupy")
+    if sys.modules["cupy"] is not fake_cupy:
+        pytest.skip("the real CuPy is here")
+    monkeypatch.setattr(fake_cupy.ndarray, "__cuda_array_interface__", {}, raising=False)
+    caps = backend("cupy")
+    spec = replace(TINY, stem=(Conv(96, kernel=7, stride=3),))
+    learner = caps.Learner(caps.CapsNet(spec, fast_conv=fast_conv))
+    held = learner.hold(digits[0], 2)
+    images, labels = next(batches(held, RECIPE, 0))
+    targets = np.eye(10)[labels]
+    learner.step(images, targets, 1e-3)
+
+    def read(*_):
+        raise AssertionError("the GPU is waited for")
+
+    for name in ("get", "item", "tolist", "__bool__", "__float__", "__int__"):
+        monkeypatch.setattr(fake_cupy.ndarray, name, read)
+    loss, _ = learner.step(images, targets, 1e-3)
+    with pytest.raises(AssertionError, match="waited for"):
+        float(loss)
+
+
 def test_what_is_drawn_or_too_large_is_not_held_on_a_device(digits, pairs, monkeypatch):
     how = np.empty, np.asarray
     assert resident(pairs[0], 0, *how) is pairs[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import platform
@@ -17,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 
+import capscore
 from capscore import baselines, modelfile
 from capscore.backends import torch as caps
 from capscore.baselines import CNNSpec
@@ -165,7 +165,7 @@ class Lab:
 
     def about(self) -> dict[str, Any]:
         """Return what a record tells beside its numbers: budget, hardware, versions."""
-        packages = {name: importlib.metadata.version(name) for name in ("capscore", "numpy", "torch")}
+        packages = {module.__name__: module.__version__ for module in (capscore, np, torch)}
         hardware = {"cpu": processor(), "threads": torch.get_num_threads(), "device": self.device}
         if str(self.device).startswith("cuda"):
             hardware["gpu"] = torch.cuda.get_device_name(self.device)
