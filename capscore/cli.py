@@ -71,7 +71,7 @@ def train_command(
     batch: Annotated[int, typer.Option(help="Images per step.")] = Recipe.batch,
     rate: Annotated[float, typer.Option(help="Learning rate of Adam at the start.")] = Recipe.rate,
     decay: Annotated[float, typer.Option(help="Factor on the rate per decay-steps.")] = Recipe.decay,
-    decay_steps: Annotated[int, typer.Option(help="Steps over which the rate decays by the factor.")] = 2000,
+    decay_steps: Annotated[int, typer.Option(help="Steps over which the rate decays so.")] = Recipe.decay_steps,
     floor: Annotated[float, typer.Option(help="Smallest learning rate.")] = Recipe.floor,
     shift: Annotated[int | None, typer.Option(help="Random shift, pixels each way; else the dataset's own.")] = None,
     reconstruction: Annotated[float, typer.Option(help="Weight of the reconstruction loss.")] = Recipe.reconstruction,
@@ -105,7 +105,8 @@ def train_command(
     train_set, test_set = load(data, data_dir=data_dir, size=net_spec.input, seed=seed)
     if resume is None:
         shift = train_set.shift if shift is None else shift
-        recipe = Recipe(epochs or Recipe.epochs, batch, rate, decay, decay_steps, floor, shift, reconstruction, seed)
+        epochs = Recipe.epochs if epochs is None else epochs
+        recipe = Recipe(epochs, batch, rate, decay, decay_steps, floor, shift, reconstruction, seed)
         net_spec = net_spec if spec is not None else _for_classes(net_spec, len(train_set.classes))
     where = None if data_dir is None else str(data_dir.resolve())  # absolute: to be resumed from anywhere
     data = data if data in NAMES.split(", ") else str(Path(data).resolve())
@@ -359,7 +360,7 @@ def experiment_command(
     budget: Annotated[
         str, typer.Option(help="quick, hour: as long on a laptop; full: as the paper, on a GPU.")
     ] = "quick",
-    trials: Annotated[int | None, typer.Option(help="How many seeds; else as the budget has it.")] = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="How many seeds; else as the budget has it.")] = None,
     data_dir: DataDir = None,
     results: Results = Path("results"),
     runs: Annotated[Path, typer.Option(help="Folder for unfinished and finished trainings.")] = Path(
@@ -422,8 +423,13 @@ def bench_command(
         raise CapscoreError(f"there is no comparison {unknown[0]!r}; choose from {', '.join(known)}")
     if preset not in ("mnist", "small"):
         raise CapscoreError(f"the benchmarks know the presets mnist and small, not {preset!r}")
+    sizes = batches.replace(",", " ").split()
+    if not sizes or not all(size.isdecimal() and int(size) for size in sizes):
+        raise CapscoreError(f"batches must be whole numbers of at least 1, such as 1,32,128, not {batches!r}")
+    if device not in ("cpu", "cuda") or (device == "cuda" and not backend("torch").torch.cuda.is_available()):
+        raise CapscoreError(f"the benchmarks run on cpu, or on cuda where PyTorch finds a GPU, not on {device!r}")
     settings = Settings(preset=preset, threads=threads, device=device)
-    results = suite.run(chosen, [int(batch) for batch in batches.split(",")], rounds, settings)
+    results = suite.run(chosen, list(map(int, sizes)), rounds, settings)
     if scaling:
         results["scaling"] = suite.scaling(settings, rounds)
     if out is not None:

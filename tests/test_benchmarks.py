@@ -72,9 +72,19 @@ def test_results_are_saved_and_drawn(tmp_path: Path) -> None:
     assert {p.name for p in tmp_path.glob("*.png")} == {"x-batch.png", "x-scaling.png"}
 
 
-def test_unknown_comparisons_are_named() -> None:
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--what", "running"], "there is no comparison 'running'; choose from inference, "),
+        (["--preset", "svhn"], "not 'svhn'"),
+        (["--batches", "1,0"], "at least 1, such as 1,32,128, not '1,0'"),
+        (["--batches", "many"], "not 'many'"),
+        (["--device", "mps"], "not on 'mps'"),
+    ],
+)
+def test_what_cannot_be_timed_is_named(options: list[str], message: str) -> None:
     from capscore.cli import app
 
-    result = CliRunner().invoke(app, ["bench", "--what", "running"])
+    result = CliRunner().invoke(app, ["bench", *options])
     assert result.exit_code != 0
-    assert "inference" in str(result.exception)
+    assert message in str(result.exception)

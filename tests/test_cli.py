@@ -206,6 +206,7 @@ def wrong(tmp_path, model):
         (["train", "--data", "mnits"], "use digits, mnist"),
         (["train", "--data", "mnist", "--data-dir", tmp_path], "mnist"),
         (["train", "--epochs", "-1"], "epochs must be a whole number of at least 1"),
+        (["train", "--epochs", "0"], "epochs must be a whole number of at least 1"),
         (["train", "--resume", tmp_path], "no training to resume"),
         (["train", "--backend", "tensorflow"], "there is no backend 'tensorflow'; choose one of cupy, numpy, torch"),
         (["train", "--backend", "numpy", "--amp", "--out", tmp_path / "amp"], "no option amp"),
