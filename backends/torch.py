@@ -239,6 +239,8 @@ class Learner(model.Learner[Tensor]):
     ) -> tuple[Tensor, Tensor]:
         """Learn from one batch; return loss and lengths [B, J] before the step, unread. `parts`: see `objective`."""
         like = next(self.net.parameters())
+        images = asarray(images)
+        model.check_images(self.net.spec, images)
         share, factor = self.team.share(len(images))
 
         def there(a: Any) -> Tensor:

@@ -183,12 +183,12 @@ class CNN(caps.CapsNet):
 
 
 class Learner(caps.Learner):
-    """Adam on the cross entropy of a CNN; options as for `capscore.backends.torch.Learner`."""
+    """Adam on the cross entropy of a CNN, which reconstructs nothing; options: `capscore.backends.torch.Learner`."""
 
     net: CNN
     objective: Any
 
-    def __init__(self, net: CNN, reconstruction: float = 0.0, device: str | None = None, amp: bool = False) -> None:
+    def __init__(self, net: CNN, reconstruction: float = 0.0005, device: str | None = None, amp: bool = False) -> None:
         super().__init__(net, reconstruction, device, amp)
         self.objective = together(CrossEntropy(net), self.team, partly=False)
 

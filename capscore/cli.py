@@ -89,7 +89,7 @@ def train_command(
     """
     if resume is not None:
         model = modelfile.read(resume / LAST) if (resume / LAST).exists() else None
-        if model is None or not {"recipe", "data"} <= set(model.provenance):
+        if model is None or not {"recipe", *_training()} <= set(model.provenance):
             raise ModelFileError(f"there is no training to resume in {resume}: {LAST} is missing or no checkpoint")
         settings = model.provenance
         recipe = Recipe.of(settings)
@@ -99,7 +99,7 @@ def train_command(
         seed = recipe.seed
         dtype = str(next(iter(model.params.values())).dtype)
         device, amp, compile = device or settings["device"], settings["amp"], settings["compile"]
-        fast_conv = settings.get("fast_conv")
+        fast_conv = settings["fast_conv"]
     else:
         net_spec = _spec(preset, spec)
     train_set, test_set = load(data, data_dir=data_dir, size=net_spec.input, seed=seed)
@@ -112,8 +112,7 @@ def train_command(
     data = data if data in NAMES.split(", ") else str(Path(data).resolve())
     name = backend_name or _default_backend()
     caps = backend(name)
-    about = {"data": data, "data_dir": where, "backend": name, "device": device, "amp": amp, "compile": compile}
-    about |= {"fast_conv": fast_conv}
+    about = _training(data, where, name, device, amp, compile, fast_conv)
     net = caps.CapsNet(
         net_spec, seed=recipe.seed, dtype=dtype, fast_conv=fast_conv, classes=train_set.classes, provenance=about
     )
@@ -331,7 +330,8 @@ def demo_command(
     name = backend_name or _default_backend()
     caps = backend(name)
     recipe = replace(DEMO, epochs=epochs)
-    net = caps.CapsNet(PRESETS["small"], seed=recipe.seed, classes=train_set.classes, provenance={"data": "digits"})
+    about = _training(backend=name)
+    net = caps.CapsNet(PRESETS["small"], seed=recipe.seed, classes=train_set.classes, provenance=about)
     _say(f"1. Train {net.spec.parameter_count:,} parameters on {name} with {len(train_set):,} digits")
     run = out / "run"
     for old in (LAST, BEST):  # a demo starts anew
@@ -437,6 +437,19 @@ def bench_command(
         suite.save(out / f"{name}.json", results)
         suite.plots(results, out, name)
         _say(f"written: {out}")
+
+
+def _training(
+    data: str = "digits",
+    data_dir: str | None = None,
+    backend: str = "numpy",
+    device: str | None = None,
+    amp: bool = False,
+    compile: bool = False,
+    fast_conv: str | None = None,
+) -> dict[str, Any]:
+    """Return what `train --resume` must know beside the recipe, by name."""
+    return dict(locals())
 
 
 def _train(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from .errors import ShapeError
 from .ops import A, Ops
 
 
@@ -27,6 +28,7 @@ def margin_loss(
     one_hot : [B, J], T: 1 for each class present in the image, several allowed, 0 elsewhere
     m_plus, m_minus, down_weight : m⁺, m⁻ and λ
     """
+    _check_alike("lengths", lengths, "one_hot", one_hot, "[B, J]: np.eye(J)[labels] makes one_hot of labels")
     short = ops.relu(lengths * -1.0 + m_plus)
     long = ops.relu(lengths - m_minus)
     loss = one_hot * short * short + (one_hot * -1.0 + 1.0) * long * long * down_weight  # [B, J]
@@ -38,8 +40,14 @@ def reconstruction_loss(ops: Ops[A], images: A, reconstruction: A, weight: float
 
     Both arrays are [B, C, H, W].
     """
+    _check_alike("images", images, "reconstruction", reconstruction, "[B, C, H, W]")
     difference = reconstruction - images
     return _mean(ops, difference * difference, 4) * weight
+
+
+def _check_alike(name: str, x: Any, other: str, y: Any, wanted: str) -> None:
+    if tuple(x.shape) != tuple(y.shape):  # else they would be broadcast, to another loss
+        raise ShapeError(f"{name} {list(x.shape)} and {other} {list(y.shape)} must be of one shape {wanted}")
 
 
 def _mean(ops: Ops[A], x: Any, ndim: int) -> A:

@@ -100,7 +100,12 @@ class CapsNet(Generic[A]):
     __call__ = forward
 
     def predict(self, images: Any, batch: int = 128) -> NDArray[Any]:
-        """Return the lengths [N, J] for images [N, C, H, W] as a NumPy array, `batch` images at a time."""
+        """Return the lengths [N, J] for images [N, C, H, W] as a NumPy array, `batch` images at a time.
+
+        The class of an image is its longest capsule: `net.predict(images).argmax(1)`.
+        """
+        if batch < 1:
+            raise ShapeError(f"batch must be at least 1, not {short(batch)}")
         starts = range(0, max(1, len(images)), batch)
         return np.concatenate([to_host(self(images[i : i + batch]).lengths) for i in starts])
 
@@ -235,6 +240,8 @@ class Learner(Generic[A]):
         They are arrays of the backend: a GPU may still be working on them, and to read them is to wait for it.
         """
         net, ops, lengths = self.net, self.net.ops, []
+        images = ops.asarray(images)
+        check_images(net.spec, images)
         like = next(iter(net.params.values()))
 
         def loss(tape: Tape, params: dict[str, Var]) -> Var:

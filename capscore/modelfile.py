@@ -43,8 +43,12 @@ def check_params(spec: CapsNetSpec, params: Mapping[str, Any]) -> dict[str, NDAr
         raise ShapeError(f"parameter {', '.join(missing[:3])} is missing; the spec has {len(spec.parameters)}")
     if unknown := [name for name in params if name not in spec.parameters]:
         raise ShapeError(f"parameter {', '.join(unknown[:3])} is not in the spec: {', '.join(spec.parameters)}")
-    arrays = {name: to_host(params[name]) for name in spec.parameters}
+    arrays = {}
     for name, shape in spec.parameters.items():
+        try:
+            arrays[name] = to_host(params[name])
+        except ShapeError as error:
+            raise ShapeError(f"parameter {name}: {error}") from None
         if arrays[name].shape != shape:
             raise ShapeError(f"parameter {name} has shape {arrays[name].shape}; the spec wants {shape}")
         if arrays[name].dtype.kind != "f":
@@ -104,8 +108,8 @@ def save(path: str | os.PathLike[str], model: Model, dtype: str | None = None) -
             raise ModelFileError(f"a model is stored as float16, float32 or float64, not {dtype!r}")
         limit = np.finfo(dtype).max
         for name, array in tensors.items():
-            if dtype == "float16" and np.any(np.abs(array) > limit):
-                raise ModelFileError(f"{name} has values beyond {limit}, float16's largest; store it as float32")
+            if np.any((np.abs(array) > limit) & np.isfinite(array)):
+                raise ModelFileError(f"{name} has values beyond {limit}, {dtype}'s largest; store it as it is")
             tensors[name] = array.astype(dtype)
     tensors |= {name: np.ascontiguousarray(array) for name, array in model.state.items()}
     text = describe(model.spec, model.classes, model.provenance)

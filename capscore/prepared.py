@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -23,12 +24,14 @@ def prepared(ops: Writable[Any], name: str, weight: Any, make: Callable[[T | Non
     """
     if str(weight.device) != "cpu":
         return make(None)
-    kept: OrderedDict[Any, tuple[Any, Any]] = _of_thread.__dict__.setdefault("kept", OrderedDict())
-    key = name, type(weight), tuple(weight.shape), str(weight.dtype)
-    mark, made = kept.pop(key, (None, None))
+    kept: OrderedDict[Any, tuple[Any, Any, Any]] = _of_thread.__dict__.setdefault("kept", OrderedDict())
+    for gone in [key for key, (of, _, _) in kept.items() if of() is None]:
+        del kept[gone]
+    key = name, id(weight), tuple(weight.shape), str(weight.dtype)
+    _, mark, made = kept.pop(key, (None, None, None))
     if mark is None or not ops.unchanged(weight, mark):
         mark, made = ops.mark(weight), make(made)
-    kept[key] = mark, made
+    kept[key] = weakref.ref(weight), mark, made
     if len(kept) > MOST:
         kept.popitem(last=False)
     return made  # type: ignore[no-any-return]

@@ -124,6 +124,11 @@ def train(
     folder = Path(folder)
     for dataset, what in ((data, "training"), (held_out, "held-out")):
         check_dataset(net, dataset, what)
+    if learner.reconstruction != recipe.reconstruction:
+        raise TrainingError(
+            f"the learner weighs reconstruction by {learner.reconstruction}, the recipe by {recipe.reconstruction}: "
+            "make it as Learner(net, recipe.reconstruction)"
+        )
     rows, progress = _restore(net, learner, recipe, folder) if resume else _start(folder)
     net.provenance |= _provenance(recipe, len(data))
     per_epoch = -(-len(data) // recipe.batch)
@@ -190,9 +195,9 @@ def train(
                 "images_per_second": len(data) / progress.seconds,
             }
             rows.append(row)
+            net.provenance |= {"epoch": epoch + 1, "held_out_accuracy": row["held_out_accuracy"]}
             if row["held_out_accuracy"] > progress.best:  # saved first: a checkpoint that knows of it may rely on it
                 progress.best = row["held_out_accuracy"]
-                net.provenance |= {"epoch": epoch + 1, "held_out_accuracy": progress.best}
                 if learner.writes:
                     net.save(folder / BEST)
             progress = Progress(epoch + 1, 0, progress.steps, best=progress.best)

@@ -222,10 +222,26 @@ def test_what_is_prepared_is_made_again_when_the_weight_changes(library: str) ->
         assert doubled(caps, weight, "another name")[1] == 1
         assert doubled(caps, weight)[1] == 0
         other = caps.asarray(np.arange(6.0) + 1)
-        found, made = doubled(caps, other)  # takes its place
+        found, made = doubled(caps, other)
         assert made == 1
         np.testing.assert_array_equal(caps.to_numpy(found), caps.to_numpy(other) * 2)
         np.testing.assert_array_equal(caps.to_numpy(doubled(caps, weight)[0]), caps.to_numpy(weight) * 2)
+
+    elsewhere(run)
+
+
+@HOST
+def test_parameters_of_one_shape_in_turns_keep_their_own_until_they_are_gone(library: str) -> None:
+    caps = backend(library)
+
+    def run() -> None:
+        weights = [caps.asarray(np.full(4, value)) for value in (1.0, 2.0)]
+        assert [doubled(caps, weight)[1] for weight in weights * 2] == [1, 1, 0, 0]
+        assert [caps.to_numpy(doubled(caps, weight)[0])[0] for weight in weights] == [2, 4]
+        assert len(module._of_thread.kept) == 2
+        weights.pop()
+        doubled(caps, weights[0])
+        assert len(module._of_thread.kept) == 1
 
     elsewhere(run)
 

@@ -134,6 +134,23 @@ def test_ctrl_c_saves_and_the_command_it_names_goes_on(tmp_path):
     assert "best held-out" in capscore("train", "--resume", out, "--epochs", 3)
 
 
+def test_a_demo_that_was_stopped_knows_all_that_resuming_asks(tmp_path, monkeypatch):
+    from typer.testing import CliRunner
+
+    from capscore import cli
+
+    seen = {}
+
+    def stopped(net, *_):
+        seen.update(net.provenance)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "train", stopped)
+    result = CliRunner().invoke(cli.app, ["demo", "--backend", "numpy", "--out", str(tmp_path)])
+    assert result.exit_code == 130
+    assert seen == cli._training(backend="numpy")
+
+
 def test_a_folder_of_colour_images_trains_and_keeps_its_class_names(tmp_path):
     rng = np.random.default_rng(0)
     for name, channel in (("red", 0), ("green", 1), ("blue", 2)):

@@ -15,7 +15,7 @@ from conftest import backend
 
 from capscore import CapsNetSpec, Conv, Decoder, DenseCaps, PrimaryCaps, modelfile
 from capscore.data import Dataset, Framed, Pairs, Resident, load, resident
-from capscore.errors import CapscoreError, TrainingError
+from capscore.errors import CapscoreError, ShapeError, TrainingError
 from capscore.model import objective
 from capscore.train import BEST, LAST, LOG, Recipe, accuracy, batches, right, shifted, train
 
@@ -278,7 +278,9 @@ def test_numpy_and_torch_learn_the_same_from_pairs(pairs, tmp_path):
     for name in ("numpy", "torch"):
         caps = backend(name)
         net = caps.CapsNet(spec, seed=RECIPE.seed, classes=pairs[0].classes)
-        rows = train(net, caps.Learner(net, 0.01), *pairs, replace(RECIPE, shift=1), tmp_path / name)
+        rows = train(
+            net, caps.Learner(net, 0.01), *pairs, replace(RECIPE, shift=1, reconstruction=0.01), tmp_path / name
+        )
         losses.append([row["loss"] for row in rows])
     np.testing.assert_allclose(*losses, rtol=1e-5)
     whole, _ = run("numpy", pairs, tmp_path / "whole", spec=spec)
@@ -396,6 +398,39 @@ class Told:
 
     def end(self, row):
         self.rows.append(row["loss"])
+
+
+def test_the_learner_and_the_recipe_weigh_reconstruction_alike(digits, tmp_path):
+    caps = backend("numpy")
+    net = caps.CapsNet(TINY)
+    with pytest.raises(TrainingError, match=r"by 0.0005, the recipe by 0.05: make it as Learner\(net, recipe"):
+        train(net, caps.Learner(net), *digits, replace(RECIPE, reconstruction=0.05), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_file_tells_the_epoch_it_is_of(digits, tmp_path, monkeypatch):
+    found = iter([0.5, 0.9, 0.7])
+    monkeypatch.setattr(sys.modules["capscore.train"], "accuracy", lambda *_: next(found))
+    caps = backend("numpy")
+    net = caps.CapsNet(TINY, classes=digits[0].classes)
+    train(net, caps.Learner(net), *digits, replace(RECIPE, epochs=3), tmp_path)
+    net.save(tmp_path / "now.safetensors")
+    told = [modelfile.read(tmp_path / name).provenance for name in (BEST, LAST, "now.safetensors")]
+    assert [about["epoch"] for about in told] == [2, 3, 3]
+    assert [about["held_out_accuracy"] for about in told] == [0.9, 0.7, 0.7]
+
+
+@pytest.mark.parametrize("name", ["numpy", "torch"])
+def test_a_step_takes_what_it_can_learn_from(name):
+    caps = backend(name)
+    learner = caps.Learner(caps.CapsNet(TINY))
+    images, targets = np.zeros((10, 1, 28, 28), np.float32), np.eye(10)
+    with pytest.raises(ShapeError, match=r"images\.astype\('float32'\) / 255"):
+        learner.step(images.astype(np.uint8), targets, 1e-3)
+    with pytest.raises(ShapeError, match=r"images have shape \[10, 28, 28\]"):
+        learner.step(images[:, 0], targets, 1e-3)
+    with pytest.raises(ShapeError, match=r"one_hot \[10\] must be of one shape .*np\.eye\(J\)\[labels\]"):
+        learner.step(images, np.arange(10.0), 1e-3)
 
 
 def test_losses_may_be_read_late(digits, tmp_path, monkeypatch):

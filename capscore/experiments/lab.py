@@ -118,7 +118,7 @@ class Lab:
         """Return a network trained by the recipe, in the folder `name`; one that was is only read."""
         if isinstance(spec, CNNSpec):
             net: Any = baselines.CNN(spec, seed=recipe.seed, classes=data.classes)
-            learner: Any = baselines.Learner(net, device=self.device)
+            learner: Any = baselines.Learner(net, recipe.reconstruction, device=self.device)
         else:
             net = caps.CapsNet(spec, seed=recipe.seed, classes=data.classes, fast_conv=fast_conv)
             learner = caps.Learner(net, recipe.reconstruction, device=self.device)
