@@ -31,7 +31,8 @@ bench: $(VENV)/demo.stamp
 docs: $(VENV)/docs.stamp
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
-# What an hour or so on two cores can show, added to results/ and docs/results.md. It goes on where it was stopped.
+# What about an hour for each on two cores can show, added to results/ and docs/results.md. It goes on where it was
+# stopped.
 EXPERIMENTS ?= mnist multimnist claims
 results: $(VENV)/demo.stamp
 	for name in $(EXPERIMENTS); do $(BIN)/capscore experiment $$name --budget hour $(ARGS) || exit; done

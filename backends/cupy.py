@@ -75,13 +75,19 @@ def conv2d(
 
 
 class Kernels(Streaming):
-    """Dynamic routing by the kernels of `kernels.cu`, and where these do not cover the sizes as on any backend."""
+    """Dynamic routing by the kernels of `kernels.cu`, and where these do not cover the sizes as on any backend.
+
+    `FUSED[DynamicRouting].precision` is "float32"; "tf32" and "bf16" let tensor cores multiply the votes of float32
+    arrays, from factors rounded so.
+    """
+
+    precision = "float32"
 
     def __call__(self, routing: DynamicRouting, u: Array, weight: Array, bias: Array | None) -> Array:
         """Return v [B, J, D]."""
         if not _cupy_kernels.supports(u, weight):
             return super().__call__(routing, u, weight, bias)
-        return _cupy_kernels.forward(u, weight, bias, routing.iterations, routing.leaky)
+        return _cupy_kernels.forward(u, weight, bias, routing.iterations, routing.leaky, self.precision)
 
     def forward(
         self, routing: DynamicRouting, u: Array, weight: Array, bias: Array | None, learning: bool = True
@@ -89,7 +95,7 @@ class Kernels(Streaming):
         """Return v [B, J, D] and what `backward` needs of it."""
         if not _cupy_kernels.supports(u, weight):
             return super().forward(routing, u, weight, bias, learning)
-        return _cupy_kernels.forward_keeping(u, weight, bias, routing.iterations, routing.leaky)
+        return _cupy_kernels.forward_keeping(u, weight, bias, routing.iterations, routing.leaky, self.precision)
 
     def backward(
         self, routing: DynamicRouting, g: Array, kept: Any, u: Array, weight: Array, bias: Array | None
@@ -97,7 +103,8 @@ class Kernels(Streaming):
         """Return the gradients of u, weight and bias from that of v, [B, J, D]."""
         if not _cupy_kernels.supports(u, weight):
             return super().backward(routing, g, kept, u, weight, bias)
-        return _cupy_kernels.backward(g, u, weight, bias, routing.iterations, routing.leaky, kept=kept)
+        how = routing.iterations, routing.leaky, self.precision
+        return _cupy_kernels.backward(g, u, weight, bias, *how, kept)
 
 
 FUSED = {DynamicRouting: Kernels(sys.modules[__name__])}

@@ -1,4 +1,4 @@
-"""Who is timed at what: `CONTENDERS[what][name](settings)` prepares, and returns what is timed.
+"""Who is timed at what: `contenders(device)[what][name](settings)` prepares, and returns what is timed.
 
 A contender is prepared in a process of its own, and imports only what it needs: the textbook network runs in plain
 PyTorch, under its default allocator.

@@ -41,6 +41,11 @@ def backend(name: str) -> ModuleType:
     return importlib.import_module(f"capscore.backends.{name}")
 
 
+def __dir__() -> list[str]:
+    """Name those too that `__getattr__` finds."""
+    return sorted({*globals(), *_OF_THE_BACKEND})
+
+
 def __getattr__(name: str) -> Any:
     """Take `CapsNet`, `Learner`, `load` and the ops from the chosen backend, imported at the first need of it."""
     if name not in _OF_THE_BACKEND:

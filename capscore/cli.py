@@ -61,6 +61,7 @@ def version(show: Annotated[bool, typer.Option("--version", help="Print the vers
 
 @app.command("train")
 def train_command(
+    context: typer.Context,
     preset: Annotated[str, typer.Option(help=f"Network: {', '.join(PRESETS)}.")] = "small",
     spec: Annotated[Path | None, typer.Option(help="Network: a JSON file instead of a preset.")] = None,
     data: Data = "digits",
@@ -88,6 +89,9 @@ def train_command(
     Writes best.safetensors (highest held-out accuracy), last.safetensors (to resume from) and log.jsonl.
     """
     if resume is not None:
+        given = [name for name in context.params if "COMMANDLINE" in str(context.get_parameter_source(name))]
+        if other := set(given) - {"resume", "epochs", "device", "backend_name", "data_dir"}:
+            raise TrainingError(f"a training goes on as it began: without {', '.join(sorted(other))}, beside --resume")
         model = modelfile.read(resume / LAST) if (resume / LAST).exists() else None
         if model is None or not {"recipe", *_training()} <= set(model.provenance):
             raise ModelFileError(f"there is no training to resume in {resume}: {LAST} is missing or no checkpoint")

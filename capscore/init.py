@@ -3,7 +3,8 @@
 The numbers are those of the authors' code at the sizes of the paper, carried to other sizes by fan-in. Both
 convolutions have a standard deviation of 0.45/√fan_in, which is 0.05 for the stem's 81 inputs and 0.1 · 1/32
 for the primary layer's 20,736 (its one-iteration routing over 32 types is the factor 1/32). Capsule weights
-have 0.1 · √(1152/N) · J/10, so that s has the same spread under uniform couplings 1/J whatever the sizes.
+have 0.1 · √(1152/N) · J/10, so that s has the same spread under uniform couplings 1/J whatever the sizes. Those of
+the decoder have 0.1 at any size.
 """
 
 from __future__ import annotations

@@ -58,6 +58,8 @@ class CapsNet(Generic[A]):
     ) -> None:
         if dtype not in ("float32", "float64"):
             raise ShapeError(f'dtype must be "float32" or "float64", not {dtype!r}')
+        if not hasattr(spec, "parameters"):
+            raise ShapeError(f"the network's spec must be a CapsNetSpec, such as PRESETS['small'], not {short(spec)}")
         if fast_conv not in (None, *TILES):
             raise ShapeError(f"fast_conv must be None, {' or '.join(map(repr, TILES))}, not {short(fast_conv)}")
         self.spec, self.fast_conv = spec, fast_conv

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from .errors import SpecError, short
+from .errors import ShapeError, SpecError, short
 from .layers import ArrayVotes, Votes, squash
 from .ops import A, Ops, scope
 
@@ -85,6 +85,8 @@ def dynamic_routing(
     """
     if not isinstance(votes, Votes):
         votes = ArrayVotes(ops, votes)
+    if iterations < 1:
+        raise ShapeError(f"iterations must be at least 1, not {short(iterations)}")
     logits: A | None = None
     c: A | float = 1 / (votes.n_out + leaky)  # the softmax of zero logits
     with scope(ops, "route/0"):

@@ -372,6 +372,7 @@ def export(
         raise CapscoreError(f"fast_conv must be one of {', '.join(cook_toom.TILES)}, not {short(fast_conv)}")
     _check(opset, batch)
     offered = [*(["reconstruction"] if net.spec.decoder else []), "lengths", "capsules", "couplings"]
+    outputs = (outputs,) if isinstance(outputs, str) else outputs
     if unknown := [name for name in outputs or () if name not in offered]:
         raise CapscoreError(f"this network has no output {short(unknown[0])}; it has {', '.join(sorted(offered))}")
     wanted = tuple(outputs) if outputs else tuple(name for name in offered if name != "couplings")
@@ -393,6 +394,8 @@ def export(
             n_in, n_out, _, _ = spec.votes_shape(i)
             for r, c in enumerate(couplings[1:], start=1):
                 found[f"couplings.{i}.{r}"] = (recorder.transpose(c, (1, 2, 0)), (n_in, n_out))
+        if trace and not any(name.startswith("couplings") for name in found):
+            raise CapscoreError("there are no couplings to export: those of the only iteration are uniform")
         return recorder.model({"images": spec.input}, found, byte_images)
 
     model = plain = record(half=False)

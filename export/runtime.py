@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from importlib import metadata
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from capscore.data.progress import track
 from capscore.errors import BackendError, CapscoreError, ModelFileError, ShapeError, short
 from capscore.export import onnxfile
 from capscore.export.binding import HOST, Bound, Captured, gpu_library, library_of
@@ -161,7 +162,8 @@ class Session(_Session):
         if size < 1:
             raise ShapeError(f"batch must be at least 1, not {batch}")
         found = []
-        for start in _with_bar(range(0, max(1, len(images)), size), progress):
+        starts = range(0, max(1, len(images)), size)
+        for start in track(starts, "batches") if progress else starts:
             part = images[start : start + size]
             count = len(part)
             if self.batch is not None and count < size:
@@ -256,11 +258,3 @@ def _reason(error: Exception) -> str:
     """Return the first line of an error; ONNX Runtime's go on for pages, with the reason at the line's end."""
     line = next(iter(str(error).splitlines()), type(error).__name__)
     return line if len(line) <= 300 else f"{line[:80]} … {line[-217:]}"
-
-
-def _with_bar(starts: Sequence[int], progress: bool) -> Iterable[int]:
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    return track(starts, "batches", console=console, transient=True, disable=not (progress and console.is_terminal))

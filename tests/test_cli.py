@@ -225,6 +225,7 @@ def wrong(tmp_path, model):
         (["train", "--epochs", "-1"], "epochs must be a whole number of at least 1"),
         (["train", "--epochs", "0"], "epochs must be a whole number of at least 1"),
         (["train", "--resume", tmp_path], "no training to resume"),
+        (["train", "--resume", tmp_path, "--rate", "0.1", "--amp"], "as it began: without amp, rate, beside --resume"),
         (["train", "--backend", "tensorflow"], "there is no backend 'tensorflow'; choose one of cupy, numpy, torch"),
         (["train", "--backend", "numpy", "--amp", "--out", tmp_path / "amp"], "no option amp"),
         (["train", "--preset", "cifar10"], "1×28×28"),

@@ -27,6 +27,7 @@ from conftest import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from capscore.errors import ShapeError
 from capscore.layers import LinearVotes
 from capscore.routing import dynamic_routing
 from capscore.spec import PRESETS, CapsNetSpec, Conv, DenseCaps, PrimaryCaps
@@ -273,6 +274,8 @@ def test_dynamic_routing_routes_three_times_unless_told(caps: ModuleType) -> Non
     np.testing.assert_array_equal(
         caps.to_numpy(dynamic_routing(caps, u_hat)), caps.to_numpy(dynamic_routing(caps, u_hat, 3, False))
     )
+    with pytest.raises(ShapeError, match="iterations must be at least 1, not 0"):
+        dynamic_routing(caps, u_hat, 0)
 
 
 @given(shape=st.tuples(*[st.integers(1, n) for n in (3, 6, 5, 4, 3)]), seed=SEEDS)

@@ -256,6 +256,24 @@ def test_what_the_kernels_do_not_take(library: Library) -> None:
             kernels.forward(other, w, None, 1, False)
 
 
+@not_interpreted
+def test_the_cupy_backend_routes_in_the_precision_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    from capscore.routing import DynamicRouting
+
+    caps = importlib.import_module("capscore.backends.cupy")
+    kernels, told = importlib.import_module("capscore.backends._cupy_kernels"), []
+    monkeypatch.setattr(kernels, "supports", lambda *_: True)
+    for name, at in (("forward", 5), ("forward_keeping", 5), ("backward", 6)):
+        monkeypatch.setattr(kernels, name, lambda *args, at=at: told.append(args[at]))
+    route, routing = caps.FUSED[DynamicRouting], DynamicRouting(3)
+    for precision in ("float32", "bf16"):
+        monkeypatch.setattr(route, "precision", precision)
+        route(routing, None, None, None)
+        route.forward(routing, None, None, None)
+        route.backward(routing, None, None, None, None, None)
+    assert told == ["float32"] * 3 + ["bf16"] * 3
+
+
 def test_arrays_in_another_order_or_at_an_odd_address(library: Library) -> None:
     kernels, put, get = library
     x = case((2, 3, 4, 4, 4), dtype="float32")

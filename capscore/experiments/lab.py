@@ -7,7 +7,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,8 @@ class Budget:
 class Lab:
     """One experiment at one budget: its trials, its trainings, and what it shows of their progress.
 
-    A trial is known by its settings: one that is in `results`/NAME.json already is not done again.
+    A trial is known by its settings and by what its budget spends: one that is in `results`/NAME.json already is not
+    done again, and takes the place of one that had spent something else.
     """
 
     name: str
@@ -91,8 +92,9 @@ class Lab:
         """Return what `measure` finds, or what it found when it was asked for the same settings before."""
         settings = {"budget": self.size, **settings}
         said = ", ".join(f"{key} {value}" for key, value in settings.items())
+        spends = {"spends": asdict(replace(self.budget, trials=0)), "settings": settings}
         for record in read(self.file):
-            if record["settings"] == settings:
+            if {"spends": record["spends"] | {"trials": 0}, "settings": record["settings"]} == spends:
                 self.say(f"{self.name}: {said}: done before")
                 found: Values = record["values"]
                 return found
@@ -102,7 +104,8 @@ class Lab:
         # A training that went on after a break has taken longer than this process knows of.
         seconds = max(time.monotonic() - began, self.spent)
         record = {"settings": settings, "values": values, "seconds": round(seconds, 1), **self.about()}
-        write(self.file, [*read(self.file), record])
+        others = [other for other in read(self.file) if other["settings"] != settings]
+        write(self.file, [*others, record])
         self.say("  " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
         return values
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -35,7 +36,7 @@ def run(lab: Lab) -> None:
     cnn = baselines.MULTIMNIST if lab.budget.paper else baselines.like(capsnet, exclusive=False)
     specs: dict[str, CapsNetSpec | CNNSpec] = {"CapsNet": capsnet, "CNN": cnn}
 
-    def fit(network: str, seed: int) -> object:
+    def fit(network: str, seed: int) -> Any:
         weight = 0.0005 if lab.budget.paper else 0.002  # so that few epochs draw well
         recipe = lab.budget.recipe(len(pairs), seed, epochs=1, shift=0, reconstruction=weight)
         return lab.fit(specs[network], pairs, held_out, recipe, f"{network}-{seed}")
@@ -45,9 +46,9 @@ def run(lab: Lab) -> None:
 
             def error(network: str = network, seed: int = seed) -> Values:
                 net = fit(network, seed)
-                return {"error": 100 * (1 - accuracy(net, held_out))}  # type: ignore[arg-type]
+                return {"error": 100 * (1 - accuracy(net, held_out))}
 
             sizes = {"images": len(pairs), "test": len(held_out), "parameters": spec.parameter_count}
             lab.trial(error, data=data, **sizes, epochs=1, network=network, seed=seed)
     index = np.arange(min(SHOWN, len(held_out)))
-    lab.draw("multimnist", lambda: figures.overlapping(fit("CapsNet", 0), held_out, index))  # type: ignore[arg-type]
+    lab.draw("multimnist", lambda: figures.overlapping(fit("CapsNet", 0), held_out, index))
