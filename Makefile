@@ -38,7 +38,7 @@ results: $(VENV)/demo.stamp
 	for name in $(EXPERIMENTS); do $(BIN)/capscore experiment $$name --budget hour $(ARGS) || exit; done
 	$(BIN)/capscore results
 
-# The pictures of docs/images. What the network learned stays in runs/docs; without it a minute of training comes first.
+# The pictures of the chapters. What the network learned stays in runs/docs; without it a minute of training comes first.
 figures: $(VENV)/demo.stamp
 	$(BIN)/python docs/figures.py $(ARGS)
 

@@ -311,7 +311,7 @@ def lengths(net: CapsNet[Any], images: Any, labels: Any = None) -> Figure:
 def overlapping(net: CapsNet[Any], pairs: Pairs, index: NDArray[np.int64]) -> Figure:
     """Show images of two overlapping objects, and each object drawn on its own (figure 5).
 
-    In the two lower rows one object is red and the other green, and yellow is where both are: as they were before
+    In the two lower rows one object is magenta and the other green, and white is where both are: as they were before
     they were laid on top of each other, and as the decoder draws the two longest capsules, one at a time. Below
     stand the two classes that were found, in their colours; a frame tells of a wrong answer.
     """
@@ -332,8 +332,8 @@ def overlapping(net: CapsNet[Any], pairs: Pairs, index: NDArray[np.int64]) -> Fi
     fig = _page(
         HEADER + band * -(-len(images) // columns),
         "Overlapping objects",
-        "one object red, the other green, yellow where both are: as they were, and as each of the two longest capsules "
-        "is drawn alone",
+        "one object magenta, the other green, white where both are: as they were, and as each of the two longest "
+        "capsules is drawn alone",
     )
     rows = (seen.images, _two_colours(parts[:, 0], parts[:, 1]), _two_colours(*drawn))
     for i in range(len(images)):
@@ -342,7 +342,7 @@ def overlapping(net: CapsNet[Any], pairs: Pairs, index: NDArray[np.int64]) -> Fi
             if i % columns == 0:
                 _text(fig, MARGIN, y + (h + 0.06) * r + h / 2, name, GREY, SMALL, va="center")
             _tile(fig, (x, y + (h + 0.06) * r, w, h), row[i], LINE if correct[i] or r < 2 else ORANGE)
-        for k, (j, color) in enumerate(zip(longest[i], ("#c00000", "#008000"), strict=True)):
+        for k, (j, color) in enumerate(zip(longest[i], ("#a000a0", "#008000"), strict=True)):
             at, ha = (x + w / 2 - 0.03, "right") if k == 0 else (x + w / 2 + 0.03, "left")
             sign = "" if j in labels[i] else " ✗"
             _text(fig, at, y + 3 * (h + 0.06), _short(net.classes[j], w / 2) + sign, color, ha=ha, weight="bold")
@@ -350,9 +350,9 @@ def overlapping(net: CapsNet[Any], pairs: Pairs, index: NDArray[np.int64]) -> Fi
 
 
 def _two_colours(first: NDArray[Any], second: NDArray[Any]) -> NDArray[Any]:
-    """Return two grey pictures [B, C, H, W] as the red and the green of one, [B, 3, H, W]."""
-    red, green = first.mean(1), second.mean(1)
-    return np.stack([red, green, np.zeros_like(red)], 1)
+    """Return two grey pictures [B, C, H, W] as the magenta and the green of one, [B, 3, H, W]."""
+    magenta, green = first.mean(1), second.mean(1)
+    return np.stack([magenta, green, magenta], 1)
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> None:

@@ -1,4 +1,4 @@
-"""Draws every picture of the documentation: `make figures`, or `python docs/figures.py [NAME …]`.
+"""Draws every picture of the chapters: `make figures`, or `python docs/figures.py [NAME …]`.
 
 Pictures of ideas are drawn from the numbers that the chapter's own code computes. Pictures of a trained network
 need one: `small`, trained on the embedded digits with the recipe of the demo (about a minute) and kept in runs/docs.
@@ -339,7 +339,7 @@ def agreement() -> Figure:
                 fig,
                 MARGIN + 1.95 * (k + 1) + side / 2,
                 y + side - 0.02,
-                f"apart by {found:.2f}",
+                f"largest difference {found:.2f}",
                 BLUE if seen == whole else GREY,
                 ha="center",
                 weight="bold" if seen == whole else "normal",

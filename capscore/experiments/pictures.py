@@ -43,18 +43,17 @@ def equivariance(found: Mapping[str, Mapping[str, Reading]], points: int = 300) 
     fig = _page(
         HEADER + 0.35 + len(found) * (side + 0.5) + 0.25,
         "Is the pose written in the numbers?",
-        "read linearly off 16 numbers, the winning capsule's or the CNN's last features, for unseen digits",
+        "read linearly off 16 numbers, the winning capsule's or the CNN's last features, for unseen digits (seed 0)",
     )
     for i, (network, readings) in enumerate(found.items()):
         y = HEADER + 0.3 + i * (side + 0.5)
-        _text(fig, MARGIN - 0.05, y + side / 2, network, COLORS[network], rotation=90, va="center", weight="bold")
+        name = f"{network}: read"
+        _text(fig, MARGIN - 0.05, y + side / 2, name, COLORS[network], rotation=90, va="center", weight="bold")
         for k, (factor, (low, high)) in enumerate(FACTORS.items()):
             reading, room = readings[factor], (high - low) * 0.25
             if i == 0:
                 _text(fig, left + pitch * k, HEADER, factor, weight="bold")
-            ax = _chart(
-                _axes(fig, (left + pitch * k, y, side, side)), "true; upwards: read" if i == len(found) - 1 else ""
-            )
+            ax = _chart(_axes(fig, (left + pitch * k, y, side, side)), "true" if i == len(found) - 1 else "")
             ax.set(xlim=(low, high), ylim=(low - room, high + room))
             ax.plot([low, high], [low, high], color=INK, lw=0.8)
             ax.plot(reading.true[:points], reading.read[:points], ".", ms=2.5, alpha=0.5, color=COLORS[network])
@@ -203,10 +202,13 @@ def curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def _error(ax: Axes) -> None:
-    """Make the upright axis, logarithmic, that of the test error."""
-    ax.set(yscale="log")
-    ax.yaxis.set_major_formatter("{x:g}")
-    ax.yaxis.set_minor_formatter("{x:g}")
-    ax.tick_params(axis="y", which="minor", labelsize=SMALL - 1, labelcolor=GREY)
+    """Make the upright axis, logarithmic, that of the test error, with a tick beyond the values at either end."""
+    values = np.concatenate([np.asarray(line.get_ydata(), float) for line in ax.lines])
+    ticks = np.array([digit * 10.0**power for power in range(-3, 3) for digit in (1, 2, 5)])
+    low, high = np.searchsorted(ticks, [values.min(), values.max()])
+    ticks = ticks[max(low - 1, 0) : high + 1]
+    ax.set(yscale="log", ylim=(ticks[0], ticks[-1]))
+    ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    ax.minorticks_off()
     ax.set_ylabel("test error, %", size=SMALL, color=GREY)
     ax.legend(frameon=False, fontsize=BODY)
