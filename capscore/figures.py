@@ -37,7 +37,7 @@ DPI = 150
 WIDTH, MARGIN, HEADER = 9.0, 0.3, 0.85  # of every page: 1,350 pixels, legible at two thirds of that
 HEADING, BODY, SMALL = 13, 9, 8  # points
 INK, GREY, PALE, LINE = "#222222", "#6b6b6b", "#a9a9a9", "#d0d0d0"
-BLUE, ORANGE = "#0072b2", "#d55e00"  # told apart with every kind of colour blindness
+BLUE, ORANGE, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"  # told apart with every colour blindness
 BALANCE = LinearSegmentedColormap.from_list("balance", [ORANGE, "#f4f4f4", BLUE])
 DEEPER = LinearSegmentedColormap.from_list("deeper", ["#b8d6ea", BLUE])
 STEPS = np.arange(-5, 6) * 0.05  # the paper's perturbations, the middle one exactly zero
@@ -207,9 +207,9 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
 def couplings(net: CapsNet[Any], images: Any) -> Figure:
     """Show routing by agreement for a few images [B, C, H, W], a row each, up to three of its iterations.
 
-    From left to right: the image; on the primary map, where the couplings to the longest capsule lie above
-    and below an even share, the mean over the types (not with several capsule layers); all of them in order
-    of size, with the mean entropy; the length of every class capsule.
+    From left to right: the image; on the primary map, where the couplings to the longest capsule lie above (blue)
+    and below (orange) an even share, the mean over the types, in one scale for all images (not with several capsule
+    layers); all of them in order of size, with the mean entropy; the length of every class capsule.
     """
     seen, found = _look(net, images), agreement(net, images)
     total, count = found.entropy.shape
@@ -238,7 +238,7 @@ def couplings(net: CapsNet[Any], images: Any) -> Figure:
         (x_length, "class-capsule lengths", ""),
     ]
     if mapped:
-        heads.append((x_maps, "couplings to the winner", "blue more, orange less than even"))
+        heads.append((x_maps, "couplings to the winner", f"blue above even, full colour: ±{limit:.2g}"))
     for x, head, note in heads:
         _text(fig, x, HEADER, head, weight="bold")
         _text(fig, x, HEADER + 0.2, note, GREY, SMALL)

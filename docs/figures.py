@@ -393,7 +393,22 @@ def architecture() -> Figure:
     name(0.8, "image", "×".join(map(str, spec.input)))
     stack(2.35, 0.8, 0.8, 0.8, 8, "#b8d6ea")
     name(2.9, "features", "×".join(map(str, rows["stem.0"].output)), cost(rows["stem.0"]))
-    stack(4.75, 0.98, 0.55, 0.55, 8, "#5da3cd")
+    # One type of the primary capsules: its maps one behind the other, and a capsule through all of them.
+    x, y, side, back = 4.5, 0.93, 0.66, 0.07
+    cell = side / width
+    for k in reversed(range(spec.primary.dim)):
+        at = x + back * k, y - back * k
+        ax.add_patch(Rectangle(at, side, side, fc="#5da3cd", ec="white", lw=0.7))
+        ax.add_patch(Rectangle((at[0] + side - cell, at[1]), cell, cell, fc=ORANGE, ec="white", lw=0.5))
+    for n in range(1, width):
+        ax.plot([x + cell * n] * 2, [y, y + side], color="white", lw=0.4)
+        ax.plot([x, x + side], [y + cell * n] * 2, color="white", lw=0.4)
+    far, edge = x + side + back * (spec.primary.dim - 1), y - back * (spec.primary.dim - 1) + cell / 2
+    arrow(ax, (far + 0.28, edge), (far + 0.05, edge), ORANGE, 1.2)
+    for k in range(spec.primary.dim):
+        ax.add_patch(Rectangle((far + 0.33 + 0.1 * k, edge - 0.05), 0.1, 0.1, fc=ORANGE, ec="white", lw=0.7))
+    told = f"one capsule: {spec.primary.dim} channels at one position"
+    ax.text(far + 0.33 + 0.1 * spec.primary.dim, edge - 0.1, told, ha="right", va="bottom", size=SMALL, color=ORANGE)
     name(
         5.2,
         "primary capsules",
@@ -406,8 +421,19 @@ def architecture() -> Figure:
         ax.text(8.02, 0.45 + 0.145 * k, str(k), va="center", size=SMALL - 1, color=ORANGE if k == 3 else GREY)
     name(7.5, "class capsules", "10 capsules of 16", cost(rows["capsules.0"]))
     step(1.35, 2.25, 1.2, "9×9\nReLU")
-    step(3.6, 4.65, 1.2, "9×9, stride 2\nsquash")
-    step(5.8, 6.95, 1.2, "votes,\nrouting, squash")
+    step(3.6, 4.4, 1.2, "9×9,\nstride 2,\nsquash")
+    step(5.8, 6.95, 1.2, "votes, routing,\nsquash")
+    inputs, outputs, *matrix = spec.votes_shape(0)
+    ax.text(
+        6.37,
+        1.28,
+        f"W_ij: {'×'.join(map(str, matrix))}, one for\neach of {inputs:,} × {outputs}",
+        ha="center",
+        va="top",
+        size=SMALL,
+        color=GREY,
+        linespacing=1.3,
+    )
     ax.text(
         8.22, 1.1, "length:\nis it there?\n\ndirection:\nhow?", va="center", size=SMALL, color=GREY, linespacing=1.3
     )
@@ -552,7 +578,10 @@ def pose() -> Figure:
     )
     wide, left = 3.7, MARGIN + 0.4
     for k, (change, batch, label) in enumerate(
-        ((degrees, turned, "turned, degrees"), (pixels, moved, "shifted, pixels"))
+        (
+            (degrees, turned, "turned, degrees (positive: anticlockwise)"),
+            (pixels, moved, "shifted, pixels (positive: right)"),
+        )
     ):
         x = left + 4.35 * k
         text(fig, x, HEADER, label, weight="bold")
@@ -602,6 +631,38 @@ def perturbations() -> Figure:
 
 
 @picture
+def named_rows() -> Figure:
+    """Chapter 11: five rows of the picture of perturbations, large, with what they change."""
+    images, labels = examples()
+    rows = (
+        (3, 12, "thin to thick,\nthe gaps close"),
+        (4, 13, "wide to narrow"),
+        (4, 16, "upright and closed\nto slanted and open"),
+        (7, 11, "faint to bold"),
+        (7, 14, "slanted to upright"),
+    )
+    left, steps = MARGIN + 1.95, figures.STEPS
+    pitch = (WIDTH - MARGIN - left) / len(steps)
+    side = pitch - 0.05
+    fig = page(
+        HEADER + 0.25 + pitch * len(rows),
+        "Five rows that have a name",
+        "one of the sixteen numbers of the class capsule is moved and the image drawn again; framed: unmoved",
+    )
+    for k in (0, len(steps) // 2, len(steps) - 1):
+        shift = "0" if abs(steps[k]) < 1e-9 else f"{steps[k]:+g}".replace("-", "−")
+        text(fig, left + pitch * k + side / 2, HEADER, shift, GREY, SMALL, ha="center")
+    for i, (label, dimension, what) in enumerate(rows):
+        y = HEADER + 0.2 + pitch * i
+        drawn = figures.perturb(trained(), images[list(labels).index(label)])[dimension - 1]
+        text(fig, MARGIN, y + 0.02, f"{label}, row {dimension}", weight="bold")
+        text(fig, MARGIN, y + 0.2, what, GREY, SMALL, linespacing=1.3)
+        for k, image in enumerate(drawn):
+            tile(fig, (left + pitch * k, y, side, side), image, BLUE if k == len(steps) // 2 else LINE)
+    return fig
+
+
+@picture
 def couplings() -> Figure:
     """Chapter 11: how the routing of a trained network turns to the winner."""
     return figures.couplings(trained(), examples()[0][:4])
@@ -627,7 +688,7 @@ def main() -> None:
     IMAGES.mkdir(exist_ok=True)
     for name in sys.argv[1:] or DRAWN:
         path = IMAGES / f"{name}.png"
-        detailed = (110, 64) if name == "perturbations" else ()
+        detailed = {"perturbations": (110, 64), "named-rows": (150, 64)}.get(name, ())
         save(DRAWN[name](), path, *detailed)
         print(f"{path.relative_to(IMAGES.parents[1])}: {path.stat().st_size / 1000:.0f} kB")
 
