@@ -149,11 +149,25 @@ def scaling(settings: Settings, rounds: int) -> dict[str, Any]:
 
 
 def plots(results: dict[str, Any], folder: Path, name: str) -> None:
-    """Draw images per second against the batch, and the growth of the routing layer if it was measured."""
+    """Draw images per second against the batch, and the growth of the routing layer if it was measured.
+
+    A colour is an engine; dotted is the textbook, dashed the convolutions alone, both with open marks. The 3x3 tiles
+    are left to the tables.
+    """
     import matplotlib
 
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
+
+    from capscore.figures import BLUE, GREEN, ORANGE, PURPLE
+
+    engines = {"numpy": ORANGE, "ONNX": GREEN, "cupy": PURPLE}  # whatever is none of them is PyTorch
+    markers = {"6x6": "s", "int8": "D", "tf32": "^", "bf16": "v", "compiled": "X"}
+    lines = {"textbook": ":", "convolutions alone": "--"}
+
+    def style(contender: str, of: dict[str, str], otherwise: str) -> str:
+        return next((value for part, value in of.items() if part in contender), otherwise)
 
     tables = [t for t in results["tables"] if t["what"] in ("inference", "training")]
     whats = sorted({t["what"] for t in tables})
@@ -161,15 +175,27 @@ def plots(results: dict[str, Any], folder: Path, name: str) -> None:
         figure, axes = plt.subplots(1, len(whats), figsize=(7.5 * len(whats), 4.2), squeeze=False, layout="constrained")
         for ax, what in zip(axes[0], whats, strict=True):
             of = [t for t in tables if t["what"] == what]
-            for contender in of[0]["rows"]:
-                speeds = [t["batch"] / t["rows"][contender]["ms"] * 1e3 for t in of]
-                compared = contender.startswith(("textbook", "convolutions"))
-                style = {"color": "0.4", "linestyle": "--" if "alone" in contender else ":"} if compared else {}
-                style["marker"] = "s" if "ONNX" in contender else "^" if "numpy" in contender else "o"
-                ax.plot([t["batch"] for t in of], speeds, markersize=4, label=contender, **style)
             batches = [t["batch"] for t in of]
+            speeds = {
+                contender: [t["batch"] / t["rows"][contender]["ms"] * 1e3 for t in of]
+                for contender in of[0]["rows"]
+                if "3x3" not in contender
+            }
+            for contender in sorted(speeds, key=lambda name: -speeds[name][-1]):  # the legend from fast to slow
+                ax.plot(
+                    batches,
+                    speeds[contender],
+                    color=style(contender, engines, BLUE),
+                    linestyle=style(contender, lines, "-"),
+                    marker=style(contender, markers, "o"),
+                    markersize=5,
+                    markerfacecolor=style(contender, dict.fromkeys(lines, "white"), style(contender, engines, BLUE)),
+                    label=contender,
+                )
             ax.set(xscale="log", xlabel="images in a batch", ylabel="images per second", ylim=(0, None), title=what)
             ax.set_xticks(batches, batches)
+            ax.minorticks_off()
+            ax.spines[["top", "right"]].set_visible(False)
             ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
         figure.savefig(folder / f"{name}-batch.png", dpi=120)
         plt.close(figure)
@@ -177,8 +203,10 @@ def plots(results: dict[str, Any], folder: Path, name: str) -> None:
         figure, axes = plt.subplots(1, len(grown), figsize=(4 * len(grown), 3.4), layout="constrained")
         labels = {"batch": "images", "inputs": "input capsules", "iterations": "iterations"}
         for ax, (what, rows) in zip(axes, grown.items(), strict=True):
-            ax.plot([row["value"] for row in rows], [row["ms"] for row in rows], marker="o")
+            ax.plot([row["value"] for row in rows], [row["ms"] for row in rows], color=BLUE, marker="o")
             ax.set(xlabel=labels[what], ylabel="routing and gradient, ms", xlim=(0, None), ylim=(0, None))
+            ax.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
+            ax.xaxis.set_major_formatter("{x:,.0f}")
         figure.savefig(folder / f"{name}-scaling.png", dpi=120)
         plt.close(figure)
 
