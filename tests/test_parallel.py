@@ -21,7 +21,7 @@ if not torch.distributed.is_available():
     pytest.skip("this PyTorch has no torch.distributed", allow_module_level=True)
 
 # 125 images in batches of 32: the last batch, of 29, is shared unequally.
-TRAIN = ["train", "--data", "images.npz", "--backend", "torch", "--dtype", "float64", "--batch", "32", "--seed", "3"]
+TRAIN = ["--data", "images.npz", "--backend", "torch", "--dtype", "float64", "--batch", "32", "--seed", "3"]
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def command(processes: int, *more: str) -> list[str]:
     run = [sys.executable]
     if processes > 1:
         run += ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--master-port=0", "--standalone"]
-    return [*run, "-m", "capscore", *TRAIN, *more]
+    return [*run, "-m", "capscore", "train", *more]
 
 
 def environment() -> dict[str, str]:
@@ -53,7 +53,7 @@ def train(processes: int, folder: Path, *more: str) -> subprocess.CompletedProce
 
 def test_two_processes_train_as_one(folder: Path) -> None:
     for processes in (1, 2):
-        done = train(processes, folder, "--epochs", "2", "--out", f"of{processes}")
+        done = train(processes, folder, *TRAIN, "--epochs", "2", "--out", f"of{processes}")
         assert done.returncode == 0, done.stderr[-2000:]
         assert done.stdout.count("best held-out accuracy") == 1  # one of them speaks
     one, two = (modelfile.read(folder / f"of{n}" / "last.safetensors") for n in (1, 2))
@@ -68,7 +68,7 @@ def test_two_processes_train_as_one(folder: Path) -> None:
 
 def test_a_killed_worker_ends_the_training_which_goes_on_later(folder: Path) -> None:
     process = subprocess.Popen(
-        command(2, "--epochs", "200", "--out", "run"),
+        command(2, *TRAIN, "--epochs", "200", "--out", "run"),
         cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     deadline = time.monotonic() + 120
