@@ -18,7 +18,6 @@ from capscore.backends.numpy import (
     convolve,
     empty,
     exp,
-    mark,
     matmul,
     multiply,
     norm,
@@ -29,7 +28,6 @@ from capscore.backends.numpy import (
     sqrt,
     sum,
     transpose,
-    unchanged,
 )
 from capscore.data import Samples, resident
 from capscore.errors import BackendError
@@ -45,9 +43,8 @@ except ModuleNotFoundError as error:
 from capscore.backends import _cupy_kernels
 
 __all__ = [
-    "FUSED", "CapsNet", "Learner", "argmax_one_hot", "asarray", "contiguous", "conv2d", "empty", "exp", "load", "mark",
+    "FUSED", "CapsNet", "Learner", "argmax_one_hot", "asarray", "contiguous", "conv2d", "empty", "exp", "load",
     "matmul", "multiply", "norm", "relu", "reshape", "sigmoid", "softmax", "sqrt", "sum", "to_numpy", "transpose",
-    "unchanged",
 ]  # fmt: skip
 
 Array = Any  # cupy.ndarray; CuPy comes without types

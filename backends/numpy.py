@@ -61,16 +61,6 @@ def contiguous(x: Array) -> bool:
     return x.flags.c_contiguous
 
 
-def mark(x: Array) -> Array:
-    """Return a copy: NumPy does not tell that an array was written into."""
-    return x.copy()
-
-
-def unchanged(x: Array, mark: Array) -> bool:
-    """Whether all elements are those of the copy."""
-    return bool(np.array_equal(x, mark))
-
-
 def sum(x: Array, axis: Axes, keepdims: bool = False) -> Array:
     """Return the sum over `axis`."""
     y: Array = np.sum(x, axis=axis, keepdims=keepdims)
@@ -136,7 +126,7 @@ def convolve(
     """Do `conv2d` on a backend of NumPy's functions: by transforms where these pay, else by patches."""
     if fast is not None and fast.pays(len(x)):
         return cook_toom.convolve(ops, x, weight, bias, fast)  # type: ignore[no-any-return]
-    w = prepared(ops, "patches", weight, lambda _: im2col.matrix(weight))
+    w = prepared("patches", weight, lambda _: im2col.matrix(weight))
     return im2col.convolve(x, weight, bias, stride, padding, w)
 
 

@@ -76,23 +76,6 @@ def contiguous(x: Tensor) -> bool:
     return x.is_contiguous()
 
 
-def mark(x: Tensor) -> tuple[Tensor, int | None, Tensor]:
-    """Return the tensor itself, its version and some of its elements."""
-    return x.detach(), None if x.is_inference() else x._version, _some(x).clone()
-
-
-def unchanged(x: Tensor, mark: tuple[Tensor, int | None, Tensor]) -> bool:
-    """Whether nothing was written into `x`: autograd counts that, and some elements tell of writes through `.data`."""
-    before, version, some = mark
-    same = version is not None and not x.is_inference() and x._version == version and x.data_ptr() == before.data_ptr()
-    return same and torch.equal(_some(x), some)
-
-
-def _some(x: Tensor) -> Tensor:
-    flat = x.detach().flatten()
-    return flat[:: max(1, flat.shape[0] // 1024)]
-
-
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int, fast: Tiling | None = None) -> Tensor:
     """Correlate x [B, C, H, W] with weight [O, C, k, k], plus bias [O]; `fast` is for the CPU, a GPU has its own."""
     if x.device.type != "cpu":

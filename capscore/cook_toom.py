@@ -323,7 +323,7 @@ def gradients(ops: Any, g: Any, x: Any, weight: Any, tiling: Tiling) -> tuple[An
 
 
 def _kernels(t: WritableTransform, weight: Any, tiling: Tiling) -> Any:
-    return prepared(t.ops, f"kernels {tiling.axes}", weight, lambda made: t.all_kernels(weight, made))
+    return prepared(f"kernels {tiling.axes}", weight, lambda made: t.all_kernels(weight, made))
 
 
 def record(ops: Ops[A], x: A, weight: NDArray[Any], bias: A, tiling: Tiling) -> A:

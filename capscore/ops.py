@@ -100,12 +100,6 @@ class Writable(Ops[A], Protocol[A]):
     def contiguous(self, x: A) -> bool:
         """Whether the elements lie in memory in row-major order."""
 
-    def mark(self, x: A) -> Any:
-        """Return what `unchanged` needs to know of `x` as it is now."""
-
-    def unchanged(self, x: A, mark: Any) -> bool:
-        """Whether `x` is still what it was, or equal to what was, when `mark` was made."""
-
 
 def scope(ops: Ops[A], name: str) -> AbstractContextManager[Any]:
     """Name what is computed inside, for backends that keep names (the ONNX recorder does; others ignore it)."""

@@ -142,7 +142,7 @@ class Blocks:
         if learning:
             weights = [self._weight(at, name) for at, name in zip(self.slices, names, strict=True)]
         else:
-            weights = prepared(buffers.ops, f"routing by {step}", weight, self._fresh)
+            weights = prepared(f"routing by {step}", weight, self._fresh)
         self.kept = [Block(at, self._u(at, name), w) for at, name, w in zip(self.slices, names, weights, strict=True)]
 
     def __iter__(self) -> Iterator[Block]:

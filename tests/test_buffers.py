@@ -204,7 +204,7 @@ def doubled(caps: ModuleType, weight: Any, name: str = "doubled") -> tuple[Any, 
         calls.append(1)
         return weight * 2.0
 
-    return prepared(caps, name, weight, make), len(calls)
+    return prepared(name, weight, make), len(calls)
 
 
 @HOST
@@ -226,6 +226,26 @@ def test_what_is_prepared_is_made_again_when_the_weight_changes(library: str) ->
         assert made == 1
         np.testing.assert_array_equal(caps.to_numpy(found), caps.to_numpy(other) * 2)
         np.testing.assert_array_equal(caps.to_numpy(doubled(caps, weight)[0]), caps.to_numpy(weight) * 2)
+
+    elsewhere(run)
+
+
+@pytest.mark.parametrize("through", ["data", "numpy", "detach", "inference mode"])
+def test_every_way_of_writing_into_one_element_is_noticed(through: str) -> None:
+    torch = pytest.importorskip("torch")
+    caps = backend("torch")
+
+    def run() -> None:
+        weight = torch.nn.Parameter(torch.zeros(7, 997))
+        doubled(caps, weight)
+        for place in (1, 500, 3491, 6978):
+            with torch.inference_mode(through == "inference mode"), torch.no_grad():
+                flat = weight.view(-1)
+                into = {"data": flat.data, "numpy": weight.detach().numpy().reshape(-1), "detach": flat.detach()}
+                into.get(through, flat)[place] += 1.0
+            found, made = doubled(caps, weight)
+            assert made == 1
+            assert found.reshape(-1)[place] == 2
 
     elsewhere(run)
 
@@ -257,9 +277,9 @@ def test_what_was_made_before_is_given_to_be_written_over(library: str) -> None:
             given_.append(before)
             return weight * 2.0
 
-        first = prepared(caps, "name", weight, make)
+        first = prepared("name", weight, make)
         weight[0] = 9.0
-        prepared(caps, "name", weight, make)
+        prepared("name", weight, make)
         assert given_[0] is None
         assert given_[1] is first
         assert doubled(caps, caps.asarray(np.arange(7.0)), "name")[1] == 1  # of another shape: nothing to write over
@@ -280,7 +300,7 @@ def test_an_error_on_the_way_leaves_nothing_half_made(library: str) -> None:
             raise MemoryError
 
         with pytest.raises(MemoryError):
-            prepared(caps, "doubled", weight, fail)
+            prepared("doubled", weight, fail)
         assert doubled(caps, weight)[1] == 1
 
     elsewhere(run)
