@@ -223,7 +223,7 @@ class Learner(model.Learner[Tensor]):
         """Learn from one batch; return loss and lengths [B, J] before the step, unread. `parts`: see `objective`."""
         like = next(self.net.parameters())
         images = asarray(images)
-        model.check_images(self.net.spec, images)
+        model.check_images(self.net.spec, images, least=1)
         share, factor = self.team.share(len(images))
 
         def there(a: Any) -> Tensor:
@@ -243,7 +243,6 @@ class Learner(model.Learner[Tensor]):
             raise _torch_parallel.explained(error) from error
         self.adam.param_groups[0]["lr"] = rate
         self.adam.step()
-        torch.autograd.graph.increment_version(list(self.net.parameters()))  # the fused Adam does not count its writes
         self.steps += 1
         return loss, lengths
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shlex
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from . import PRESETS, CapsNetSpec, __version__, backend, modelfile
@@ -21,7 +23,7 @@ from .errors import CapscoreError, ModelFileError, SpecError, TrainingError
 from .experiments import NAMES as EXPERIMENTS
 from .experiments import experiment
 from .report import Screen, TensorBoard
-from .train import BEST, LAST, Recipe, Reporter, accuracy, check_dataset, train
+from .train import BEST, LAST, LOG, Recipe, Reporter, accuracy, check_dataset, train
 from .verify import verify
 
 app = typer.Typer(
@@ -84,7 +86,7 @@ def train_command(
     compile: Annotated[bool, typer.Option("--compile", help="torch: compile the loss.")] = False,
     fast_conv: Annotated[str | None, typer.Option(help="3x3 or 6x6: convolutions by fewer multiplications.")] = None,
 ) -> None:
-    """Train a network; Ctrl-C saves and says how to go on.
+    """Train a network; Ctrl-C (or SIGTERM) saves and says how to go on.
 
     Writes best.safetensors (highest held-out accuracy), last.safetensors (to resume from) and log.jsonl.
     """
@@ -176,7 +178,8 @@ def predict_command(
             print(json.dumps({"file": str(path), "class": names[0], "lengths": found}))
         else:
             second = (names[1], f"{row[order[1]]:.3f}") if len(names) > 1 else ("", "")
-            table.add_row(str(path), names[0], f"{row[order[0]]:.3f}", *second)
+            cells = str(path), names[0], f"{row[order[0]]:.3f}", *second
+            table.add_row(*map(escape, cells))
     if not as_json:
         console.print(table)
 
@@ -204,6 +207,10 @@ def export_command(
 
     net = backend("numpy").load(model)
     target = onnx or model.with_suffix(".onnx")
+    files = [path for path in (model, target, decoder) if path is not None]
+    if len({path.resolve() for path in files}) < len(files):
+        raise ModelFileError(f"one file would be written over another: {', '.join(map(str, files))} must differ")
+    chosen = None if outputs is None else [name.strip() for name in outputs.split(",")]
     sets = None if data is None else load(data, data_dir=data_dir, size=net.spec.input)
     calibration = None
     if sets is not None:
@@ -216,7 +223,7 @@ def export_command(
         precision=precision,
         batch=batch,
         opset=opset,
-        outputs=None if outputs is None else outputs.split(","),
+        outputs=chosen,
         byte_images=byte_images,
         calibration=calibration,
         fast_conv=fast_conv,
@@ -226,7 +233,7 @@ def export_command(
     if decoder is not None:
         half = "fp16" if precision == "fp16" else "fp32"
         _exported(export_decoder(net, decoder, precision=half, batch=batch, opset=opset, verify=verify), model)
-    if sets is not None and (outputs is None or "lengths" in outputs.split(",")):
+    if sets is not None and (chosen is None or "lengths" in chosen):
         session = _open(target)
         exported = accuracy(_TakesFloats(session) if byte_images else session, sets[1])
         _say(f"accuracy on {len(sets[1]):,} test images of {data}: {accuracy(net, sets[1]):.2%} before, "
@@ -235,6 +242,18 @@ def export_command(
         from .export.triton import write
 
         _say(f"{write(target, triton)}: serve it with tritonserver --model-repository {triton}")
+
+
+def _log(path: Path) -> list[dict[str, Any]] | None:
+    """Return the rows of a training's log, None if there is none that can be read."""
+    if not path.exists():
+        return None
+    try:
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        return [{name: float(row[name]) for name in ("epoch", "loss", "accuracy", "held_out_accuracy")} for row in rows]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        _say(f"note: no training curves: {path} cannot be read ({error})")
+        return None
 
 
 def _exported(report: Any, model: Path) -> None:
@@ -310,12 +329,10 @@ def explore_command(
     """Draw what a model does: reconstructions, what each dimension means, couplings, lengths, training curves."""
     from .figures import explore
 
-    net = _open(model, backend_name)
+    net = backend(backend_name or _default_backend()).load(model)
     _, test = load(data, data_dir=data_dir, size=net.spec.input)
     check_dataset(net, test, "test")
-    log = model.parent / "log.jsonl"
-    rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else None
-    for path in explore(net, test, out, rows):
+    for path in explore(net, test, out, _log(model.parent / LOG)):
         _say(str(path))
 
 
@@ -362,7 +379,7 @@ def demo_command(
 def experiment_command(
     name: Annotated[str, typer.Argument(help=f"{', '.join(EXPERIMENTS)}.", show_default=False)],
     budget: Annotated[
-        str, typer.Option(help="quick, hour: as long on a laptop; full: as the paper, on a GPU.")
+        str, typer.Option(help="smoke: it runs; quick, hour: as long on a laptop; full: as the paper, on a GPU.")
     ] = "quick",
     trials: Annotated[int | None, typer.Option(min=1, help="How many seeds; else as the budget has it.")] = None,
     data_dir: DataDir = None,
@@ -421,6 +438,7 @@ def bench_command(
     from .benchmarks import suite
     from .benchmarks.contenders import Settings, contenders
 
+    backend("torch")  # says what to install
     known = contenders(device)
     chosen = list(known) if what is None else [name.strip() for name in what.split(",")]
     if unknown := [name for name in chosen if name not in known]:
@@ -432,6 +450,8 @@ def bench_command(
         raise CapscoreError(f"batches must be whole numbers of at least 1, such as 1,32,128, not {batches!r}")
     if device not in ("cpu", "cuda") or (device == "cuda" and not backend("torch").torch.cuda.is_available()):
         raise CapscoreError(f"the benchmarks run on cpu, or on cuda where PyTorch finds a GPU, not on {device!r}")
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
     settings = Settings(preset=preset, threads=threads, device=device)
     results = suite.run(chosen, list(map(int, sizes)), rounds, settings)
     if scaling:
@@ -468,7 +488,7 @@ def _train(
         return train(net, learner, train_set, test_set, recipe, out, resume, tuple(reporters))
     except KeyboardInterrupt:
         screen.close()
-        _say(f"stopped; everything is saved. Go on with: capscore train --resume {out}")
+        _say(f"stopped; everything is saved. Go on with: capscore train --resume {shlex.quote(str(out))}")
         raise typer.Exit(130) from None
     finally:
         screen.close()
@@ -496,6 +516,8 @@ def _open(path: Path, name: str | None = None, provider: str | None = None, thre
     if path.suffix == ".onnx":
         from .export.runtime import Session
 
+        if name is not None:
+            raise CapscoreError(f"--backend is for .safetensors models; {path} runs in ONNX Runtime, on a --provider")
         return Session(path, provider or "auto", threads or 0)
     if provider is not None or threads is not None:
         raise CapscoreError(f"--provider and --threads are for .onnx models; {path} runs on a --backend")
@@ -551,6 +573,10 @@ def main() -> None:
         message = f"not enough memory: {error or 'use a smaller batch or network'}"
     except OSError as error:
         message = f"{error.filename or ''}: {error.strerror or error}".lstrip(": ")
+    except RuntimeError as error:  # PyTorch's, without a class of its own on the CPU
+        if "allocate memory" not in str(error) and "out of memory" not in str(error):
+            raise
+        message = f"not enough memory: use a smaller batch or network ({str(error).splitlines()[0]:.120})"
     else:
         return
     print(f"capscore: error: {message}", file=sys.stderr)

@@ -106,8 +106,8 @@ class CapsNet(Generic[A]):
 
         The class of an image is its longest capsule: `net.predict(images).argmax(1)`.
         """
-        if batch < 1:
-            raise ShapeError(f"batch must be at least 1, not {short(batch)}")
+        if not isinstance(batch, int) or batch < 1:
+            raise ShapeError(f"batch must be a whole number of at least 1, not {short(batch)}")
         starts = range(0, max(1, len(images)), batch)
         return np.concatenate([to_host(self(images[i : i + batch]).lengths) for i in starts])
 
@@ -158,8 +158,8 @@ class CapsNet(Generic[A]):
         return cls(model.spec, model.params, dtype=dtype, fast_conv=fast_conv, **about)
 
 
-def check_images(spec: CapsNetSpec, x: Any, dtype: str = "float") -> None:
-    """Raise ShapeError unless the array `x` is a batch of images of the spec's size: floats, or of `dtype` uint8."""
+def check_images(spec: CapsNetSpec, x: Any, dtype: str = "float", least: int = 0) -> None:
+    """Raise ShapeError unless `x` is a batch of `least` images of the spec's size: floats, or of `dtype` uint8."""
     if dtype == "uint8" and "uint8" not in str(x.dtype):
         raise ShapeError(f"images have dtype {x.dtype}; this model takes uint8, 0 to 255, and scales them itself")
     if dtype != "uint8" and "float" not in getattr(x.dtype, "name", str(x.dtype)):  # NumPy's ">f4" is named float32
@@ -168,6 +168,8 @@ def check_images(spec: CapsNetSpec, x: Any, dtype: str = "float") -> None:
         )
     shape, wanted = tuple(x.shape), spec.input
     if len(shape) == 4 and shape[1:] == wanted:
+        if shape[0] < least:
+            raise ShapeError(f"a batch of {shape[0]} images; wanted at least {least}")
         return
     cure = ""
     if shape == wanted:
@@ -243,7 +245,7 @@ class Learner(Generic[A]):
         """
         net, ops, lengths = self.net, self.net.ops, []
         images = ops.asarray(images)
-        check_images(net.spec, images)
+        check_images(net.spec, images, least=1)
         like = next(iter(net.params.values()))
 
         def loss(tape: Tape, params: dict[str, Var]) -> Var:

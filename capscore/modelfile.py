@@ -63,6 +63,8 @@ def check_classes(spec: CapsNetSpec, classes: Any) -> tuple[str, ...]:
     names = tuple(classes) if isinstance(classes, list | tuple) else ()
     if len(names) != spec.classes or not all(isinstance(name, str) for name in names):
         raise ShapeError(f"classes must be {spec.classes} names, one per class capsule, not {classes!r:.200}")
+    if len(set(names)) < len(names):
+        raise ShapeError(f"every class needs a name of its own, not {names!r:.200}")
     return names
 
 

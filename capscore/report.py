@@ -76,11 +76,13 @@ class TensorBoard:
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-        self.event, self.summary = Event, Summary
-        self.writer = EventFileWriter(str(folder))
+        self.event, self.summary, self.open = Event, Summary, EventFileWriter
+        self.folder = folder
+        self.writer: Any = None
 
     def begin(self, epoch: int, epochs: int, steps: int, step: int) -> None:
-        """Nothing is written at the start of an epoch."""
+        """Open the file, now that training has found the folder fit for it."""
+        self.writer = self.writer or self.open(str(self.folder))
 
     def step(self, images: int, loss: float, accuracy: float) -> None:
         """Nothing is written within an epoch."""

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import platform
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,7 +25,7 @@ from numpy.typing import NDArray
 
 from . import __version__, modelfile
 from .data import Pairs, Resident, Samples, window
-from .errors import ShapeError, TrainingError
+from .errors import ShapeError, TrainingError, short
 from .model import CapsNet, Learner
 
 BEST, LAST, LOG = "best.safetensors", "last.safetensors", "log.jsonl"
@@ -47,10 +50,12 @@ class Recipe:
         """Check every number, naming the one that does not fit."""
         wholes = {"epochs": 1, "batch": 1, "decay_steps": 1, "shift": 0, "seed": 0}
         for name, value in asdict(self).items():
-            least = wholes.get(name, 0)
-            if (name in wholes and type(value) is not int) or not (math.isfinite(value) and value >= least):
+            least, kinds = wholes.get(name, 0), (int,) if name in wholes else (int, float)
+            if type(value) not in kinds or not (math.isfinite(value) and value >= least):
                 kind = "a whole number" if name in wholes else "a number"
-                raise TrainingError(f"{name} must be {kind} of at least {least}, not {value!r}")
+                raise TrainingError(f"{name} must be {kind} of at least {least}, not {short(value)}")
+        if self.decay > 1:
+            raise TrainingError(f"decay must be at most 1, not {self.decay}: the rate is multiplied by it")
 
     @classmethod
     def of(cls, provenance: Mapping[str, Any]) -> Recipe:
@@ -129,6 +134,8 @@ def train(
             f"the learner weighs reconstruction by {learner.reconstruction}, the recipe by {recipe.reconstruction}: "
             "make it as Learner(net, recipe.reconstruction)"
         )
+    if recipe.shift >= min(net.spec.input[1:]):
+        raise TrainingError(f"a shift of {recipe.shift} pixels moves images of {net.spec.input} out of sight")
     rows, progress = _restore(net, learner, recipe, folder) if resume else _start(folder)
     net.provenance |= _provenance(recipe, len(data))
     per_epoch = -(-len(data) // recipe.batch)
@@ -160,7 +167,7 @@ def train(
         named = {modelfile.STATE + name: array for name, array in state.items()}
         modelfile.save(folder / LAST, modelfile.Model(net.spec, arrays, net.classes, about, named))
 
-    with _Interrupts() as interrupts:
+    with _alone(folder) if learner.writes else nullcontext(), _Interrupts() as interrupts:
         for epoch in range(progress.epoch, recipe.epochs):
             began = time.monotonic() - progress.seconds
             for reporter in reporters:
@@ -211,9 +218,9 @@ def train(
 
 
 class _Interrupts:
-    """Lets Ctrl-C wait for the end of a step: a checkpoint of half a step could not be resumed exactly.
+    """Lets Ctrl-C and SIGTERM wait for the end of a step: a checkpoint of half a step could not be resumed exactly.
 
-    A second Ctrl-C does not wait. Outside the main thread, where signals cannot be caught, nothing changes.
+    A second one does not wait. Outside the main thread, where signals cannot be caught, nothing changes.
     """
 
     asked = False
@@ -221,12 +228,13 @@ class _Interrupts:
     def __enter__(self) -> _Interrupts:
         self.main = threading.current_thread() is threading.main_thread()
         if self.main:
-            self.before = signal.signal(signal.SIGINT, self._ask)
+            self.before = {which: signal.signal(which, self._ask) for which in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(self, *_: object) -> None:
         if self.main:
-            signal.signal(signal.SIGINT, self.before)
+            for which, handler in self.before.items():
+                signal.signal(which, handler)
 
     def _ask(self, *_: object) -> None:
         if self.asked:
@@ -294,9 +302,35 @@ def _start(folder: Path) -> tuple[list[dict[str, Any]], Progress]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TrainingError(f"cannot make the folder {folder}: {error.strerror}") from None
+    if not os.access(folder, os.W_OK):
+        raise TrainingError(f"cannot write into the folder {folder}: choose another one")
     if (folder / LAST).exists():
         raise TrainingError(f"{folder} already holds a training: resume it, or choose another folder")
     return [], Progress()
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Let no second training write into the folder: their checkpoints would take turns. (Windows cannot tell.)"""
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    handle = os.open(folder, os.O_RDONLY)  # the system lets go of it when the process ends, however it ends
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise TrainingError(
+            f"another training is writing into {folder}: wait for it, or choose another folder"
+        ) from None
+    except OSError:  # a file system without locks
+        pass
+    try:
+        yield
+    finally:
+        os.close(handle)
 
 
 def _restore(
@@ -344,8 +378,9 @@ def _write_log(folder: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def _not_finite(loss: float, progress: Progress, recipe: Recipe, folder: Path) -> str:
+    saved = f"the last good parameters are in {folder / LAST}" if (folder / LAST).exists() else "nothing was saved yet"
     return (
         f"the loss became {loss} at step {progress.steps + 1} (epoch {progress.epoch + 1}): the rate "
-        f"{recipe.rate_at(progress.steps):.2g} is too high or an image is not finite. The parameters before it are in "
-        f"{folder / LAST} if a checkpoint was written; train anew with a smaller rate"
+        f"{recipe.rate_at(progress.steps):.2g} is too high or an image is not finite; train anew with a smaller rate "
+        f"({saved})"
     )

@@ -32,6 +32,7 @@ if not hasattr(onnxruntime, "InferenceSession"):  # what is left when one of two
         "pip uninstall onnxruntime onnxruntime-gpu, then pip install 'capscore[onnx]' or 'capscore[gpu]'"
     )
 
+MOST_THREADS = 1024  # more than any machine has use for; ONNX Runtime would try to start a million
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 NAMES = {"cpu": (CPU,), "cuda": (CUDA,), "tensorrt": (TENSORRT, CUDA)}  # TensorRT leaves nodes it lacks to CUDA
 
@@ -62,8 +63,8 @@ class _Session:
         self.path, self.spec, self.classes = self.file.path, self.file.spec, self.file.classes
         self.provenance, self.batch, self.dtype = self.file.provenance, self.file.batch, self.file.input.dtype
         self.device = device
-        if threads < 0:
-            raise CapscoreError(f"threads must be 0 (as many as there are cores) or more, not {threads}")
+        if not 0 <= threads <= MOST_THREADS:
+            raise CapscoreError(f"threads must be 0 (as many as there are cores) to {MOST_THREADS}, not {threads}")
         wanted = _find(provider)
         if cuda_graph and (wanted[0] != CUDA or self.batch is None):
             raise CapscoreError(

@@ -108,6 +108,9 @@ def test_predict_says_what_the_network_says(model, tmp_path):
     np.testing.assert_allclose([list(row["lengths"].values()) for row in rows], lengths, atol=2e-6)
     table = capscore("predict", model, paths[0])
     assert "3.png" in table
+    odd = tmp_path / "[bold]3.png"  # no markup
+    odd.write_bytes(paths[0].read_bytes())
+    assert "[bold]3.png" in capscore("predict", model, odd)
     assert f"{lengths[0].max():.3f}" in table
     dark = tmp_path / "dark.png"
     Image.fromarray(255 - test.images[3, 0]).save(dark)
@@ -115,18 +118,19 @@ def test_predict_says_what_the_network_says(model, tmp_path):
     np.testing.assert_allclose(list(inverted["lengths"].values()), lengths[0], atol=2e-6)
 
 
-def test_ctrl_c_saves_and_the_command_it_names_goes_on(tmp_path):
-    out = tmp_path / "run"
+@pytest.mark.parametrize("pressed", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_saves_and_the_command_it_names_goes_on(pressed, tmp_path):
+    out = tmp_path / "my run"
     program = [sys.executable, "-u", "-m", "capscore.cli"]
     args = ["train", "--backend", "numpy", "--out", str(out), "--batch", "50", "--epochs", "3"]
     with subprocess.Popen(program + args, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         while "epoch 1/3" not in process.stdout.readline():
             pass
         time.sleep(0.3)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(pressed)
         said = process.stdout.read()
     assert process.returncode == 130, said
-    assert f"everything is saved. Go on with: capscore train --resume {out}" in said
+    assert f"everything is saved. Go on with: capscore train --resume '{out}'" in said
     assert "Traceback" not in said
     before = modelfile.read(out / "last.safetensors").provenance["training"]
     assert before["steps"] >= 1
@@ -209,6 +213,8 @@ def wrong(tmp_path, model):
     (tmp_path / "garbage.safetensors").write_bytes(b"garbage" * 10)
     (tmp_path / "garbage.onnx").write_bytes(b"garbage" * 10)
     (tmp_path / "garbage.png").write_bytes(b"garbage" * 10)
+    onnx = tmp_path / "model.onnx"
+    capscore("export", model, onnx, "--outputs", "capsules, lengths", "--no-verify")
     (tmp_path / "spec.json").write_text('{"input": [1, 28, 28]}')
     (tmp_path / "empty").mkdir()
     garbage, nowhere = tmp_path / "garbage.safetensors", tmp_path / "nowhere.safetensors"
@@ -233,10 +239,31 @@ def wrong(tmp_path, model):
         (["predict", model, tmp_path / "nowhere.png"], "nowhere.png"),
         (["export", model, tmp_path / "no" / "folder.onnx"], "is its folder there and writable?"),
         (["export", model, tmp_path / "m.onnx", "--opset", "3"], "opset must be from 17"),
+        (["export", model, model], "one file would be written over another"),
+        (["export", model, "--decoder", model.parent / "." / model.name], "one file would be written over another"),
+        (["export", model, "m.onnx", "--decoder", tmp_path / "m.onnx"], "one file would be written over another"),
+        (["train", "--data", ""], "the name is empty"),
+        (["train", "--shift", "28"], "a shift of 28 pixels moves images"),
+        (["train", "--decay", "2"], "decay must be at most 1"),
+        (["eval", onnx, "--backend", "numpy"], "--backend is for .safetensors models"),
+        (["eval", onnx, "--threads", "1000000"], "threads must be 0"),
+        (["explore", onnx], "cannot read the model"),
+        (["experiment", "table1", "--budget", "smoke", "--device", "nonsense"], "cannot use the device 'nonsense'"),
         (["verify", garbage], "cannot read the model"),
         (["experiment", "table2"], "choose one of mnist, table1"),
         (["experiment", "table1", "--budget", "huge"], "choose one of smoke, quick, hour, full"),
     ]
+
+
+@pytest.mark.parametrize("log", [None, '{"epoch": 1', '{"epoch": 1, "loss": "high"}', "whole"])
+def test_a_damaged_log_costs_no_picture_but_its_own(log, model, tmp_path):
+    (tmp_path / "m.safetensors").write_bytes(model.read_bytes())
+    if log is not None:
+        (tmp_path / "log.jsonl").write_text((model.parent / "log.jsonl").read_text() if log == "whole" else log)
+    said = capscore("explore", tmp_path / "m.safetensors", "--out", tmp_path, "--backend", "numpy")
+    assert (tmp_path / "perturbations.png").exists()
+    assert (tmp_path / "curves.png").exists() == (log == "whole")
+    assert ("no training curves" in said) == (log not in (None, "whole"))
 
 
 def test_errors_of_users_are_one_line_and_exit_code_1(model, tmp_path, monkeypatch, capsys):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from PIL import Image
 import capscore.data.source
 from capscore.data import DIGITS, Dataset, load, make_digits, read_idx, read_image
 from capscore.data.dataset import split
-from capscore.data.source import SOURCES, Source
+from capscore.data.source import SOURCES
 from capscore.errors import DataError
 
 MNIST = Path(os.environ.get("CAPSCORE_DATA", "")) / "mnist"
@@ -256,7 +257,7 @@ def test_download_takes_the_mirrors_in_turn_and_keeps_the_files(
     write_source(tmp_path / "served/other")  # the same names with another content: fails the checksum
     hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (tmp_path / "served/good").iterdir()}
     mirrors = tuple(f"{server}{folder}/" for folder in ("absent", "other", "good"))
-    monkeypatch.setitem(SOURCES, "mnist", Source(SOURCES["mnist"].classes, mirrors, hashes))
+    monkeypatch.setitem(SOURCES, "mnist", replace(SOURCES["mnist"], mirrors=mirrors, checksums=hashes))
     monkeypatch.setattr(pooch, "os_cache", lambda project: tmp_path / "cache" / project)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     train, test = load("mnist")

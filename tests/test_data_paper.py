@@ -24,7 +24,7 @@ from capscore.data.dataset import positions
 from capscore.data.draws import below, draws, uniform
 from capscore.data.norb import read_matrix
 from capscore.data.progress import track
-from capscore.data.source import SOURCES, Source
+from capscore.data.source import SOURCES
 
 RNG = np.random.default_rng(0)
 MNIST = Path(os.environ.get("CAPSCORE_DATA", "")) / "mnist"
@@ -562,7 +562,7 @@ def test_download(tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch, 
         file: f"{algorithm}:{hashlib.new(algorithm, (served / file).read_bytes()).hexdigest()}"
         for file in SOURCES[name].checksums
     }
-    monkeypatch.setitem(SOURCES, name, Source(SOURCES[name].classes, (server,), checksums))
+    monkeypatch.setitem(SOURCES, name, replace(SOURCES[name], mirrors=(server,), checksums=checksums))
     monkeypatch.setattr(pooch, "os_cache", lambda project: cache / project)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     assert len(load(name)[0]) > 0

@@ -145,6 +145,17 @@ def test_classes_that_do_not_fit(classes: Any) -> None:
         NUMPY.CapsNet(TINY, classes=classes)
 
 
+def test_two_classes_of_one_name() -> None:
+    with pytest.raises(ShapeError, match="every class needs a name of its own"):
+        NUMPY.CapsNet(TINY, classes=["a", "a"])
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, "1", None])
+def test_seeds_that_do_not_fit(seed: Any) -> None:
+    with pytest.raises(ShapeError, match="seed must be a whole number"):
+        NUMPY.CapsNet(TINY, seed=seed)
+
+
 def test_dtypes_that_do_not_exist(caps: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(ShapeError, match='dtype must be "float32" or "float64", not \'float16\''):
         caps.CapsNet(TINY, dtype="float16")

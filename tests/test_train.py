@@ -140,8 +140,13 @@ def test_a_loss_that_is_not_finite_stops_the_training(digits, tmp_path):
     images = digits[0].batch(slice(None))[0].copy()
     bad = Dataset(images, digits[0].labels, digits[0].classes)
     images[7] = np.nan  # after Dataset has looked: as a broken augmentation would
-    with pytest.raises(TrainingError, match=r"loss became nan at step \d.*smaller rate"):
+    with pytest.raises(TrainingError, match=r"loss became nan at step \d.*smaller rate \(nothing was saved yet\)"):
         run("numpy", (bad, digits[1]), tmp_path)
+
+
+def test_a_shift_leaves_something_to_see(digits, tmp_path):
+    with pytest.raises(TrainingError, match="a shift of 28 pixels moves images"):
+        run("numpy", digits, tmp_path, replace(RECIPE, shift=28))
 
 
 @pytest.mark.parametrize(
@@ -156,6 +161,29 @@ def test_resuming_with_other_settings_is_refused(change, message, digits, tmp_pa
     run("numpy", digits, tmp_path, replace(RECIPE, epochs=1))
     with pytest.raises(TrainingError, match=message):
         run("numpy", digits, tmp_path, replace(RECIPE, **change), resume=True)
+
+
+def test_no_second_training_writes_into_a_folder(digits, tmp_path):
+    refused = []
+
+    class Second:
+        """Tries to train in the same folder, before the first checkpoint and after every epoch."""
+
+        def begin(self, epoch, *_):
+            if epoch == 1:
+                self.end(None, resume=False)
+
+        def step(self, *_):
+            pass
+
+        def end(self, _, resume=True):
+            with pytest.raises(TrainingError, match="another training is writing into"):
+                run("numpy", digits, tmp_path, resume=resume)
+            refused.append(resume)
+
+    run("numpy", digits, tmp_path, reporters=(Second(),))
+    assert refused == [False, True, True]
+    run("numpy", digits, tmp_path, replace(RECIPE, epochs=3), resume=True)  # the first has ended
 
 
 def test_resuming_nothing_another_network_or_no_checkpoint_is_refused(digits, tmp_path):
@@ -181,7 +209,11 @@ def test_datasets_that_do_not_fit_are_refused(digits, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"epochs": 0}, {"batch": 0}, {"batch": 2.5}, {"rate": float("nan")}, {"shift": -1}, {"decay_steps": 0}]
+    "settings",
+    [
+        *({"epochs": 0}, {"batch": 0}, {"batch": 2.5}, {"rate": float("nan")}, {"shift": -1}, {"decay_steps": 0}),
+        *({"rate": "0.1"}, {"rate": None}, {"decay": 1.5}, {"seed": True}),
+    ],
 )
 def test_a_recipe_checks_its_numbers(settings):
     with pytest.raises(TrainingError, match=next(iter(settings))):
@@ -289,6 +321,12 @@ def test_numpy_and_torch_learn_the_same_from_pairs(pairs, tmp_path):
     resumed, _ = run("numpy", pairs, tmp_path / "cut", spec=spec, resume=True)
     for key in whole:
         np.testing.assert_array_equal(whole[key], resumed[key])
+
+
+def test_a_folder_that_takes_no_files_is_a_clear_error(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
+    with pytest.raises(TrainingError, match="cannot write into the folder"):
+        run("numpy", digits, tmp_path)
 
 
 def test_a_folder_that_cannot_be_made_is_a_clear_error(digits, tmp_path):
@@ -429,6 +467,8 @@ def test_a_step_takes_what_it_can_learn_from(name):
         learner.step(images.astype(np.uint8), targets, 1e-3)
     with pytest.raises(ShapeError, match=r"images have shape \[10, 28, 28\]"):
         learner.step(images[:, 0], targets, 1e-3)
+    with pytest.raises(ShapeError, match=r"a batch of 0 images; wanted at least 1"):
+        learner.step(images[:0], targets[:0], 1e-3)
     with pytest.raises(ShapeError, match=r"one_hot \[10\] must be of one shape .*np\.eye\(J\)\[labels\]"):
         learner.step(images, np.arange(10.0), 1e-3)
 

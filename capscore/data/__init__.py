@@ -1,22 +1,18 @@
 """Datasets: the embedded digits, those of the paper by name, folders of images and NumPy archives."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 from capscore.data.affine import Affine
-from capscore.data.affnist import read_affnist, read_affnist_test
+from capscore.data.affnist import read_affnist_test
 from capscore.data.archive import read_npz
-from capscore.data.cifar import read_cifar
 from capscore.data.dataset import Dataset, Samples
 from capscore.data.idx import read_idx, read_idx_folder
 from capscore.data.images import read_folder, read_image
-from capscore.data.norb import read_norb
 from capscore.data.pairs import Pairs
 from capscore.data.place import Framed, Placed
 from capscore.data.resident import Resident, resident
 from capscore.data.source import SOURCES, source_folder
 from capscore.data.standardise import standardised
-from capscore.data.svhn import read_svhn
 from capscore.data.window import window
 from capscore.errors import DataError
 
@@ -26,17 +22,8 @@ __all__ = [
 ]  # fmt: skip
 
 DIGITS = Path(__file__).with_name("digits.npz")
-READERS: dict[str, Callable[[Path, tuple[str, ...]], tuple[Dataset, Dataset]]] = {
-    "mnist": read_idx_folder,
-    "fashion-mnist": read_idx_folder,
-    "cifar10": read_cifar,
-    "svhn": read_svhn,
-    "smallnorb": read_norb,
-    "affnist": read_affnist,
-}
-FRAMES = {"cifar10": 24, "smallnorb": 32}  # pixels of the patches that the paper's networks see
 DRAWN = ("multimnist", "mnist-40", "mnist-affnist", "affine-mnist")
-NAMES = ", ".join(["digits", *READERS, *DRAWN])
+NAMES = ", ".join(["digits", *SOURCES, *DRAWN])
 
 
 def load(
@@ -98,11 +85,14 @@ def _read(
 ) -> tuple[Samples, Samples]:
     if name == "digits":
         return read_npz(DIGITS, size, seed)
-    if name in READERS:
-        train, test = READERS[name](source_folder(name, data_dir), SOURCES[name].classes)
-        if name not in FRAMES:
+    if not name:
+        raise DataError(f"the name is empty: use {NAMES}, a folder of images or an .npz file")
+    if name in SOURCES:
+        source = SOURCES[name]
+        train, test = source.read(source_folder(name, data_dir), source.classes)
+        if source.patch is None:
             return train, test
-        _, height, width = size or (0, FRAMES[name], FRAMES[name])
+        _, height, width = size or (0, source.patch, source.patch)
         held = min(height, train.size[1]), min(width, train.size[2])  # a patch is never larger than the image
         return Framed(train, *held), Framed(test, *held)
     if name in DRAWN:

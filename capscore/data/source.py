@@ -1,10 +1,17 @@
 """Published datasets: where to get them, and where they are kept."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from capscore.data.affnist import read_affnist
+from capscore.data.cifar import read_cifar
+from capscore.data.dataset import Dataset
+from capscore.data.idx import read_idx_folder
+from capscore.data.norb import read_norb
+from capscore.data.svhn import read_svhn
 from capscore.errors import DataError
 
 if TYPE_CHECKING:
@@ -13,21 +20,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Source:
-    """A published dataset: its classes, and the addresses that serve its files.
+    """A published dataset: its classes, what reads its folder, and the addresses that serve its files.
 
-    `checksums` has the SHA-256 of each file, or "md5:" and the MD5 where only that was published. Without
-    them nothing is downloaded: `page` is where people find the files.
+    `read` takes the folder and the classes and returns (train, test). `checksums` has the SHA-256 of each file, or
+    "md5:" and the MD5 where only that was published. Without them nothing is downloaded: `page` is where people find
+    the files. `patch` is the side in pixels of the patches that the paper's networks see, None for whole images.
     """
 
     classes: tuple[str, ...]
+    read: Callable[[Path, tuple[str, ...]], tuple[Dataset, Dataset]]
     mirrors: tuple[str, ...] = ()
     checksums: dict[str, str] = field(default_factory=dict)
     page: str = ""
+    patch: int | None = None
 
 
 DIGITS = tuple("0123456789")
 SOURCES = {
     "mnist": Source(
+        read=read_idx_folder,
         classes=DIGITS,
         mirrors=(
             "https://ossci-datasets.s3.amazonaws.com/mnist/",
@@ -41,6 +52,7 @@ SOURCES = {
         },
     ),
     "fashion-mnist": Source(
+        read=read_idx_folder,
         classes=(
             *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
             *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
@@ -57,11 +69,14 @@ SOURCES = {
         },
     ),
     "cifar10": Source(
+        read=read_cifar,
         classes=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
         mirrors=("https://www.cs.toronto.edu/~kriz/",),
         checksums={"cifar-10-binary.tar.gz": "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"},
+        patch=24,
     ),
     "svhn": Source(
+        read=read_svhn,
         classes=DIGITS,
         mirrors=("http://ufldl.stanford.edu/housenumbers/",),
         checksums={
@@ -70,6 +85,7 @@ SOURCES = {
         },
     ),
     "smallnorb": Source(
+        read=read_norb,
         classes=("animal", "human", "airplane", "truck", "car"),
         mirrors=("https://cs.nyu.edu/~ylclab/data/norb-v1.0-small/",),
         checksums={
@@ -78,8 +94,9 @@ SOURCES = {
             "smallnorb-5x01235x9x18x6x2x96x96-testing-dat.mat.gz": "md5:e4ad715691ed5a3a5f138751a4ceb071",
             "smallnorb-5x01235x9x18x6x2x96x96-testing-cat.mat.gz": "md5:5aa791cd7e6016cf957ce9bdb93b8603",
         },
+        patch=32,
     ),
-    "affnist": Source(classes=DIGITS, page="https://www.cs.toronto.edu/~tijmen/affNIST/"),
+    "affnist": Source(classes=DIGITS, read=read_affnist, page="https://www.cs.toronto.edu/~tijmen/affNIST/"),
 }
 
 
