@@ -545,6 +545,8 @@ def _spec(preset: str, path: Path | None) -> CapsNetSpec:
             return CapsNetSpec.from_json(path.read_bytes())
         except OSError as error:
             raise SpecError(f"cannot read {path}: {error.strerror}") from None
+        except SpecError as error:
+            raise SpecError(f"{path}: {error}") from None
     if preset not in PRESETS:
         raise SpecError(f"there is no preset {preset!r}; choose one of {', '.join(PRESETS)}")
     return PRESETS[preset]

@@ -125,7 +125,9 @@ def read(path: str | os.PathLike[str], kind: Any = CapsNetSpec) -> Model:
     path = Path(path)
     try:
         if not path.is_file():
-            raise ModelFileError("there is no such file")
+            raise ModelFileError("it is a folder" if path.is_dir() else "there is no such file")
+        if path.suffix == ".onnx":
+            raise ModelFileError("it is an export; this takes the .safetensors model that it was made of")
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             if "capscore" not in metadata:
@@ -138,7 +140,11 @@ def read(path: str | os.PathLike[str], kind: Any = CapsNetSpec) -> Model:
             params = {name: file.get_tensor(name) for name in names if not name.startswith(STATE)}
             state = {name: file.get_tensor(name) for name in names if name.startswith(STATE)}
         return Model(spec, check_params(spec, params), classes, provenance, state)
-    except (SafetensorError, CapscoreError, OSError, TypeError, ValueError, KeyError) as error:
+    except SafetensorError as error:
+        raise ModelFileError(
+            f"cannot read the model {path}: no .safetensors file, or a damaged one ({error})"
+        ) from None
+    except (CapscoreError, OSError, TypeError, ValueError, KeyError) as error:
         raise ModelFileError(f"cannot read the model {path}: {error}") from None
 
 

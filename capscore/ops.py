@@ -110,7 +110,8 @@ def scope(ops: Ops[A], name: str) -> AbstractContextManager[Any]:
 def to_host(x: Any) -> NDArray[Any]:
     """Return any library's array (torch and CuPy included, on a GPU or with gradients) as a NumPy array.
 
-    bfloat16, which NumPy lacks, becomes float32, and bytes in another order are brought into this machine's.
+    bfloat16, which NumPy lacks, becomes float32, and long doubles, which all others lack, float64; bytes in another
+    order are brought into this machine's.
 
     Raises
     ------
@@ -127,4 +128,5 @@ def to_host(x: Any) -> NDArray[Any]:
         host = np.asarray(x.get())
     if host.dtype.kind in "OSU":
         raise ShapeError(f"wanted an array of numbers, not {short(x)}, of dtype {host.dtype}")
-    return host.astype(host.dtype.newbyteorder("="), copy=False)
+    own = np.dtype(np.float64) if host.dtype.kind == "f" and host.itemsize > 8 else host.dtype.newbyteorder("=")
+    return host.astype(own, copy=False)

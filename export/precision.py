@@ -43,9 +43,11 @@ def quantize(model: onnx.ModelProto, images: NDArray[Any], byte_images: bool) ->
     shape = tuple(d.dim_value for d in taken.type.tensor_type.shape.dim)
     if images.ndim != 4 or images.shape[1:] != shape[1:]:
         raise ShapeError(f"calibration images have shape {list(images.shape)}; wanted [N, {str(list(shape[1:]))[1:]}")
-    batch = shape[0] or min(CALIBRATION_BATCH, len(images))
-    if len(images) < batch or not batch:
-        raise ShapeError(f"{len(images)} calibration images are fewer than the fixed batch of {batch}")
+    batch = shape[0] or max(1, min(CALIBRATION_BATCH, len(images)))
+    if len(images) < batch:
+        raise ShapeError(f"{len(images)} calibration images are too few: wanted at least {batch}")
+    if not np.isfinite(images).all():
+        raise ShapeError("calibration images hold NaN or infinity: they show int8 no range")
     images = np.round(images * 255).astype(np.uint8) if byte_images else images.astype(np.float32)
     chosen = [node.name for node in model.graph.node if node.op_type == "Conv" or _in_decoder(node)]
     with tempfile.TemporaryDirectory() as folder:

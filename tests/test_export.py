@@ -134,8 +134,11 @@ def test_int8_needs_images_that_fit(onnx_export: ModuleType, tmp_path: Path) -> 
     with pytest.raises(ShapeError, match=r"calibration images have shape \[3, 1, 7, 6\]; wanted \[N, 2, 7, 6\]"):
         onnx_export.export(network(), tmp_path / "m.onnx", precision="int8", calibration=np.zeros((3, 1, 7, 6)))
     images = random_images(SPEC, 3)
-    with pytest.raises(ShapeError, match="3 calibration images are fewer than the fixed batch of 5"):
-        onnx_export.export(network(), tmp_path / "m.onnx", precision="int8", calibration=images, batch=5)
+    for some, batch, least in ((images, 5, 5), (images[:0], None, 1)):
+        with pytest.raises(ShapeError, match=f"{len(some)} calibration images are too few: wanted at least {least}"):
+            onnx_export.export(network(), tmp_path / "m.onnx", precision="int8", calibration=some, batch=batch)
+    with pytest.raises(ShapeError, match="calibration images hold NaN"):
+        onnx_export.export(network(), tmp_path / "m.onnx", precision="int8", calibration=images * np.nan)
     assert not list(tmp_path.iterdir())
 
 

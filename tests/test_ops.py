@@ -196,7 +196,8 @@ def test_arrays_of_every_library_come_in(caps: ModuleType, source: str, dtype: s
 def test_views_reversed_and_strided_come_in(caps: ModuleType) -> None:
     array = np.arange(24.0).reshape(4, 6)
     foreign = array.astype(array.dtype.newbyteorder("S"))
-    for view in (array[::-1], array[:, ::2], array.T, np.asfortranarray(array), array[1:1], foreign):
+    long = array.astype(np.longdouble)
+    for view in (array[::-1], array[:, ::2], array.T, np.asfortranarray(array), array[1:1], foreign, long):
         np.testing.assert_array_equal(caps.to_numpy(caps.asarray(view)), view)
 
 

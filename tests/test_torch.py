@@ -201,6 +201,22 @@ def test_gradients_reach_the_image(net: Any, images: Any) -> None:
     assert x.grad.abs().max() > 0
 
 
+@pytest.mark.parametrize("fast_conv", [None, "3x3"])
+def test_second_derivatives_go_through_the_generic_routing(fast_conv: str | None, monkeypatch: Any) -> None:
+    torch, ops = pytest.importorskip("torch"), backend("torch")
+    spec = small_spec()
+    net = ops.CapsNet(spec, random_params(spec), dtype="float64", fast_conv=fast_conv)
+    x = torch.tensor(random_images(spec, 2), dtype=torch.float64, requires_grad=True)
+
+    def slope(x: Any) -> Any:
+        return torch.autograd.grad(net(x).lengths.sum(), x, create_graph=True)[0]
+
+    with pytest.raises(RuntimeError, match="no autograd formula"):
+        slope(x).sum().backward()
+    monkeypatch.setattr(ops, "FUSED", {})
+    assert torch.autograd.gradcheck(slope, x)
+
+
 def test_tf32_is_off(net: Any) -> None:
     assert not torch.backends.cudnn.allow_tf32
     assert not torch.backends.cuda.matmul.allow_tf32

@@ -22,6 +22,8 @@ def read_image(path: str | Path, size: tuple[int, int, int] | None = None) -> ND
     """
     from PIL import Image, ImageOps
 
+    if not Path(path).is_file():
+        raise DataError(f"{path} is {'a folder' if Path(path).is_dir() else 'not there'}: name files, PNG or JPEG")
     if size and size[0] not in (1, 3):
         raise DataError(f"size {size} asks for {size[0]} channels: images are read with 1 (grey) or 3 (RGB)")
     try:
