@@ -48,7 +48,12 @@ int main(int argc, char** argv) try {
     // On a GPU: OrtCUDAProviderOptions cuda; options.AppendExecutionProvider_CUDA(cuda);
     Ort::Session session(env, argv[1], options);
 
-    std::vector<int64_t> shape = session.GetInputTypeInfo(0).GetTensorTypeAndShapeInfo().GetShape();
+    Ort::TypeInfo taken = session.GetInputTypeInfo(0);
+    std::vector<int64_t> shape = taken.GetTensorTypeAndShapeInfo().GetShape();
+    if (shape.size() != 4 || shape[0] > 1 ||
+        taken.GetTensorTypeAndShapeInfo().GetElementType() != ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT) {
+        throw std::runtime_error(std::string(argv[1]) + ": not an export that takes images one at a time, as floats");
+    }
     shape[0] = 1;  // the batch: -1 in the file, any number will do
     std::vector<float> pixels = read_image(argv[2], shape);
     Ort::MemoryInfo memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
