@@ -159,7 +159,7 @@ def supports(u: Array, weight: Array) -> bool:
 
 def forward(
     u: Array, weight: Array, bias: Array | None, iterations: int, leaky: bool, precision: str = "float32"
-) -> Array:
+) -> tuple[Array, Array]:
     """Route u [B, N, K] by agreement over votes W u; see `capscore.routing.dynamic_routing`.
 
     Parameters
@@ -171,15 +171,8 @@ def forward(
 
     Returns
     -------
-    output capsules v [B, J, D]
+    output capsules v [B, J, D], and what `backward` needs of all iterations, [2, R, B, J, D]
     """
-    return forward_keeping(u, weight, bias, iterations, leaky, precision)[0]
-
-
-def forward_keeping(
-    u: Array, weight: Array, bias: Array | None, iterations: int, leaky: bool, precision: str = "float32"
-) -> tuple[Array, Array]:
-    """Return what `forward` does and what `backward` can be given of it, [2, R, B, J, D]."""
     run = _Run(u, weight, leaky, precision)
     kept = cupy.empty((2, iterations, run.batch, *run.capsule), u.dtype)
     sums, totals = kept[0], kept[1]
@@ -193,21 +186,19 @@ def forward_keeping(
 
 def backward(
     gradient: Array,
+    kept: Array,
     u: Array,
     weight: Array,
     bias: Array | None,
     iterations: int,
     leaky: bool,
     precision: str = "float32",
-    kept: Array | None = None,
 ) -> tuple[Array, Array, Array | None]:
     """Return the gradients of u, weight and bias (None without one) for that of v, [B, J, D].
 
-    Through all iterations; `kept` is what `forward_keeping` returned for the same arguments, or all of it is computed
-    again. With reduced precision, votes are as in `forward`, all other products exact.
+    Through all iterations; `kept` is what `forward` returned beside v for the same arguments. With reduced precision,
+    votes are as in `forward`, all other products exact.
     """
-    if kept is None:
-        kept = forward_keeping(u, weight, bias, iterations, leaky, precision)[1]
     run = _Run(u, weight, leaky, precision)
     sums, totals = kept[0], kept[1]
     grads = cupy.empty(sums.shape, u.dtype)  # of s, by iteration

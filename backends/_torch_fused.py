@@ -133,7 +133,7 @@ def _routing(
 ) -> tuple[Tensor, Tensor]:
     """Return v [B, J, D] and, if `learning`, what the gradient needs: by Triton on a GPU, else `capscore.streaming`."""
     if (kernels := _kernels(u, weight)) is not None:
-        v, states = kernels.forward_keeping(u, weight, bias, iterations, leaky, _allowed(precision))
+        v, states = kernels.forward(u, weight, bias, iterations, leaky, _allowed(precision))
         return v.clone(), states if learning else u.new_empty(0)
     routing = DynamicRouting(iterations, leaky)
     if not learning:
@@ -164,7 +164,7 @@ def _routing_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of u, weight and bias (without one, nothing)."""
     if (kernels := _kernels(u, weight)) is not None:
-        found = kernels.backward(g, u, weight, bias, iterations, leaky, _allowed(precision), kept)
+        found = kernels.backward(g, kept, u, weight, bias, iterations, leaky, _allowed(precision))
     else:
         found = STREAMING.backward(DynamicRouting(iterations, leaky), g, [*kept], u, weight, bias)
     du, dweight, dbias = found

@@ -300,7 +300,7 @@ def supports(u: Tensor, weight: Tensor) -> bool:
 
 def forward(
     u: Tensor, weight: Tensor, bias: Tensor | None, iterations: int, leaky: bool, precision: str = "float32"
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Route u [B, N, K] by agreement over votes W u; see `capscore.routing.dynamic_routing`.
 
     Parameters
@@ -312,15 +312,8 @@ def forward(
 
     Returns
     -------
-    output capsules v [B, J, D]
+    output capsules v [B, J, D], and what `backward` needs of all iterations, [2, R, B, J, D]
     """
-    return forward_keeping(u, weight, bias, iterations, leaky, precision)[0]
-
-
-def forward_keeping(
-    u: Tensor, weight: Tensor, bias: Tensor | None, iterations: int, leaky: bool, precision: str = "float32"
-) -> tuple[Tensor, Tensor]:
-    """Return what `forward` does and what `backward` can be given of it, [2, R, B, J, D]."""
     run = _Run(u, weight, leaky, precision)
     kept = run.empty(2, iterations, *run.capsules)
     sums, totals = kept[0], kept[1]
@@ -333,22 +326,19 @@ def forward_keeping(
 
 def backward(
     gradient: Tensor,
+    kept: Tensor,
     u: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     iterations: int,
     leaky: bool,
     precision: str = "float32",
-    kept: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return the gradients of u, weight and bias (None without one) for that of v, [B, J, D].
 
-    Through all iterations; `kept` is what `forward_keeping` returned for the same arguments, or all of it is computed
-    again. With reduced precision, votes are as in `forward` and the last products, which give the gradients of u and
-    weight, may be in tf32.
+    Through all iterations; `kept` is what `forward` returned beside v for the same arguments. With reduced precision,
+    votes are as in `forward` and the last products, which give the gradients of u and weight, may be in tf32.
     """
-    if kept is None:
-        kept = forward_keeping(u, weight, bias, iterations, leaky, precision)[1]
     run = _Run(u, weight, leaky, precision)
     sums, totals = kept[0], kept[1]
     grads = torch.empty_like(sums)  # of s, by iteration

@@ -84,7 +84,7 @@ class Kernels(Streaming):
         """Return v [B, J, D]."""
         if not _cupy_kernels.supports(u, weight):
             return super().__call__(routing, u, weight, bias)
-        return _cupy_kernels.forward(u, weight, bias, routing.iterations, routing.leaky, self.precision)
+        return self.forward(routing, u, weight, bias)[0]
 
     def forward(
         self, routing: DynamicRouting, u: Array, weight: Array, bias: Array | None, learning: bool = True
@@ -92,7 +92,7 @@ class Kernels(Streaming):
         """Return v [B, J, D] and what `backward` needs of it."""
         if not _cupy_kernels.supports(u, weight):
             return super().forward(routing, u, weight, bias, learning)
-        return _cupy_kernels.forward_keeping(u, weight, bias, routing.iterations, routing.leaky, self.precision)
+        return _cupy_kernels.forward(u, weight, bias, routing.iterations, routing.leaky, self.precision)
 
     def backward(
         self, routing: DynamicRouting, g: Array, kept: Any, u: Array, weight: Array, bias: Array | None
@@ -101,7 +101,7 @@ class Kernels(Streaming):
         if not _cupy_kernels.supports(u, weight):
             return super().backward(routing, g, kept, u, weight, bias)
         how = routing.iterations, routing.leaky, self.precision
-        return _cupy_kernels.backward(g, u, weight, bias, *how, kept)
+        return _cupy_kernels.backward(g, kept, u, weight, bias, *how)
 
 
 FUSED = {DynamicRouting: Kernels(sys.modules[__name__])}

@@ -116,7 +116,7 @@ def generic(x: Case) -> dict[str, np.ndarray]:
     return found | gradients
 
 
-def fused(library: Library, x: Case, precision: str = "float32", keep: bool = False) -> dict[str, np.ndarray]:
+def fused(library: Library, x: Case, precision: str = "float32") -> dict[str, np.ndarray]:
     """The same by the kernels."""
     kernels, put, get = library
     u, weight, gradient = map(put, (x.u, x.weight, x.gradient))
@@ -125,8 +125,8 @@ def fused(library: Library, x: Case, precision: str = "float32", keep: bool = Fa
     how = (u, weight, bias, x.iterations, x.leaky, precision)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernels, "BLOCKS", x.blocks)
-        v, kept = kernels.forward_keeping(*how) if keep else (kernels.forward(*how), None)
-        gradients = kernels.backward(gradient, *how, kept=kept)
+        v, kept = kernels.forward(*how)
+        gradients = kernels.backward(gradient, kept, *how)
     assert (gradients[2] is None) == (bias is None)
     names = ("v", "u", "weight", "bias")
     return {name: get(a) for name, a in zip(names, (v, *gradients), strict=True) if a is not None}
@@ -213,11 +213,6 @@ def test_an_image_of_nan_stays_alone(library: Library, leaky: bool) -> None:
         np.testing.assert_array_equal(np.delete(found[name], 1, 0), np.delete(wanted[name], 1, 0))
 
 
-def test_what_forward_kept_is_what_backward_computes(library: Library) -> None:
-    x = case((3, 4, 3, 4, 3), dtype="float32")
-    same(fused(library, x, keep=True), fused(library, x))
-
-
 def rounded(a: np.ndarray, bits: int) -> np.ndarray:
     """The nearest numbers of so many significant bits."""
     mantissa, exponent = np.frexp(a)
@@ -263,8 +258,8 @@ def test_the_cupy_backend_routes_in_the_precision_it_is_told(monkeypatch: pytest
     caps = importlib.import_module("capscore.backends.cupy")
     kernels, told = importlib.import_module("capscore.backends._cupy_kernels"), []
     monkeypatch.setattr(kernels, "supports", lambda *_: True)
-    for name, at in (("forward", 5), ("forward_keeping", 5), ("backward", 6)):
-        monkeypatch.setattr(kernels, name, lambda *args, at=at: told.append(args[at]))
+    for name, at in (("forward", 5), ("backward", 7)):
+        monkeypatch.setattr(kernels, name, lambda *args, at=at: told.append(args[at]) or (None, None))
     route, routing = caps.FUSED[DynamicRouting], DynamicRouting(3)
     for precision in ("float32", "bf16"):
         monkeypatch.setattr(route, "precision", precision)
@@ -280,7 +275,7 @@ def test_arrays_in_another_order_or_at_an_odd_address(library: Library) -> None:
     flat = put(np.concatenate([np.zeros(1, "float32"), x.u.ravel()]))
     turned = put(np.ascontiguousarray(x.weight.T))
     weight = turned.transpose((3, 2, 1, 0)) if hasattr(turned, "get") else turned.permute(3, 2, 1, 0)
-    found = kernels.forward(flat[1:].reshape(x.u.shape), weight, put(x.bias), 3, False)
+    found, _ = kernels.forward(flat[1:].reshape(x.u.shape), weight, put(x.bias), 3, False)
     np.testing.assert_array_equal(get(found), fused(library, x)["v"])
 
 
@@ -409,8 +404,8 @@ def test_a_cuda_graph_captures_forward_and_backward() -> None:
     u, weight, bias, gradient = (torch.from_numpy(a).cuda() for a in (x.u, x.weight, x.bias, x.gradient))
 
     def run() -> Any:
-        v, kept = kernels.forward_keeping(u, weight, bias, 3, False)
-        return v, *kernels.backward(gradient, u, weight, bias, 3, False, kept=kept)
+        v, kept = kernels.forward(u, weight, bias, 3, False)
+        return v, *kernels.backward(gradient, kept, u, weight, bias, 3, False)
 
     side = torch.cuda.Stream()
     with torch.cuda.stream(side):

@@ -142,7 +142,7 @@ def test_threads_share_a_session(runtime: ModuleType, make: Callable[..., Path])
     with ThreadPoolExecutor(4) as pool:
         for found in pool.map(lambda _: session.predict(images, 4), range(16)):
             np.testing.assert_array_equal(found, serial)
-    with pytest.raises(CapscoreError, match=r"threads must be 0 .* or more, not -1"):
+    with pytest.raises(CapscoreError, match=r"threads must be 0 .* to 1024, not -1"):
         runtime.Session(make(), threads=-1)
 
 
