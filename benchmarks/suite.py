@@ -80,26 +80,31 @@ def _peak(device: str) -> float:
 def compare(what: str, settings: Settings, rounds: int, only: tuple[str, ...] = ()) -> dict[str, dict[str, float]]:
     """Time all contenders at `what`, or those in `only`: name → quartiles of the milliseconds, peak memory."""
     names = [name for name in contenders(settings.device)[what] if not only or name in only]
-    workers = [Worker(what, name, settings) for name in names]
-    times: dict[str, list[float]] = {name: [] for name in names}
-    peak: dict[str, float] = {}
+    rows = interleaved([Worker(what, name, settings) for name in names], rounds)
+    return dict(zip(names, rows, strict=True))
+
+
+def interleaved(workers: list[Worker], rounds: int) -> list[dict[str, float]]:
+    """Time the workers in turn, then end them; return for each the quartiles of the milliseconds and its peak memory."""
+    times: list[list[float]] = [[] for _ in workers]
+    peak = [0.0] * len(workers)
     try:
         for worker in workers:  # one at a time: what they prepare, they prepare undisturbed
             worker()
             worker()
         for _ in range(rounds):
-            for worker in workers:
+            for i, worker in enumerate(workers):
                 time.sleep(PAUSE)
                 found = worker()
-                times[worker.name].append(found["ms"])
-                peak[worker.name] = found["peak_mb"]
+                times[i].append(found["ms"])
+                peak[i] = found["peak_mb"]
     finally:
         for worker in workers:
             worker.close()
-    rows = {}
-    for name, ms in times.items():
+    rows = []
+    for ms, most in zip(times, peak, strict=True):
         low, middle, high = np.percentile(ms, [25, 50, 75]).tolist()
-        rows[name] = {"ms": middle, "low": low, "high": high, "best": min(ms), "peak_mb": peak[name]}
+        rows.append({"ms": middle, "low": low, "high": high, "best": min(ms), "peak_mb": most})
     return rows
 
 
@@ -140,11 +145,10 @@ def scaling(settings: Settings, rounds: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, values in grown.items():
         base = replace(settings, batch=16 if name == "inputs" else 64)
-        found[name] = []
-        for value in values:
-            row = compare("routing and gradient", replace(base, **{name: value}), rounds, ("torch",))["torch"]
-            found[name].append({"value": value, **row})
-            print(f"{name} {value}: {row['ms']:.1f} ms, peak {row['peak_mb']:.0f} MB", flush=True)
+        workers = [Worker("routing and gradient", "torch", replace(base, **{name: value})) for value in values]
+        found[name] = [{"value": v, **row} for v, row in zip(values, interleaved(workers, rounds), strict=True)]
+        for row in found[name]:
+            print(f"{name} {row['value']}: {row['ms']:.1f} ms, peak {row['peak_mb']:.0f} MB", flush=True)
     return found
 
 
