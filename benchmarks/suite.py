@@ -85,7 +85,7 @@ def compare(what: str, settings: Settings, rounds: int, only: tuple[str, ...] = 
 
 
 def interleaved(workers: list[Worker], rounds: int) -> list[dict[str, float]]:
-    """Time the workers in turn, then end them; return for each the quartiles of the milliseconds and its peak memory."""
+    """Time the workers in turn, then end them; return of each the quartiles of the milliseconds and the peak memory."""
     times: list[list[float]] = [[] for _ in workers]
     peak = [0.0] * len(workers)
     try:
