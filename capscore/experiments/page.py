@@ -166,14 +166,18 @@ def _budgets(records: Mapping[str, list[Row]]) -> list[str]:
             sizes = [f"{size:,}" for size in sorted({settings["parameters"] for settings in told})]
             data = sorted({f"{settings['images']:,} of {settings['data']}" for settings in told})
             epochs = sorted({trial["settings"].get("epochs", trial["spends"]["epochs"]) for trial in some})
-            where, versions = some[-1]["hardware"], some[-1]["versions"]
-            on = f"{where.get('gpu') or where['cpu']}, {where['threads']} thread{'s' * (where['threads'] > 1)}"
             lines.append(
                 f"| {name} | {budget} | {'; '.join(data)} | {'; '.join(sizes)} | "
                 f"{'; '.join(map(str, epochs))} | {sum(t['seconds'] for t in some):,.0f} | "
-                f"{on}; torch {versions['torch']}, capscore {versions['capscore']} |"
+                f"{'; '.join(dict.fromkeys(map(_where, some)))} |"
             )
     return ["What was run, and on what:", "\n".join(lines)] if len(lines) > 2 else []
+
+
+def _where(trial: Row) -> str:
+    hardware, versions = trial["hardware"], trial["versions"]
+    on = f"{hardware.get('gpu') or hardware['cpu']}, {hardware['threads']} thread{'s' * (hardware['threads'] > 1)}"
+    return f"{on}, torch {versions['torch']}, capscore {versions['capscore']}"
 
 
 def _curves(rows: list[Row]) -> list[str]:
