@@ -79,5 +79,5 @@ def explained(error: RuntimeError) -> TrainingError:
     """Return what to tell when a process has lost the others."""
     return TrainingError(
         f"another process of this training has ended ({str(error).splitlines()[0]:.120}): start it again with --resume;"
-        " it goes on from the last checkpoint"
+        " it goes on from the last checkpoint, if there is one"
     )

@@ -165,7 +165,13 @@ class CapsNet(nn.Module, model.CapsNet[Tensor]):
     @property
     def params(self) -> dict[str, Tensor]:
         """Name → parameter, in the order of the spec."""
-        return {name: self.get_parameter(name) for name in self.spec.parameters}
+        return {name: self._leaf(name) for name in self.spec.parameters}
+
+    def _leaf(self, name: str) -> Tensor:
+        leaf: Any = self  # not get_parameter: pruning and parametrisation put tensors in the place of parameters
+        for part in name.split("."):
+            leaf = getattr(leaf, part)
+        return leaf  # type: ignore[no-any-return]
 
     forward = model.CapsNet.forward
 
@@ -204,6 +210,8 @@ class Learner(model.Learner[Tensor]):
             net.to(self.team.device)
         except (RuntimeError, AssertionError) as error:  # torch has no error of its own for an absent device
             raise BackendError(f"PyTorch cannot use the device {device!r}: {error}") from None
+        if next(net.parameters()).is_meta:
+            raise BackendError("on the device 'meta' nothing is computed")
         self.net, self.reconstruction, self.amp, self.steps = net, reconstruction, amp, 0
         self.writes = self.team.rank == 0
         self.adam = torch.optim.Adam(net.parameters(), eps=1e-8, fused=True)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 import shlex
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,7 +25,7 @@ from .errors import CapscoreError, ModelFileError, SpecError, TrainingError
 from .experiments import NAMES as EXPERIMENTS
 from .experiments import experiment
 from .report import Screen, TensorBoard
-from .train import BEST, LAST, LOG, Recipe, Reporter, accuracy, check_dataset, train
+from .train import BEST, LAST, LOG, Recipe, Reporter, Stopped, accuracy, alone, check_dataset, train
 from .verify import verify
 
 app = typer.Typer(
@@ -32,7 +34,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console()
+console = Console(emoji=False)  # a file may be called :smile:.png
 
 DEMO = Recipe(epochs=20, batch=32, rate=3e-3, decay_steps=50, reconstruction=0.002)
 
@@ -93,11 +95,12 @@ def train_command(
     if resume is not None:
         given = [name for name in context.params if "COMMANDLINE" in str(context.get_parameter_source(name))]
         if other := set(given) - {"resume", "epochs", "device", "backend_name", "data_dir"}:
-            raise TrainingError(f"a training goes on as it began: without {', '.join(sorted(other))}, beside --resume")
+            named = ", ".join("--" + name.replace("_", "-") for name in sorted(other))
+            raise TrainingError(f"a training goes on as it began: without {named}, beside --resume")
         model = modelfile.read(resume / LAST) if (resume / LAST).exists() else None
-        if model is None or not {"recipe", *_training()} <= set(model.provenance):
+        if model is None or not _resumable(model.provenance):
             raise ModelFileError(f"there is no training to resume in {resume}: {LAST} is missing or no checkpoint")
-        settings = model.provenance
+        settings, classes = model.provenance, model.classes
         recipe = Recipe.of(settings)
         recipe = recipe if epochs is None else replace(recipe, epochs=epochs)
         net_spec, out, data, backend_name = model.spec, resume, settings["data"], backend_name or settings["backend"]
@@ -107,8 +110,11 @@ def train_command(
         device, amp, compile = device or settings["device"], settings["amp"], settings["compile"]
         fast_conv = settings["fast_conv"]
     else:
-        net_spec = _spec(preset, spec)
+        net_spec, classes = _spec(preset, spec), ()
     train_set, test_set = load(data, data_dir=data_dir, size=net_spec.input, seed=seed)
+    if classes and classes != tuple(train_set.classes):
+        raise TrainingError(f"the training was of the classes {', '.join(classes)}; the data now has "
+                            f"{', '.join(train_set.classes)}")  # fmt: skip
     if resume is None:
         shift = train_set.shift if shift is None else shift
         epochs = Recipe.epochs if epochs is None else epochs
@@ -208,7 +214,7 @@ def export_command(
     net = backend("numpy").load(model)
     target = onnx or model.with_suffix(".onnx")
     files = [path for path in (model, target, decoder) if path is not None]
-    if len({path.resolve() for path in files}) < len(files):
+    if len({os.path.realpath(path) for path in files}) < len(files):
         raise ModelFileError(f"one file would be written over another: {', '.join(map(str, files))} must differ")
     chosen = None if outputs is None else [name.strip() for name in outputs.split(",")]
     sets = None if data is None else load(data, data_dir=data_dir, size=net.spec.input)
@@ -234,7 +240,9 @@ def export_command(
         half = "fp16" if precision == "fp16" else "fp32"
         _exported(export_decoder(net, decoder, precision=half, batch=batch, opset=opset, verify=verify), model)
     if sets is not None and (chosen is None or "lengths" in chosen):
-        session = _open(target)
+        from .export.runtime import Session
+
+        session = Session(target)
         exported = accuracy(_TakesFloats(session) if byte_images else session, sets[1])
         _say(f"accuracy on {len(sets[1]):,} test images of {data}: {accuracy(net, sets[1]):.2%} before, "
              f"{exported:.2%} exported")  # fmt: skip
@@ -250,8 +258,11 @@ def _log(path: Path) -> list[dict[str, Any]] | None:
         return None
     try:
         rows = [json.loads(line) for line in path.read_text().splitlines()]
-        return [{name: float(row[name]) for name in ("epoch", "loss", "accuracy", "held_out_accuracy")} for row in rows]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        told = [{name: float(row[name]) for name in ("loss", "accuracy", "held_out_accuracy")} for row in rows]
+        if not all(math.isfinite(value) for row in told for value in row.values()):
+            raise ValueError("its numbers are not finite")
+        return [{"epoch": int(row["epoch"]), **numbers} for row, numbers in zip(rows, told, strict=True)]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
         _say(f"note: no training curves: {path} cannot be read ({error})")
         return None
 
@@ -278,7 +289,7 @@ def inspect_command(
         spec = PRESETS[model]
     elif model.endswith(".json"):
         spec = _spec("", Path(model))
-    elif model.endswith(".onnx"):
+    elif model.lower().endswith(".onnx"):
         from .export.onnxfile import read as read_onnx
 
         file = read_onnx(model)
@@ -355,8 +366,10 @@ def demo_command(
     net = caps.CapsNet(PRESETS["small"], seed=recipe.seed, classes=train_set.classes, provenance=about)
     _say(f"1. Train {net.spec.parameter_count:,} parameters on {name} with {len(train_set):,} digits")
     run = out / "run"
-    for old in (LAST, BEST):  # a demo starts anew
-        (run / old).unlink(missing_ok=True)
+    run.mkdir(parents=True, exist_ok=True)
+    with alone(run):
+        for old in (LAST, BEST):  # a demo starts anew
+            (run / old).unlink(missing_ok=True)
     rows = _train(net, caps.Learner(net, recipe.reconstruction), train_set, test_set, recipe, run, False)
     model = out / "digits.safetensors"
     net.save(model)
@@ -429,7 +442,8 @@ def bench_command(
     batches: Annotated[str, typer.Option(help="Batch sizes, separated by commas.")] = "1,32,128",
     preset: Annotated[str, typer.Option(help="Network: mnist or small.")] = "mnist",
     rounds: Annotated[int, typer.Option(min=1, help="How often each contender is timed.")] = 7,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of PyTorch and ONNX Runtime.")] = os.cpu_count() or 1,
+    threads: Annotated[int, typer.Option(min=1, max=1024, help="Threads of PyTorch and ONNX Runtime.")] = os.cpu_count()
+    or 1,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     scaling: Annotated[bool, typer.Option("--scaling", help="Also grow the routing layer and plot its cost.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder for the results as JSON and the plots.")] = None,
@@ -476,6 +490,15 @@ def _training(
     return dict(locals())
 
 
+def _resumable(provenance: Mapping[str, Any]) -> bool:
+    """Whether a file tells all that `train --resume` must know, each of its kind."""
+    known = "recipe" in provenance and set(_training()) <= set(provenance)
+    return known and all(
+        type(provenance[name]) is type(usual) or (usual is None and isinstance(provenance[name], str))
+        for name, usual in _training().items()
+    )
+
+
 def _train(
     net: Any, learner: Any, train_set: Samples, test_set: Samples, recipe: Recipe, out: Path, resume: bool
 ) -> list[dict[str, Any]]:
@@ -486,9 +509,12 @@ def _train(
         reporters = [screen, *([TensorBoard(out)] if importlib.util.find_spec("tensorboard") else [])]
     try:
         return train(net, learner, train_set, test_set, recipe, out, resume, tuple(reporters))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         screen.close()
-        _say(f"stopped; everything is saved. Go on with: capscore train --resume {shlex.quote(str(out))}")
+        if learner.writes:
+            saved = "everything is saved" if isinstance(stop, Stopped) else "at once, after the last checkpoint"
+            go_on = f"{saved}. Go on with: capscore train --resume {shlex.quote(str(out))}"
+            _say(f"stopped; {go_on if (out / LAST).exists() else 'nothing was saved yet'}")
         raise typer.Exit(130) from None
     finally:
         screen.close()
@@ -513,7 +539,7 @@ def _default_backend() -> str:
 
 def _open(path: Path, name: str | None = None, provider: str | None = None, threads: int | None = None) -> Any:
     """Return a network, or for an .onnx file a session."""
-    if path.suffix == ".onnx":
+    if path.suffix.lower() == ".onnx":
         from .export.runtime import Session
 
         if name is not None:

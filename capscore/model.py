@@ -106,7 +106,7 @@ class CapsNet(Generic[A]):
 
         The class of an image is its longest capsule: `net.predict(images).argmax(1)`.
         """
-        if not isinstance(batch, int) or batch < 1:
+        if not isinstance(batch, int | np.integer) or batch < 1:
             raise ShapeError(f"batch must be a whole number of at least 1, not {short(batch)}")
         starts = range(0, max(1, len(images)), batch)
         return np.concatenate([to_host(self(images[i : i + batch]).lengths) for i in starts])

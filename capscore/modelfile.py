@@ -126,7 +126,7 @@ def read(path: str | os.PathLike[str], kind: Any = CapsNetSpec) -> Model:
     try:
         if not path.is_file():
             raise ModelFileError("it is a folder" if path.is_dir() else "there is no such file")
-        if path.suffix == ".onnx":
+        if path.suffix.lower() == ".onnx":
             raise ModelFileError("it is an export; this takes the .safetensors model that it was made of")
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}

@@ -50,8 +50,11 @@ class Recipe:
         """Check every number, naming the one that does not fit."""
         wholes = {"epochs": 1, "batch": 1, "decay_steps": 1, "shift": 0, "seed": 0}
         for name, value in asdict(self).items():
+            if isinstance(value, np.generic):
+                value = value.item()
+                object.__setattr__(self, name, value)
             least, kinds = wholes.get(name, 0), (int,) if name in wholes else (int, float)
-            if type(value) not in kinds or not (math.isfinite(value) and value >= least):
+            if type(value) not in kinds or not least <= value < math.inf:
                 kind = "a whole number" if name in wholes else "a number"
                 raise TrainingError(f"{name} must be {kind} of at least {least}, not {short(value)}")
         if self.decay > 1:
@@ -69,6 +72,10 @@ class Recipe:
         """Return the learning rate of step 0, 1, 2, …"""
         rate: float = self.rate * self.decay ** (step / self.decay_steps)
         return max(self.floor, rate)
+
+
+class Stopped(KeyboardInterrupt):
+    """Training was interrupted, and all that it did is saved."""
 
 
 class Reporter(Protocol):
@@ -103,6 +110,20 @@ class Progress:
     seconds: float = 0.0
     best: float = -1.0
 
+    def check(self, per_epoch: int, log: Any) -> None:
+        """Raise ValueError unless this, read from a file, can be of a training with the rows `log`."""
+        most = sys.float_info.max
+        wholes = {"epoch": len(log), "step": per_epoch, "steps": most, "correct": most}
+        for name, value in asdict(self).items():
+            fits = type(value) in ((int,) if name in wholes else (int, float))
+            if not fits or not (-1 if name == "best" else 0) <= value <= wholes.get(name, most):
+                raise ValueError(f"{name} is {short(value)}")
+        if self.step and not self.seconds:
+            raise ValueError("its steps took no time")
+        needed = {"epoch", "held_out_accuracy", "seconds"}
+        if len(log) != self.epoch or not all(isinstance(row, dict) and needed <= set(row) for row in log):
+            raise ValueError("its log is not one of its epochs")
+
 
 def train(
     net: CapsNet[Any],
@@ -124,7 +145,8 @@ def train(
     Raises
     ------
     TrainingError : the loss is not finite, or the checkpoint belongs to other settings
-    KeyboardInterrupt : after a checkpoint was written
+    Stopped : by Ctrl-C or SIGTERM, a KeyboardInterrupt after a checkpoint was written
+    KeyboardInterrupt : by a second one, at once
     """
     folder = Path(folder)
     for dataset, what in ((data, "training"), (held_out, "held-out")):
@@ -136,38 +158,40 @@ def train(
         )
     if recipe.shift >= min(net.spec.input[1:]):
         raise TrainingError(f"a shift of {recipe.shift} pixels moves images of {net.spec.input} out of sight")
-    rows, progress = _restore(net, learner, recipe, folder) if resume else _start(folder)
-    net.provenance |= _provenance(recipe, len(data))
-    per_epoch = -(-len(data) // recipe.batch)
-    data = learner.hold(data, recipe.shift)
-    unread: list[tuple[Any, Any, NDArray[Any]]] = []  # loss, lengths and labels of the last steps
-    began = saved = read = time.monotonic()
+    if not resume:
+        _make(folder)
+    with alone(folder) if learner.writes else nullcontext(), _Interrupts() as interrupts:
+        per_epoch = -(-len(data) // recipe.batch)
+        rows, progress = _restore(net, learner, recipe, folder, len(data)) if resume else _start(folder)
+        net.provenance |= _provenance(recipe, len(data))
+        data = learner.hold(data, recipe.shift)
+        unread: list[tuple[Any, Any, NDArray[Any]]] = []  # loss, lengths and labels of the last steps
+        began = saved = read = time.monotonic()
 
-    def take_in() -> None:
-        for loss, lengths, labels in unread:
-            if not math.isfinite(loss := float(loss)):
-                raise TrainingError(_not_finite(loss, progress, recipe, folder))
-            progress.step += 1
-            progress.steps += 1
-            progress.loss += loss * len(labels)
-            progress.correct += int(right(net.ops.to_numpy(lengths), labels).sum())
-            progress.seconds = time.monotonic() - began
-            seen = min(progress.step * recipe.batch, len(data))
-            for reporter in reporters:
-                reporter.step(len(labels), progress.loss / seen, progress.correct / seen)
-        unread.clear()
+        def take_in() -> None:
+            for loss, lengths, labels in unread:
+                if not math.isfinite(loss := float(loss)):
+                    raise TrainingError(_not_finite(loss, progress, recipe, folder))
+                progress.step += 1
+                progress.steps += 1
+                progress.loss += loss * len(labels)
+                progress.correct += int(right(net.ops.to_numpy(lengths), labels).sum())
+                progress.seconds = time.monotonic() - began
+                seen = min(progress.step * recipe.batch, len(data))
+                for reporter in reporters:
+                    reporter.step(len(labels), progress.loss / seen, progress.correct / seen)
+            unread.clear()
 
-    def checkpoint() -> None:
-        if not learner.writes:
-            return
-        state = learner.state() if progress.steps else {}
-        # The log's rows are kept in the checkpoint: the two can then never tell of different moments.
-        about = net.provenance | {"training": asdict(progress), "recipe": asdict(recipe), "log": rows}
-        arrays = {name: net.ops.to_numpy(p) for name, p in net.params.items()}
-        named = {modelfile.STATE + name: array for name, array in state.items()}
-        modelfile.save(folder / LAST, modelfile.Model(net.spec, arrays, net.classes, about, named))
+        def checkpoint() -> None:
+            if not learner.writes:
+                return
+            state = learner.state() if progress.steps else {}
+            # The log's rows are kept in the checkpoint: the two can then never tell of different moments.
+            about = net.provenance | {"training": asdict(progress), "recipe": asdict(recipe), "log": rows}
+            arrays = {name: net.ops.to_numpy(p) for name, p in net.params.items()}
+            named = {modelfile.STATE + name: array for name, array in state.items()}
+            modelfile.save(folder / LAST, modelfile.Model(net.spec, arrays, net.classes, about, named))
 
-    with _alone(folder) if learner.writes else nullcontext(), _Interrupts() as interrupts:
         for epoch in range(progress.epoch, recipe.epochs):
             began = time.monotonic() - progress.seconds
             for reporter in reporters:
@@ -179,7 +203,12 @@ def train(
                     parts = [(each[:, i], images[:, i]) for i in range(each.shape[1])]
                     images = np.minimum(images.sum(1), 1)  # as `Pairs` lays them on top of each other
                 rate = recipe.rate_at(progress.steps + len(unread))
-                unread.append((*learner.step(images, each.sum(1), rate, parts), labels))
+                try:
+                    unread.append((*learner.step(images, each.sum(1), rate, parts), labels))
+                except TrainingError:  # another process of this training is gone; this one is as after the last step
+                    take_in()
+                    checkpoint()
+                    raise
                 stop, now = interrupts.asked, time.monotonic()
                 due = stop or now - saved > checkpoint_seconds
                 if due or now - read > READ_SECONDS:
@@ -189,7 +218,7 @@ def train(
                     checkpoint()
                     saved = time.monotonic()
                 if stop:
-                    raise KeyboardInterrupt
+                    raise Stopped
             take_in()
             row = {
                 "epoch": epoch + 1,
@@ -297,27 +326,36 @@ def check_dataset(net: CapsNet[Any], data: Samples, what: str) -> None:
         raise ShapeError(f"the {what} set has {len(data.classes)} classes; the network has {net.spec.classes}")
 
 
-def _start(folder: Path) -> tuple[list[dict[str, Any]], Progress]:
+def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TrainingError(f"cannot make the folder {folder}: {error.strerror}") from None
     if not os.access(folder, os.W_OK):
         raise TrainingError(f"cannot write into the folder {folder}: choose another one")
+
+
+def _start(folder: Path) -> tuple[list[dict[str, Any]], Progress]:
     if (folder / LAST).exists():
         raise TrainingError(f"{folder} already holds a training: resume it, or choose another folder")
     return [], Progress()
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Let no second training write into the folder: their checkpoints would take turns. (Windows cannot tell.)"""
+def alone(folder: Path) -> Iterator[None]:
+    """Let no second training write into the folder: their checkpoints would take turns.
+
+    Windows and some network file systems cannot tell.
+    """
     if sys.platform == "win32":
         yield
         return
     import fcntl
 
-    handle = os.open(folder, os.O_RDONLY)  # the system lets go of it when the process ends, however it ends
+    try:
+        handle = os.open(folder, os.O_RDONLY)  # the system lets go of it when the process ends, however it ends
+    except OSError as error:
+        raise TrainingError(f"cannot open the folder {folder}: {error.strerror}") from None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -334,7 +372,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _restore(
-    net: CapsNet[Any], learner: Learner[Any], recipe: Recipe, folder: Path
+    net: CapsNet[Any], learner: Learner[Any], recipe: Recipe, folder: Path, images: int
 ) -> tuple[list[dict[str, Any]], Progress]:
     """Take parameters, moments and progress from the last checkpoint, or say why it is not one of this training."""
     if not (folder / LAST).exists():
@@ -348,18 +386,33 @@ def _restore(
     if changed:
         which = ", ".join(f"{k} was {before[k]}" for k in changed)
         raise TrainingError(f"the training in {folder} had other settings: {which}; only epochs may change")
+    state = {name.removeprefix(modelfile.STATE): array for name, array in model.state.items()}
     try:
+        if about["training_images"] != images or model.classes != net.classes:
+            raise TrainingError(
+                f"the training in {folder} was on other data: {short(about['training_images'])} images of "
+                f"{', '.join(model.classes)}; these are {images} of {', '.join(net.classes)}"
+            )
         progress = Progress(**about["training"])
-        rows = list(about["log"])
-        if learner.writes:
-            _write_log(folder, rows)  # it may have been killed before it did
+        progress.check(-(-images // recipe.batch), about["log"])
         if progress.steps:
-            state = {name.removeprefix(modelfile.STATE): array for name, array in model.state.items()}
-            learner.restore(state, progress.steps)
+            _check_moments(state, model.params)
     except (KeyError, TypeError, ValueError) as error:
         raise TrainingError(f"{folder / LAST} is no checkpoint of a training: {error}") from None
+    if progress.steps:
+        learner.restore(state, progress.steps)
     net.assign(model.params)
+    rows = list(about["log"])
+    if learner.writes:
+        _write_log(folder, rows)  # it may have been killed before it did
     return rows, progress
+
+
+def _check_moments(state: Mapping[str, NDArray[Any]], params: Mapping[str, NDArray[Any]]) -> None:
+    for name, p in params.items():
+        for moment in (f"first.{name}", f"second.{name}"):
+            if state[moment].shape != p.shape:
+                raise ValueError(f"{moment} has shape {state[moment].shape}; wanted {p.shape}")
 
 
 def _provenance(recipe: Recipe, images: int) -> dict[str, Any]:

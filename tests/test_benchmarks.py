@@ -88,3 +88,65 @@ def test_what_cannot_be_timed_is_named(options: list[str], message: str) -> None
     result = CliRunner().invoke(app, ["bench", *options])
     assert result.exit_code != 0
     assert message in str(result.exception)
+
+
+# ------------------------------------------------------------------------------------- what the documentation tells
+
+HERE = Path(__file__).parents[1]
+IN_README = {  # row of the README: contender in inference, whether it trains
+    "PyTorch, as public code writes it": ("textbook, PyTorch", True),
+    "capscore on torch": ("torch", True),
+    '… with `fast_conv="6x6"`': ("torch 6x6", True),
+    'capscore on NumPy, `fast_conv="6x6"`': ("numpy 6x6", True),
+    "that public code in ONNX Runtime": ("textbook, ONNX Runtime", False),
+    "capscore's export in ONNX Runtime": ("ONNX Runtime", False),
+    "… with `--fast-conv 6x6`": ("ONNX Runtime 6x6", False),
+    "… in int8": ("ONNX Runtime int8", False),
+}
+
+
+def measured(file: str) -> dict[tuple[str, int], dict[str, dict[str, float]]]:
+    """The rows of a committed results file by comparison and batch."""
+    tables = json.loads((HERE / "benchmarks" / "results" / file).read_text())["tables"]
+    return {(table["what"], table["batch"]): table["rows"] for table in tables}
+
+
+def rows_below(page: str, header: str) -> dict[str, list[str]]:
+    """The cells of the table that begins with `header`, by the first of each row."""
+    lines = (HERE / page).read_text("utf-8").split(header + "\n", 1)[1].splitlines()[1:]
+    table = lines[: lines.index("")]
+    return {cells[0]: cells[1:] for cells in ([cell.strip() for cell in row.split("|")[1:-1]] for row in table)}
+
+
+def test_the_tables_are_what_was_measured() -> None:
+    inference, training, routing = map(measured, ("cpu-inference.json", "cpu-training.json", "cpu-routing.json"))
+    steps = training["training", 128]
+
+    def speed(rows: dict[str, dict[str, float]], batch: int, name: str) -> str:
+        return f"{batch / rows[name]['ms'] * 1e3:.0f}"
+
+    def factor(rows: dict[str, dict[str, float]], name: str) -> str:
+        return f"{rows['textbook, PyTorch']['ms'] / rows[name]['ms']:.1f}×"
+
+    told = rows_below("docs/performance.md", "| | batch 1 | 32 | 128 |")
+    assert list(told) == list(inference["inference", 1])
+    for name, cells in told.items():
+        for batch, cell in zip((1, 32, 128), cells, strict=True):
+            rows = inference["inference", batch]
+            own = f" ({factor(rows, name)})" if name != "textbook, PyTorch" else ""
+            assert cell == speed(rows, batch, name) + own, (name, batch)
+    told = rows_below("docs/performance.md", "| | images/s | | MB |")
+    assert list(told) == list(steps)
+    for name, cells in told.items():
+        assert cells == [speed(steps, 128, name), factor(steps, name), f"{steps[name]['peak_mb']:.0f}"], name
+    told = rows_below("docs/performance.md", "| | forward: batch 1 | 32 | 128 | with gradient: 32 | 128 |")
+    assert list(told) == list(routing["routing", 1])
+    for name, cells in told.items():
+        forward = [f"{routing['routing', batch][name]['ms']:.1f}" for batch in (1, 32, 128)]
+        both = [routing["routing and gradient", batch].get(name) for batch in (32, 128)]
+        assert cells == [*forward, *("" if row is None else f"{row['ms']:.0f}" for row in both)], name
+    told = rows_below("README.md", "| | batch 1 | 32 | 128 | training at 128 |")
+    assert list(told) == list(IN_README)
+    for row, (name, trains) in IN_README.items():
+        speeds = [speed(inference["inference", batch], batch, name) for batch in (1, 32, 128)]
+        assert told[row] == [*speeds, speed(steps, 128, name) if trains else ""], row
