@@ -71,10 +71,12 @@ def _cupy_done(run: Run) -> Run:
 
 
 def _textbook(s: Settings) -> Any:
+    from capscore import PRESETS
     from capscore.benchmarks.textbook import CapsNet
 
-    channels, types = (256, 32) if s.preset == "mnist" else (64, 8)
-    return CapsNet(channels, types).to(s.device)
+    spec = PRESETS[s.preset]
+    stem, hidden = spec.stem[0], spec.decoder.hidden if spec.decoder else ()
+    return CapsNet(stem.channels, spec.primary.types, stem.kernel, stem.stride, hidden).to(s.device)
 
 
 # ---------------------------------------------------------------------------------------------------- inference

@@ -38,14 +38,22 @@ class Routing(nn.Module):
 
 
 class CapsNet(nn.Module):
-    """Images [B, 1, 28, 28] → lengths [B, 10], capsules [B, 10, 16]."""
+    """Images [B, 1, 28, 28] → lengths [B, 10], capsules [B, 10, 16]; by default the paper's sizes."""
 
-    def __init__(self, channels: int = 256, types: int = 32) -> None:
+    def __init__(
+        self,
+        channels: int = 256,
+        types: int = 32,
+        kernel: int = 9,
+        stride: int = 1,
+        hidden: tuple[int, ...] = (512, 1024),
+    ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(1, channels, 9)
-        self.primary = nn.Conv2d(channels, types * 8, 9, stride=2)
-        self.routing = Routing(types * 36)
-        sizes = [160, 512, 1024, 784]
+        self.conv = nn.Conv2d(1, channels, kernel, stride)
+        self.primary = nn.Conv2d(channels, types * 8, kernel, stride=2)
+        side = ((28 - kernel) // stride + 1 - kernel) // 2 + 1
+        self.routing = Routing(types * side**2)
+        sizes = [160, *hidden, 784]
         layers: list[nn.Module] = []
         for i, o in pairwise(sizes):
             layers += [nn.Linear(i, o), nn.ReLU()]
@@ -53,7 +61,7 @@ class CapsNet(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         u = self.primary(F.relu(self.conv(x)))
-        u = u.view(x.shape[0], -1, 8, 36).transpose(2, 3).reshape(x.shape[0], -1, 8)
+        u = u.view(x.shape[0], -1, 8, u.shape[2] * u.shape[3]).transpose(2, 3).reshape(x.shape[0], -1, 8)
         v = self.routing(squash(u))
         return v.norm(dim=-1), v
 
