@@ -33,7 +33,7 @@ docs: $(VENV)/docs.stamp
 
 # What about an hour for each on two cores can show, added to results/ and docs/results.md. It goes on where it was
 # stopped.
-EXPERIMENTS ?= mnist multimnist claims
+EXPERIMENTS ?= mnist multimnist affnist claims
 results: $(VENV)/demo.stamp
 	for name in $(EXPERIMENTS); do $(BIN)/capscore experiment $$name --budget hour $(ARGS) || exit; done
 	$(BIN)/capscore results

@@ -122,11 +122,13 @@ def to_host(x: Any) -> NDArray[Any]:
         x = x.float() if "bfloat16" in str(x.dtype) else x
     try:
         host = np.asarray(x)
+    except ValueError:  # lists of unequal lengths
+        raise ShapeError(f"wanted an array of numbers, not {short(x)}") from None
     except TypeError:  # CuPy's arrays leave the GPU only when asked
         if not hasattr(x, "get"):
             raise
         host = np.asarray(x.get())
-    if host.dtype.kind in "OSU":
+    if host.dtype.kind not in "biufc":
         raise ShapeError(f"wanted an array of numbers, not {short(x)}, of dtype {host.dtype}")
     own = np.dtype(np.float64) if host.dtype.kind == "f" and host.itemsize > 8 else host.dtype.newbyteorder("=")
     return host.astype(own, copy=False)

@@ -58,25 +58,30 @@ def check(
     session = _session(model, onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL)
     (taken,) = model.graph.input
     fixed = taken.type.tensor_type.shape.dim[0].dim_value
+    names = [output.name for output in model.graph.output]
+    tolerance = LARGE_TILES if fast_conv == "6x6" else TOLERANCE[precision]
     found: dict[str, float] = {}
     for batch in (fixed,) if fixed else BATCHES:
         real = [] if examples is None or len(examples) < batch else [np.round(to_host(examples[:batch]) * 255) / 255]
         for images in (*hard_images(net.spec.input, batch), *real):
             expected, rounded = _expected(truth, images), _expected(single, images)
             feed = _feed(taken, expected if taken.name == "capsules" else {"images": images})
-            names = [output.name for output in model.graph.output]
+            # Of capsules that the graph keeps to itself, no more is granted than fp32 allows.
+            unseen = min(tolerance, LARGE_TILES) * np.random.default_rng(0).choice((-1, 1), expected["capsules"].shape)
             actual = dict(zip(names, session.run(names, feed), strict=True))
             for name in names:
-                wanted, near, room = expected[name], rounded[name], 0.0
-                tolerance = LARGE_TILES if fast_conv == "6x6" else TOLERANCE[precision]
-                if name == "reconstruction" and taken.name == "images":
+                room = 0.0
+                if name == "reconstruction":
                     # Rounding may choose another of two equally long capsules to draw.
                     chosen = actual.get("lengths", expected["lengths"]).argmax(1)
                     wanted, near = (
                         n.reconstruct(o["capsules"], chosen) for n, o in ((truth, expected), (single, rounded))
                     )
-                    capsules = actual.get("capsules", _moved(expected["capsules"], tolerance))
-                    room = float(np.abs(truth.reconstruct(capsules, chosen) - wanted).max())
+                    if taken.name == "images":
+                        capsules = actual.get("capsules", unseen + expected["capsules"])
+                        room = float(np.abs(truth.reconstruct(capsules, chosen) - wanted).max())
+                else:
+                    wanted, near = expected[name], rounded[name]
                 difference = float(np.abs(actual[name] - wanted).max())
                 found[name] = max(found.get(name, 0.0), difference)
                 allowed = max(tolerance, 4 * float(np.abs(near - wanted).max())) + room
@@ -116,16 +121,7 @@ def first_difference(model: onnx.ModelProto, plain: onnx.ModelProto, feed: dict[
 def _expected(truth: Any, images: NDArray[np.float64]) -> dict[str, NDArray[Any]]:
     out = truth(images, couplings=True)
     expected = {"lengths": out.lengths, "capsules": out.capsules}
-    expected |= {f"couplings.{i}.{r}": c for i, layer in enumerate(out.couplings) for r, c in enumerate(layer)}
-    if truth.spec.decoder is not None:
-        expected["reconstruction"] = truth.reconstruct(out.capsules)
-    return expected
-
-
-def _moved(capsules: NDArray[Any], by: float) -> NDArray[Any]:
-    """Return capsules of which every number differs `by` so much, up or down."""
-    moved: NDArray[Any] = capsules + by * np.random.default_rng(0).choice((-1.0, 1.0), capsules.shape)
-    return moved
+    return expected | {f"couplings.{i}.{r}": c for i, layer in enumerate(out.couplings) for r, c in enumerate(layer)}
 
 
 def _feed(taken: onnx.ValueInfoProto, values: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

@@ -451,6 +451,8 @@ def _check(opset: int, batch: int | None) -> None:
 
 def _parameters(recorder: Recorder, net: Any) -> dict[str, Value]:
     arrays = {name: to_host(array).astype(np.float32) for name, array in net.params.items()}
+    if broken := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
+        raise CapscoreError(f"{broken[0]} holds NaN or infinity: such a network is not exported")
     return {name: recorder.cast(recorder.constant(a, name), recorder.half) for name, a in arrays.items()}
 
 

@@ -63,8 +63,10 @@ class _Session:
         self.path, self.spec, self.classes = self.file.path, self.file.spec, self.file.classes
         self.provenance, self.batch, self.dtype = self.file.provenance, self.file.batch, self.file.input.dtype
         self.device = device
-        if not 0 <= threads <= MOST_THREADS:
-            raise CapscoreError(f"threads must be 0 (as many as there are cores) to {MOST_THREADS}, not {threads}")
+        if not isinstance(threads, int) or not 0 <= threads <= MOST_THREADS:
+            raise CapscoreError(
+                f"threads must be 0 (as many as there are cores) to {MOST_THREADS}, not {short(threads)}"
+            )
         wanted = _find(provider)
         if cuda_graph and (wanted[0] != CUDA or self.batch is None):
             raise CapscoreError(
@@ -160,8 +162,8 @@ class Session(_Session):
         `progress`, a bar shows how far it is, on a terminal.
         """
         size = self.batch or batch
-        if size < 1:
-            raise ShapeError(f"batch must be at least 1, not {batch}")
+        if not isinstance(size, int | np.integer) or size < 1:
+            raise ShapeError(f"batch must be a whole number of at least 1, not {short(batch)}")
         found = []
         starts = range(0, max(1, len(images)), size)
         for start in track(starts, "batches") if progress else starts:
@@ -189,7 +191,7 @@ class DecoderSession(_Session):
         """
         last = self.spec.capsules[-1]
         v = capsules if hasattr(capsules, "dtype") else to_host(capsules)
-        if tuple(v.shape[1:]) != (last.count, last.dim) or "float" not in str(v.dtype):
+        if tuple(v.shape[1:]) != (last.count, last.dim) or "float" not in getattr(v.dtype, "name", str(v.dtype)):
             wanted = f"floats [batch, {last.count}, {last.dim}]"
             raise ShapeError(f"capsules have shape {list(v.shape)} and dtype {v.dtype}; wanted {wanted}")
         if labels is not None:

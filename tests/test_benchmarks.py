@@ -11,6 +11,7 @@ import pytest
 from conftest import FLOAT32, NUMPY, close, need
 from typer.testing import CliRunner
 
+from capscore import PRESETS
 from capscore.layers import LinearVotes
 from capscore.routing import dynamic_routing
 
@@ -31,10 +32,12 @@ def test_the_textbook_routes_as_the_paper_does() -> None:
     close(layer(torch.from_numpy(u)).detach().numpy(), expected, FLOAT32)
 
 
-def test_the_textbook_has_the_parameters_of_the_paper() -> None:
-    from capscore.benchmarks.textbook import CapsNet
-
-    assert sum(p.numel() for p in CapsNet().parameters()) == 8_215_728 - 160  # public code has no capsule biases
+@pytest.mark.parametrize("preset", ["mnist", "small"])
+def test_the_textbook_has_the_parameters_of_the_network(preset: str) -> None:
+    net = contenders._textbook(contenders.Settings(preset=preset))
+    count = sum(p.numel() for p in net.parameters())
+    assert count == PRESETS[preset].parameter_count - 160  # public code has no capsule biases
+    assert net(torch.zeros(2, 1, 28, 28))[1].shape == (2, 10, 16)
 
 
 @pytest.mark.parametrize("what", [what for what in contenders.CONTENDERS if what not in ("machine", "convolution")])

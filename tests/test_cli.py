@@ -110,7 +110,8 @@ def test_predict_says_what_the_network_says(model, tmp_path):
     assert "3.png" in table
     odd = tmp_path / "[bold]3.png"  # no markup
     odd.write_bytes(paths[0].read_bytes())
-    assert "[bold]3.png" in capscore("predict", model, odd)
+    odd = odd.rename(tmp_path / "[bold]:smile:.png")
+    assert "[bold]:smile:.png" in capscore("predict", model, odd)
     assert f"{lengths[0].max():.3f}" in table
     dark = tmp_path / "dark.png"
     Image.fromarray(255 - test.images[3, 0]).save(dark)
@@ -231,7 +232,10 @@ def wrong(tmp_path, model):
         (["train", "--epochs", "-1"], "epochs must be a whole number of at least 1"),
         (["train", "--epochs", "0"], "epochs must be a whole number of at least 1"),
         (["train", "--resume", tmp_path], "no training to resume"),
-        (["train", "--resume", tmp_path, "--rate", "0.1", "--amp"], "as it began: without amp, rate, beside --resume"),
+        (
+            ["train", "--resume", tmp_path, "--rate", "0.1", "--amp"],
+            "as it began: without --amp, --rate, beside --resume",
+        ),
         (["train", "--backend", "tensorflow"], "there is no backend 'tensorflow'; choose one of cupy, numpy, torch"),
         (["train", "--backend", "numpy", "--amp", "--out", tmp_path / "amp"], "no option amp"),
         (["train", "--preset", "cifar10"], "1×28×28"),
@@ -257,7 +261,41 @@ def wrong(tmp_path, model):
     ]
 
 
-@pytest.mark.parametrize("log", [None, '{"epoch": 1', '{"epoch": 1, "loss": "high"}', "whole"])
+def test_a_second_demo_leaves_the_files_of_the_first(tmp_path):
+    from capscore.train import alone
+
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "last.safetensors").write_bytes(b"of the first")
+    with alone(run):
+        assert "another training is writing into" in capscore("demo", "--out", tmp_path, code=1)
+    assert (run / "last.safetensors").read_bytes() == b"of the first"
+
+
+def test_the_log_tells_whole_epochs(model):
+    from capscore.cli import _log
+
+    assert [str(row["epoch"]) for row in _log(model.parent / "log.jsonl")] == ["1", "2"]
+
+
+def test_an_export_of_any_name_is_measured(model, tmp_path):
+    target = tmp_path / "net.bin"
+    target.symlink_to(target)  # a loop, which the file takes the place of
+    said = capscore("export", model, target, "--data", "digits", "--no-verify")
+    assert "exported" in said.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "log",
+    [
+        '{"epoch": NaN, "loss": 1, "accuracy": 1, "held_out_accuracy": 1}',
+        "[" * 10**5,
+        None,
+        '{"epoch": 1',
+        '{"epoch": 1, "loss": "high"}',
+        "whole",
+    ],
+)
 def test_a_damaged_log_costs_no_picture_but_its_own(log, model, tmp_path):
     (tmp_path / "m.safetensors").write_bytes(model.read_bytes())
     if log is not None:

@@ -50,6 +50,16 @@ def tiny_capsnet(**changes):
     return caps.CapsNet(replace(PRESETS["small"], **changes))
 
 
+def test_a_training_on_other_data_is_another(tmp_path, digits):
+    from capscore.train import Recipe
+
+    here, recipe = the_lab("mnist", tmp_path), Recipe(epochs=1, batch=32)
+    for data in (digits, lab.some(digits, 119), digits):
+        here.fit(PRESETS["small"], data, digits, recipe, "net")
+        assert len(here.rows) == 1
+    assert len(list((tmp_path / "runs" / "mnist" / "smoke").iterdir())) == 2
+
+
 @pytest.fixture(scope="module")
 def digits():
     _, test = load("digits")

@@ -138,6 +138,33 @@ def test_int8_of_a_decoder_that_draws_sharp_edges(onnx_export: ModuleType, tmp_p
     assert report.differences["reconstruction"] > 0.2
 
 
+def test_int8_without_capsules_is_verified_as_well(onnx_export: ModuleType, tmp_path: Path) -> None:
+    from capscore.export import check
+
+    params = random_params(SPEC, dtype="float32")
+    moved = params | {"decoder.2.bias": params["decoder.2.bias"] + np.float32(3)}
+    how = {"outputs": ["reconstruction"], "verify": False}
+    graphs = []
+    for precision in ("int8", "fp32"):
+        images = random_images(SPEC, 64, dtype="float32")
+        onnx_export.export(
+            NUMPY.CapsNet(SPEC, moved), tmp_path / "m.onnx", precision=precision, calibration=images, **how
+        )
+        graphs.append(onnx.load(tmp_path / "m.onnx"))
+    with pytest.raises(ModelFileError, match="reconstruction differs"):
+        check.check(NUMPY.CapsNet(SPEC, params), *graphs, "int8")
+    assert check.check(NUMPY.CapsNet(SPEC, moved), *graphs, "int8")["reconstruction"] < 0.2
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_a_network_of_nan_is_not_exported(onnx_export: ModuleType, tmp_path: Path, precision: str) -> None:
+    params = random_params(SPEC, dtype="float32")
+    params["primary.weight"][0, 0, 0, 0] = np.nan
+    images = random_images(SPEC, 64, dtype="float32")
+    with pytest.raises(CapscoreError, match=r"primary\.weight holds NaN"):
+        onnx_export.export(NUMPY.CapsNet(SPEC, params), tmp_path / "m", precision=precision, calibration=images)
+
+
 def test_int8_needs_images_that_fit(onnx_export: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(CapscoreError, match="int8 needs calibration images"):
         onnx_export.export(network(), tmp_path / "m.onnx", precision="int8")

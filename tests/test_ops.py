@@ -201,7 +201,9 @@ def test_views_reversed_and_strided_come_in(caps: ModuleType) -> None:
         np.testing.assert_array_equal(caps.to_numpy(caps.asarray(view)), view)
 
 
-@pytest.mark.parametrize("x", [None, "abc", [1, "2"], [{}]])
+@pytest.mark.parametrize(
+    "x", [None, "abc", [1, "2"], [{}], [[1.0], [1.0, 2.0]], np.zeros(2, "datetime64[s]"), np.zeros(2, "f4,i4")]
+)
 def test_what_is_no_array_of_numbers(caps: ModuleType, x: Any) -> None:
     with pytest.raises(ShapeError, match="wanted an array of numbers, not "):
         caps.asarray(x)

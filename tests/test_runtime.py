@@ -68,7 +68,7 @@ def test_predict_goes_in_parts(runtime: ModuleType, make: Callable[..., Path], n
     session, images = runtime.Session(make(), "cpu", 1), random_images(SPEC, 7)
     for batch in (1, 3, 7, 100):
         close(session.predict(images, batch), net(images).lengths.astype(np.float32), FLOAT32)
-    with pytest.raises(ShapeError, match="batch must be at least 1, not 0"):
+    with pytest.raises(ShapeError, match="batch must be a whole number of at least 1, not 0"):
         session.predict(images, 0)
 
 
@@ -142,8 +142,12 @@ def test_threads_share_a_session(runtime: ModuleType, make: Callable[..., Path])
     with ThreadPoolExecutor(4) as pool:
         for found in pool.map(lambda _: session.predict(images, 4), range(16)):
             np.testing.assert_array_equal(found, serial)
-    with pytest.raises(CapscoreError, match=r"threads must be 0 .* to 1024, not -1"):
-        runtime.Session(make(), threads=-1)
+    for threads in (-1, 1025, 1.5, "2"):
+        with pytest.raises(CapscoreError, match=rf"threads must be 0 .* to 1024, not '?{threads}"):
+            runtime.Session(make(), threads=threads)
+    for batch in (0, 2.5, "4"):
+        with pytest.raises(ShapeError, match="batch must be a whole number of at least 1"):
+            session.predict(images, batch)
 
 
 # Providers

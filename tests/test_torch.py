@@ -217,6 +217,20 @@ def test_second_derivatives_go_through_the_generic_routing(fast_conv: str | None
     assert torch.autograd.gradcheck(slope, x)
 
 
+def test_tensors_in_the_place_of_parameters_are_used(net: Any, images: Any) -> None:
+    from torch.nn.utils import prune
+
+    before = net(images).lengths
+    doubled = {"stem.0.weight": net.get_parameter("stem.0.weight") * 2}
+    called = torch.func.functional_call(net, doubled, (images,)).lengths
+    assert not torch.equal(called, before)
+    torch.testing.assert_close(net(images).lengths, before, rtol=0, atol=0)
+    prune.l1_unstructured(net.get_submodule("stem.0"), "weight", amount=0.5)
+    pruned = net(images).lengths
+    assert not torch.equal(pruned, before)
+    assert (net.params["stem.0.weight"] == 0).float().mean() >= 0.4
+
+
 def test_tf32_is_off(net: Any) -> None:
     assert not torch.backends.cudnn.allow_tf32
     assert not torch.backends.cuda.matmul.allow_tf32
@@ -231,11 +245,13 @@ def test_tf32_is_used_where_pytorch_allows_it_by_either_name(
     matmul = torch.backends.cuda.matmul
     if not hasattr(matmul, name):
         pytest.skip(f"this PyTorch has no {name}")
+    before = getattr(matmul, name)
     assert _torch_fused._allowed("float32") == "float32"
-    setattr(matmul, name, on)
     try:
+        setattr(matmul, name, on)
         assert [_torch_fused._allowed(p) for p in ("float32", "bf16")] == ["tf32", "bf16"]
         net(images)
-    finally:
         setattr(matmul, name, off)
-    assert _torch_fused._allowed("float32") == "float32"
+        assert _torch_fused._allowed("float32") == "float32"
+    finally:
+        setattr(matmul, name, before)

@@ -17,7 +17,7 @@ from capscore import CapsNetSpec, Conv, Decoder, DenseCaps, PrimaryCaps, modelfi
 from capscore.data import Dataset, Framed, Pairs, Resident, load, resident
 from capscore.errors import CapscoreError, ShapeError, TrainingError
 from capscore.model import objective
-from capscore.train import BEST, LAST, LOG, Recipe, accuracy, batches, right, shifted, train
+from capscore.train import BEST, LAST, LOG, Recipe, Stopped, accuracy, batches, right, shifted, train
 
 TINY = CapsNetSpec(
     input=(1, 28, 28),
@@ -177,8 +177,10 @@ def test_no_second_training_writes_into_a_folder(digits, tmp_path):
             pass
 
         def end(self, _, resume=True):
+            before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
             with pytest.raises(TrainingError, match="another training is writing into"):
                 run("numpy", digits, tmp_path, resume=resume)
+            assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
             refused.append(resume)
 
     run("numpy", digits, tmp_path, reporters=(Second(),))
@@ -197,6 +199,88 @@ def test_resuming_nothing_another_network_or_no_checkpoint_is_refused(digits, tm
     (tmp_path / BEST).rename(tmp_path / LAST)
     with pytest.raises(TrainingError, match="no checkpoint"):
         run("numpy", digits, tmp_path, resume=True)
+
+
+def test_resuming_with_other_data_is_refused(digits, tmp_path):
+    learn, held_out = digits
+    run("numpy", digits, tmp_path, replace(RECIPE, epochs=1))
+    fewer = replace(learn, images=learn.images[:149], labels=learn.labels[:149])
+    renamed = replace(learn, classes=tuple("abcdefghij"))
+    for other, message in ((fewer, "150 images .*; these are 149"), (renamed, "these are 150 of a, b, c")):
+        with pytest.raises(TrainingError, match=message):
+            run("numpy", (other, replace(held_out, classes=other.classes)), tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("name", ["numpy", "torch"])
+@pytest.mark.parametrize("shape", [(1,), (), (2, 2)])
+def test_moments_of_another_shape_are_refused(name, shape, digits, tmp_path):
+    run(name, digits, tmp_path, replace(RECIPE, epochs=1))
+    model = modelfile.read(tmp_path / LAST)
+    moment = modelfile.STATE + "second.decoder.0.bias"
+    modelfile.save(tmp_path / LAST, replace(model, state=model.state | {moment: np.zeros(shape, np.float32)}))
+    with pytest.raises(TrainingError, match=r"is no checkpoint .* second\.decoder\.0\.bias has shape"):
+        run(name, digits, tmp_path, resume=True)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        *({"epoch": value} for value in ("x", None, -1, 2, 10**400, 1.0, True)),
+        *({"step": 6}, {"step": 5}, {"steps": "x"}, {"seconds": float("inf")}, {"best": "x"}, {"loss": float("nan")}),
+        *({"log": value} for value in ("x", [5], [{}], None, [])),
+    ],
+    ids=lambda told: f"{next(iter(told))} {str(next(iter(told.values())))[:9]}",
+)
+def test_a_checkpoint_that_tells_nonsense_is_refused(told, digits, tmp_path):
+    run("numpy", digits, tmp_path, replace(RECIPE, epochs=1))
+    model = modelfile.read(tmp_path / LAST)
+    log = told.get("log", model.provenance["log"])
+    training = model.provenance["training"] | {key: value for key, value in told.items() if key != "log"}
+    modelfile.save(tmp_path / LAST, replace(model, provenance=model.provenance | {"training": training, "log": log}))
+    with pytest.raises(TrainingError, match="is no checkpoint of a training"):
+        run("numpy", digits, tmp_path, resume=True)
+
+
+def test_a_second_interrupt_does_not_wait_and_does_not_say_that_it_saved(digits, tmp_path):
+    class Pressed:
+        def begin(self, *_):
+            """Press twice before the first step."""
+            for _ in range(2):
+                signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt) as stop:
+        run("numpy", digits, tmp_path, reporters=(Pressed(),))
+    assert not isinstance(stop.value, Stopped)
+    assert not (tmp_path / LAST).exists()
+    with pytest.raises(Stopped):
+        run("numpy", digits, tmp_path, stop=1)
+    assert (tmp_path / LAST).exists()
+
+
+def test_a_process_that_is_left_alone_saves_what_it_did(digits, tmp_path):
+    caps = backend("numpy")
+    net = caps.CapsNet(TINY, seed=RECIPE.seed)
+    learner, steps = caps.Learner(net), itertools.count(1)
+    step = learner.step
+
+    def lost(*args):
+        if next(steps) == 4:
+            raise TrainingError("another process of this training has ended")
+        return step(*args)
+
+    learner.step = lost
+    with pytest.raises(TrainingError, match="another process"):
+        train(net, learner, *digits, RECIPE, tmp_path)
+    assert modelfile.read(tmp_path / LAST).provenance["training"]["steps"] == 3
+    resumed, _ = run("numpy", digits, tmp_path, resume=True)
+    whole, _ = run("numpy", digits, tmp_path / "whole")
+    for key, value in whole.items():
+        np.testing.assert_array_equal(resumed[key], value)
+
+
+def test_numbers_of_numpy_make_a_recipe():
+    recipe = Recipe(rate=np.float64(0.1), seed=np.int64(3), batch=np.int32(8))
+    assert (type(recipe.rate), type(recipe.seed), recipe.batch) == (float, int, 8)
 
 
 def test_datasets_that_do_not_fit_are_refused(digits, tmp_path):

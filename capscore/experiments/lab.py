@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -59,7 +60,7 @@ class Lab:
     """One experiment at one budget: its trials, its trainings, and what it shows of their progress.
 
     A trial is known by its settings and by what its budget spends: one that is in `results`/NAME.json already is not
-    done again, and takes the place of one that had spent something else.
+    done again, and takes the place of one of the same settings that had spent something else.
     """
 
     name: str
@@ -96,9 +97,9 @@ class Lab:
         """Return what `measure` finds, or what it found when it was asked for the same settings before."""
         settings = {"budget": self.size, **settings}
         said = ", ".join(f"{key} {value}" for key, value in settings.items())
-        spends = {"spends": asdict(replace(self.budget, trials=0)), "settings": settings}
+        spends = asdict(replace(self.budget, trials=0))
         for record in read(self.file):
-            if {"spends": record["spends"] | {"trials": 0}, "settings": record["settings"]} == spends:
+            if record["settings"] == settings and record["spends"] | {"trials": 0} == spends:
                 self.say(f"{self.name}: {said}: done before")
                 found: Values = record["values"]
                 return found
@@ -122,14 +123,15 @@ class Lab:
         name: str,
         fast_conv: str | None = None,
     ) -> Any:
-        """Return a network trained by the recipe, in the folder `name`; one that was is only read."""
+        """Return a network trained by the recipe, in a folder `name`-…; one that was, on as much data, is only read."""
         if isinstance(spec, CNNSpec):
             net: Any = baselines.CNN(spec, seed=recipe.seed, classes=data.classes)
             learner: Any = baselines.Learner(net, recipe.reconstruction, device=self.device)
         else:
             net = caps.CapsNet(spec, seed=recipe.seed, classes=data.classes, fast_conv=fast_conv)
             learner = caps.Learner(net, recipe.reconstruction, device=self.device)
-        folder = self.runs / self.name / self.size / name
+        of = repr((spec, recipe, type(data).__name__, len(data), data.size))
+        folder = self.runs / self.name / self.size / f"{name}-{hashlib.sha256(of.encode()).hexdigest()[:8]}"
         resume = (folder / LAST).exists()
         screen = Screen(self.console)
         try:

@@ -35,7 +35,7 @@ def run(lab: Lab) -> None:
             settings = {"data": data, **sizes, "network": preset, "epochs": recipe.epochs, "seed": seed}
             fit = partial(_fit, lab, preset, learn, test, recipe)
             lab.trial(partial(_errors, lab, fit), **settings)
-            if importlib.util.find_spec("onnxruntime"):
+            if all(map(importlib.util.find_spec, ("onnx", "onnxruntime"))):
                 lab.trial(partial(_exported, lab, fit, learn, test), **settings, export="ONNX")
     lab.draw("mnist", lambda: pictures.curves([row for row in lab.summary() if "error" in row["mean"]]))
 

@@ -39,8 +39,8 @@ PUBLISHED: list[tuple[str, str, str, str, dict[str, Any], str]] = [
             (3, True, "**0.25 ± 0.005**", "0.28; on average 0.30 and 0.34"),
         )
     ),
-    ("MNIST, the paper's network, 10 epochs of our recipe", "–", "", "mnist", {"network": "mnist"}, "error"),
-    ("MNIST, `small`, 30 epochs of our recipe", "–", "", "mnist", {"network": "small"}, "error"),
+    ("MNIST, the paper's network, our recipe", "–", "", "mnist", {"network": "mnist"}, "error"),
+    ("MNIST, `small`, our recipe", "–", "", "mnist", {"network": "small"}, "error"),
     ("MultiMNIST, CNN", "8.1", "", "multimnist", {"network": "CNN"}, "error"),
     ("MultiMNIST, CapsNet", "**5.2**; routing 1: 7.5", "", "multimnist", {"network": "CapsNet"}, "error"),
     ("digits moved on 40×40, CNN", "0.78", "", "affnist", {"network": "CNN"}, "moved"),
@@ -92,8 +92,8 @@ def markdown(folder: Path, beside: Path) -> str:
         "This page is written by `capscore results` from the files of `results/`, which `capscore experiment NAME` "
         "adds to; nobody edits it. Errors are in percent, of the network after the last epoch, with the standard "
         "deviation over seeds where there are several. The paper trained its networks for hundreds of epochs on GPUs; "
-        "the column *full* is that here. The columns *hour* and *quick* are the `small` network, unless another is "
-        "named, after about an hour and after minutes on a CPU: they show that the experiments run and what they tend "
+        "the column *full* is that here. The columns *hour* and *quick* are small networks, whose parameters stand "
+        "below, after about an hour and after minutes on a CPU: they show that the experiments run and what they tend "
         "to. They are no reproduction.",
         "## The paper's numbers",
         _table(found),
