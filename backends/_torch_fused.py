@@ -102,7 +102,7 @@ def _conv2d_backward(
 
 
 @_conv2d_backward.register_fake
-def _(g: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, tiles: str) -> tuple[Tensor, Tensor]:
+def _(g: Tensor, x: Tensor, weight: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     b, c, height, width = x.shape
     return x.new_empty(height, b, width, c), weight.new_empty(weight.shape)
 
@@ -172,16 +172,7 @@ def _routing_backward(
 
 
 @_routing_backward.register_fake
-def _(
-    g: Tensor,
-    kept: Tensor,
-    u: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    iterations: int,
-    leaky: bool,
-    precision: str,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(g: Tensor, kept: Tensor, u: Tensor, weight: Tensor, bias: Tensor | None, *_: Any) -> tuple[Tensor, ...]:
     return u.new_empty(u.shape), u.new_empty(weight.shape), u.new_empty(0 if bias is None else bias.shape)
 
 

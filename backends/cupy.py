@@ -100,8 +100,7 @@ class Kernels(Streaming):
         """Return the gradients of u, weight and bias from that of v, [B, J, D]."""
         if not _cupy_kernels.supports(u, weight):
             return super().backward(routing, g, kept, u, weight, bias)
-        how = routing.iterations, routing.leaky, self.precision
-        return _cupy_kernels.backward(g, kept, u, weight, bias, *how)
+        return _cupy_kernels.backward(g, kept, u, weight, bias, routing.iterations, routing.leaky, self.precision)
 
 
 FUSED = {DynamicRouting: Kernels(sys.modules[__name__])}
