@@ -84,7 +84,7 @@ class Kernels(Streaming):
         """Return v [B, J, D]."""
         if not _cupy_kernels.supports(u, weight):
             return super().__call__(routing, u, weight, bias)
-        return self.forward(routing, u, weight, bias)[0]
+        return _cupy_kernels.forward(u, weight, bias, routing.iterations, routing.leaky, self.precision)[0]
 
     def forward(
         self, routing: DynamicRouting, u: Array, weight: Array, bias: Array | None, learning: bool = True

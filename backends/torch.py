@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from capscore import model
@@ -188,6 +189,15 @@ class CapsNet(nn.Module, model.CapsNet[Tensor]):
         return model.CapsNet.predict(self, images, batch)
 
 
+@contextmanager
+def usable(device: str | None) -> Iterator[None]:
+    """Say which device it was that could not be used."""
+    try:
+        yield
+    except (RuntimeError, AssertionError) as error:  # torch has no error of its own for an absent device
+        raise BackendError(f"PyTorch cannot use the device {device!r}: {error}") from None
+
+
 class Learner(model.Learner[Tensor]):
     """Adam by PyTorch on the training loss; see `capscore.model.Learner`.
 
@@ -206,10 +216,8 @@ class Learner(model.Learner[Tensor]):
         compile: bool = False,
     ) -> None:
         self.team = _torch_parallel.Team(device)
-        try:
+        with usable(device):
             net.to(self.team.device)
-        except (RuntimeError, AssertionError) as error:  # torch has no error of its own for an absent device
-            raise BackendError(f"PyTorch cannot use the device {device!r}: {error}") from None
         if next(net.parameters()).is_meta:
             raise BackendError("on the device 'meta' nothing is computed")
         self.net, self.reconstruction, self.amp, self.steps = net, reconstruction, amp, 0

@@ -36,6 +36,7 @@ app = typer.Typer(
 )
 console = Console(emoji=False)  # a file may be called :smile:.png
 
+CORES = os.cpu_count() or 1
 DEMO = Recipe(epochs=20, batch=32, rate=3e-3, decay_steps=50, reconstruction=0.002)
 
 ModelPath = Annotated[Path, typer.Argument(help="A .safetensors model or an .onnx export.", show_default=False)]
@@ -442,8 +443,7 @@ def bench_command(
     batches: Annotated[str, typer.Option(help="Batch sizes, separated by commas.")] = "1,32,128",
     preset: Annotated[str, typer.Option(help="Network: mnist or small.")] = "mnist",
     rounds: Annotated[int, typer.Option(min=1, help="How often each contender is timed.")] = 7,
-    threads: Annotated[int, typer.Option(min=1, max=1024, help="Threads of PyTorch and ONNX Runtime.")] = os.cpu_count()
-    or 1,
+    threads: Annotated[int, typer.Option(min=1, max=1024, help="Threads of PyTorch and ONNX Runtime.")] = CORES,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     scaling: Annotated[bool, typer.Option("--scaling", help="Also grow the routing layer and plot its cost.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder for the results as JSON and the plots.")] = None,

@@ -1,5 +1,6 @@
 """Every error capscore raises on purpose. Each message names the thing, the value and the cure."""
 
+from numbers import Integral
 from typing import Any
 
 
@@ -38,3 +39,9 @@ class TrainingError(CapscoreError, RuntimeError):
 
 class BackendError(CapscoreError, ImportError):
     """A backend that is unknown or whose library is not installed."""
+
+
+def check_whole(name: str, value: Any, least: int) -> None:
+    """Raise ShapeError unless `value`, of Python or NumPy, is a whole number of at least `least`."""
+    if not isinstance(value, Integral) or value < least:
+        raise ShapeError(f"{name} must be a whole number of at least {least}, not {short(value)}")

@@ -15,14 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import ShapeError, short
+from .errors import check_whole
 from .spec import CapsNetSpec
 
 
 def init_params(spec: CapsNetSpec, seed: int = 0) -> dict[str, NDArray[np.float64]]:
     """Return every parameter of `spec` by name, float64: weights truncated normal, biases 0.1."""
-    if not isinstance(seed, int | np.integer) or seed < 0:
-        raise ShapeError(f"seed must be a whole number of at least 0, not {short(seed)}")
+    check_whole("seed", seed, 0)
     rng = np.random.default_rng(seed)
     return {
         name: np.full(shape, 0.1) if name.endswith("bias") else _truncated_normal(rng, shape, _std(name, shape))

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from . import layers, modelfile
 from .cook_toom import TILES
 from .data import Samples
-from .errors import ShapeError, short
+from .errors import ShapeError, check_whole, short
 from .grad import Tape, Var, value_and_gradients
 from .init import init_params
 from .losses import margin_loss, reconstruction_loss
-from .ops import A, Ops, to_host
+from .ops import A, Ops, is_float, to_host
 from .spec import CapsNetSpec
 
 
@@ -106,8 +106,7 @@ class CapsNet(Generic[A]):
 
         The class of an image is its longest capsule: `net.predict(images).argmax(1)`.
         """
-        if not isinstance(batch, int | np.integer) or batch < 1:
-            raise ShapeError(f"batch must be a whole number of at least 1, not {short(batch)}")
+        check_whole("batch", batch, 1)
         starts = range(0, max(1, len(images)), batch)
         return np.concatenate([to_host(self(images[i : i + batch]).lengths) for i in starts])
 
@@ -162,7 +161,7 @@ def check_images(spec: CapsNetSpec, x: Any, dtype: str = "float", least: int = 0
     """Raise ShapeError unless `x` is a batch of `least` images of the spec's size: floats, or of `dtype` uint8."""
     if dtype == "uint8" and "uint8" not in str(x.dtype):
         raise ShapeError(f"images have dtype {x.dtype}; this model takes uint8, 0 to 255, and scales them itself")
-    if dtype != "uint8" and "float" not in getattr(x.dtype, "name", str(x.dtype)):  # NumPy's ">f4" is named float32
+    if dtype != "uint8" and not is_float(x):
         raise ShapeError(
             f"images have dtype {x.dtype}; wanted floats in [0, 1]: for bytes, images.astype('float32') / 255"
         )

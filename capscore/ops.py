@@ -107,6 +107,11 @@ def scope(ops: Ops[A], name: str) -> AbstractContextManager[Any]:
     return nullcontext() if named is None else named(name)
 
 
+def is_float(x: Any) -> bool:
+    """Whether any library's array is of floats."""
+    return "float" in getattr(x.dtype, "name", str(x.dtype))  # NumPy's ">f4" is named float32
+
+
 def to_host(x: Any) -> NDArray[Any]:
     """Return any library's array (torch and CuPy included, on a GPU or with gradients) as a NumPy array.
 

@@ -68,6 +68,10 @@ class Recipe:
         except (KeyError, TypeError) as error:
             raise TrainingError(f"this is no checkpoint of a training: {error}") from None
 
+    def per_epoch(self, images: int) -> int:
+        """Return the steps of an epoch of so many images."""
+        return -(-images // self.batch)
+
     def rate_at(self, step: int) -> float:
         """Return the learning rate of step 0, 1, 2, …"""
         rate: float = self.rate * self.decay ** (step / self.decay_steps)
@@ -161,7 +165,7 @@ def train(
     if not resume:
         _make(folder)
     with alone(folder) if learner.writes else nullcontext(), _Interrupts() as interrupts:
-        per_epoch = -(-len(data) // recipe.batch)
+        per_epoch = recipe.per_epoch(len(data))
         rows, progress = _restore(net, learner, recipe, folder, len(data)) if resume else _start(folder)
         net.provenance |= _provenance(recipe, len(data))
         data = learner.hold(data, recipe.shift)
@@ -279,7 +283,7 @@ def batches(data: Samples, recipe: Recipe, epoch: int, skip: int = 0) -> Iterato
     """
     read = data.parts if isinstance(data, Pairs) else data.batch
     order = np.random.default_rng([recipe.seed, epoch]).permutation(len(data))
-    for step in range(skip, -(-len(data) // recipe.batch)):
+    for step in range(skip, recipe.per_epoch(len(data))):
         index = order[step * recipe.batch : (step + 1) * recipe.batch]
         down, across = np.random.default_rng([recipe.seed, epoch, step]).integers(
             0, 2 * recipe.shift + 1, (2, len(index))
@@ -394,7 +398,7 @@ def _restore(
                 f"{', '.join(model.classes)}; these are {images} of {', '.join(net.classes)}"
             )
         progress = Progress(**about["training"])
-        progress.check(-(-images // recipe.batch), about["log"])
+        progress.check(recipe.per_epoch(images), about["log"])
         if progress.steps:
             _check_moments(state, model.params)
     except (KeyError, TypeError, ValueError) as error:

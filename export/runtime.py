@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from capscore.data.progress import track
-from capscore.errors import BackendError, CapscoreError, ModelFileError, ShapeError, short
+from capscore.errors import BackendError, CapscoreError, ModelFileError, ShapeError, check_whole, short
 from capscore.export import onnxfile
 from capscore.export.binding import HOST, Bound, Captured, gpu_library, library_of
 from capscore.model import Output, check_images, one_hot
-from capscore.ops import to_host
+from capscore.ops import is_float, to_host
 
 try:
     import onnxruntime
@@ -162,8 +162,7 @@ class Session(_Session):
         `progress`, a bar shows how far it is, on a terminal.
         """
         size = self.batch or batch
-        if not isinstance(size, int | np.integer) or size < 1:
-            raise ShapeError(f"batch must be a whole number of at least 1, not {short(batch)}")
+        check_whole("batch", size, 1)
         found = []
         starts = range(0, max(1, len(images)), size)
         for start in track(starts, "batches") if progress else starts:
@@ -191,7 +190,7 @@ class DecoderSession(_Session):
         """
         last = self.spec.capsules[-1]
         v = capsules if hasattr(capsules, "dtype") else to_host(capsules)
-        if tuple(v.shape[1:]) != (last.count, last.dim) or "float" not in getattr(v.dtype, "name", str(v.dtype)):
+        if tuple(v.shape[1:]) != (last.count, last.dim) or not is_float(v):
             wanted = f"floats [batch, {last.count}, {last.dim}]"
             raise ShapeError(f"capsules have shape {list(v.shape)} and dtype {v.dtype}; wanted {wanted}")
         if labels is not None:

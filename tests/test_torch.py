@@ -203,10 +203,9 @@ def test_gradients_reach_the_image(net: Any, images: Any) -> None:
 
 @pytest.mark.parametrize("fast_conv", [None, "3x3"])
 def test_second_derivatives_go_through_the_generic_routing(fast_conv: str | None, monkeypatch: Any) -> None:
-    torch, ops = pytest.importorskip("torch"), backend("torch")
-    spec = small_spec()
-    net = ops.CapsNet(spec, random_params(spec), dtype="float64", fast_conv=fast_conv)
-    x = torch.tensor(random_images(spec, 2), dtype=torch.float64, requires_grad=True)
+    ops = backend("torch")
+    net = ops.CapsNet(SPEC, random_params(SPEC), dtype="float64", fast_conv=fast_conv)
+    x = torch.tensor(random_images(SPEC, 2), dtype=torch.float64, requires_grad=True)
 
     def slope(x: Any) -> Any:
         return torch.autograd.grad(net(x).lengths.sum(), x, create_graph=True)[0]

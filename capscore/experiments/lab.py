@@ -78,10 +78,8 @@ class Lab:
     def __post_init__(self) -> None:
         """Choose the device."""
         self.device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        try:
+        with caps.usable(self.device):
             torch.empty(0, device=self.device)
-        except (RuntimeError, AssertionError) as error:  # torch has no error of its own for an absent device
-            raise BackendError(f"PyTorch cannot use the device {self.device!r}: {error}") from None
 
     @property
     def seeds(self) -> range:

@@ -20,6 +20,7 @@ BUDGETS = {
     "hour": Budget(epochs=10, trials=1),
     "full": Budget(epochs=100, trials=3, paper=True),
 }
+EXPORTS = ("fp32", "fp16", "int8")
 
 
 def run(lab: Lab) -> None:
@@ -37,7 +38,7 @@ def run(lab: Lab) -> None:
             lab.trial(partial(_errors, lab, fit), **settings)
             if all(map(importlib.util.find_spec, ("onnx", "onnxruntime"))):
                 lab.trial(partial(_exported, lab, fit, learn, test), **settings, export="ONNX")
-    lab.draw("mnist", lambda: pictures.curves([row for row in lab.summary() if "error" in row["mean"]]))
+    lab.draw("mnist", lambda: pictures.curves([row for row in lab.summary() if "export" not in row["settings"]]))
 
 
 def _recipe(preset: str, budget: Budget, images: int, seed: int) -> Recipe:
@@ -73,7 +74,7 @@ def _exported(lab: Lab, fit: Callable[[], Any], learn: Dataset, test: Dataset) -
     shown = some(learn, 512).batch(slice(None))[0]
     values = {}
     with tempfile.TemporaryDirectory() as folder:
-        for precision in ("fp32", "fp16", "int8"):
+        for precision in EXPORTS:
             path = Path(folder) / f"{precision}.onnx"
             report = export(net, path, precision=precision, calibration=shown if precision == "int8" else None)
             values[precision] = 100 * (1 - accuracy(Session(path), test))

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 from capscore.experiments import NAMES
 from capscore.experiments.equivariance import FACTORS
 from capscore.experiments.lab import read, summary
+from capscore.experiments.mnist import EXPORTS
 
 Row = dict[str, Any]
 NOT_RUN = "not run"
-PRECISIONS = ("fp32", "fp16", "int8")  # of exports
 SHOWN = ("full", "hour", "quick")  # budgets, the largest first
 
 # Name, the paper, best public re-implementation; experiment, settings, value (an error in percent).
@@ -186,12 +186,10 @@ def _curves(rows: list[Row]) -> list[str]:
         "|---|---|---|---|---|---|---|---|",
     ]
     exported = {row["settings"]["network"]: row for row in rows if "export" in row["settings"]}
-    for row in rows:
+    for row in (row for row in rows if "export" not in row["settings"]):
         told = row["settings"]
-        if "export" in told:
-            continue
         file = exported.get(told["network"])
-        cells = [f"{number(file, p)} ({file['mean'][p + ' MB']:.2g} MB)" if file else NOT_RUN for p in PRECISIONS]
+        cells = [f"{number(file, p)} ({file['mean'][p + ' MB']:.2g} MB)" if file else NOT_RUN for p in EXPORTS]
         lines.append(
             f"| `{told['network']}` (n = {row['n']}) | {told['parameters']:,} | {told['epochs']} | "
             f"{row['mean']['minutes']:.0f} | {number(row, 'error')} | {' | '.join(cells)} |"
