@@ -1,7 +1,7 @@
 """What PyTorch computes by capscore's own kernels: custom ops with their gradients, opaque to its compiler.
 
-`capscore::dynamic_routing` is `capscore.streaming` on the CPU and Triton's on a GPU, `capscore::fast_conv2d` is
-`capscore.cook_toom`. Under autocast both compute in float32; on a GPU, votes then are products of bfloat16, and of
+`capscore::dynamic_routing` is `capscore.fast.streaming` on the CPU and Triton's on a GPU, `capscore::fast_conv2d` is
+`capscore.fast.cook_toom`. Under autocast both compute in float32; on a GPU, votes then are products of bfloat16, and of
 tf32 where `torch.backends.cuda.matmul` allows them.
 """
 
@@ -13,45 +13,54 @@ import torch
 from torch import Tensor, nn
 
 import capscore.backends.torch as ops  # which imports this module last
-from capscore import cook_toom
+from capscore.fast import cook_toom
+from capscore.fast.streaming import Streaming
 from capscore.routing import DynamicRouting
-from capscore.streaming import Streaming
 
-STREAMING = Streaming(ops)
+STREAMING: Streaming = Streaming(ops)
 PATCH = 512  # numbers in a patch: the first layer of most networks; with more, patches cost too much memory
 FEW = 80  # patches: PyTorch's convolution rearranges its weights at every call, for so few the greater part of its time
 
 
-def conv2d(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int, tiles: str) -> Tensor:
-    """Correlate x [B, C, H, W] with weight [O, C, k, k], plus bias [O], by the tiling called `tiles`."""
+def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, tiling: cook_toom.Tiling) -> Tensor:
+    """Do the convolution of a tiling by its transforms."""
     with torch.autocast(x.device.type, enabled=False):
-        y = _conv2d(_wide(x), _wide(weight), _wide(bias), stride, padding, tiles)
+        b = None if bias is None else _wide(bias)
+        y = _conv2d(_wide(x), _wide(weight), b, tiling.stride, tiling.padding, tiling.name)
     map: Tensor = y.to(x.dtype).permute(0, 3, 1, 2)
     return map
 
 
-def direct_conv2d(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
+def direct_conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int], padding: tuple[int, int]
+) -> Tensor:
     """Correlate by PyTorch's convolution, or if few patches make the map, as of one image, by their product."""
-    height, width = ((size + 2 * padding - weight.shape[-1]) // stride + 1 for size in x.shape[2:])
+    sizes = zip(x.shape[2:], padding, weight.shape[2:], stride, strict=True)
+    height, width = ((size + 2 * margin - kernel) // step + 1 for size, margin, kernel, step in sizes)
     learning = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     if learning or torch.compiler.is_compiling() or x.shape[0] * height * width > FEW:
         return nn.functional.conv2d(x, weight, bias, stride, padding)
     return _patches_conv2d(x, weight, bias, stride, padding)
 
 
-def patches_conv2d(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
+def patches_conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int], padding: tuple[int, int]
+) -> Tensor:
     """Do the same by one matrix product of all patches, if these are small; the map is in the order `conv2d` wants."""
     if weight[0].numel() > PATCH or x.requires_grad:
         return direct_conv2d(x, weight, bias, stride, padding)
     return _patches_conv2d(x, weight, bias, stride, padding)
 
 
-def _patches_conv2d(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
-    (o, c, k, _), b = weight.shape, x.shape[0]
-    x = nn.functional.pad(x, [padding] * 4)
-    patches = x.unfold(2, k, stride).unfold(3, k, stride).permute(2, 0, 3, 1, 4, 5)  # [H', B, W', C, k, k]
+def _patches_conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int], padding: tuple[int, int]
+) -> Tensor:
+    (o, c, kh, kw), b = weight.shape, x.shape[0]
+    x = nn.functional.pad(x, [padding[1], padding[1], padding[0], padding[0]])
+    patches = x.unfold(2, kh, stride[0]).unfold(3, kw, stride[1]).permute(2, 0, 3, 1, 4, 5)  # [H', B, W', C, kh, kw]
     height, _, width = patches.shape[:3]
-    y = torch.addmm(bias, patches.reshape(-1, c * k * k), weight.reshape(o, -1).t())
+    rows, columns = patches.reshape(-1, c * kh * kw), weight.reshape(o, -1).t()
+    y = rows @ columns if bias is None else torch.addmm(bias, rows, columns)
     return y.view(height, b, width, o).permute(1, 3, 0, 2)
 
 
@@ -73,16 +82,18 @@ def _wide(x: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("capscore::fast_conv2d", mutates_args=())
-def _conv2d(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int, tiles: str) -> Tensor:
-    """Return the map [B, H', W', O] of `capscore.cook_toom`, or with few images that of a direct convolution."""
+def _conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, tiles: str) -> Tensor:
+    """Return the map [B, H', W', O] of `capscore.fast.cook_toom`, or with few images that of a direct convolution."""
     if len(x) < cook_toom.FEWEST:
-        return direct_conv2d(x.contiguous(), weight, bias, stride, padding).permute(0, 2, 3, 1).contiguous()
-    y: Tensor = cook_toom.convolve(ops, x, weight, bias, _tiling(x, weight, stride, padding, tiles))
+        return (
+            direct_conv2d(x.contiguous(), weight, bias, (stride,) * 2, (padding,) * 2).permute(0, 2, 3, 1).contiguous()
+        )
+    y = cook_toom.convolve(ops, x, weight, bias, _tiling(x, weight, stride, padding, tiles))
     return y.permute(0, 2, 3, 1)
 
 
 @_conv2d.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int, tiles: str) -> Tensor:
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, tiles: str) -> Tensor:
     height, width = ((size + 2 * padding - weight.shape[-1]) // stride + 1 for size in x.shape[2:])
     return x.new_empty(x.shape[0], height, width, weight.shape[0])
 
@@ -108,20 +119,18 @@ def _(g: Tensor, x: Tensor, weight: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 
 
 def _tiling(x: Tensor, weight: Tensor, stride: int, padding: int, tiles: str) -> cook_toom.Tiling:
-    found = cook_toom.tiling(tiles, x.shape[1], x.shape[2], x.shape[3], weight.shape[-1], stride, padding)
-    assert found is not None  # it was asked for by one
-    return found
+    return cook_toom.tiling(tiles, x.shape[1], x.shape[2], x.shape[3], weight.shape[-1], stride, padding)
 
 
 def _keep_for_conv2d(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, _, *settings = inputs
+    x, weight, bias, *settings = inputs
     ctx.save_for_backward(x, weight)
-    ctx.settings = settings
+    ctx.settings, ctx.biased = settings, bias is not None
 
 
 def _conv2d_gradients(ctx: Any, g: Tensor) -> tuple[Any, ...]:
     dx, dweight = _conv2d_backward(g, *ctx.saved_tensors, *ctx.settings)
-    return dx.permute(1, 3, 0, 2), dweight, g.sum((0, 1, 2)), None, None, None
+    return dx.permute(1, 3, 0, 2), dweight, g.sum((0, 1, 2)) if ctx.biased else None, None, None, None
 
 
 _conv2d.register_autograd(_conv2d_gradients, setup_context=_keep_for_conv2d)
@@ -131,7 +140,7 @@ _conv2d.register_autograd(_conv2d_gradients, setup_context=_keep_for_conv2d)
 def _routing(
     u: Tensor, weight: Tensor, bias: Tensor | None, iterations: int, leaky: bool, learning: bool, precision: str
 ) -> tuple[Tensor, Tensor]:
-    """Return v [B, J, D] and, if `learning`, what the gradient needs: by Triton on a GPU, else `capscore.streaming`."""
+    """Return v [B, J, D] and, if `learning`, what the gradient needs: by Triton on a GPU, else by `Streaming`."""
     if (kernels := _kernels(u, weight)) is not None:
         v, states = kernels.forward(u, weight, bias, iterations, leaky, _allowed(precision))
         return v.clone(), states if learning else u.new_empty(0)

@@ -6,15 +6,19 @@ computes on its share of a batch, and the gradients are those of the whole batch
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
 
 from capscore import model
 from capscore.errors import TrainingError
+from capscore.fast.conv import with_tiles
+from capscore.layer import Run
 
 
 class Team:
@@ -37,8 +41,16 @@ class Team:
 
         A process that gets no image computes on the first, and that counts nothing.
         """
-        mine = len(range(self.rank, batch, self.size))
+        self.mine = mine = len(range(self.rank, batch, self.size))
         return (slice(self.rank, None, self.size), mine * self.size / batch) if mine else (slice(1), 0.0)
+
+    def mean(self, ops: Any, x: Tensor, axes: tuple[int, ...]) -> Tensor:
+        """Return the mean over `axes` and the images of all processes, with kept dimensions and a gradient."""
+        total = x.sum(axes, keepdim=True)
+        count = total.new_tensor([math.prod(x.shape[axis] for axis in axes)])
+        here = torch.cat([total.reshape(-1), count]) * bool(self.mine)
+        whole: Tensor = all_reduce(here)  # type: ignore[no-untyped-call]
+        return (whole[:-1] / whole[-1]).reshape(total.shape)
 
     def gather(self, loss: Tensor, lengths: Tensor, batch: int) -> tuple[Tensor, Tensor]:
         """Return the loss and the lengths [B, J] of the whole batch; `loss` has the factor of `share` already."""
@@ -56,16 +68,20 @@ class Team:
 class Objective(nn.Module):
     """The training loss as a module, as DistributedDataParallel wants it."""
 
-    def __init__(self, net: Any, reconstruction: float, compile: bool) -> None:
+    def __init__(self, net: Any, reconstruction: float, compile: bool, team: Team) -> None:
         super().__init__()
+        self.batch_mean = team.mean if team.size > 1 else None
         self.net, self.reconstruction = net, reconstruction
         self.compute = torch.compile(model.objective) if compile else model.objective
 
-    def forward(self, images: Tensor, targets: Tensor, parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """Return the loss and the lengths [B, J]."""
-        net = self.net
-        how = self.reconstruction, net.fast_conv, parts
-        return self.compute(net.ops, net.spec, net.params, images, targets, *how)
+    def forward(
+        self, images: Tensor, targets: Tensor, parts: list[tuple[Tensor, Tensor]], step: int = 0
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Return the loss, the class scores [B, J], and the new running statistics by name."""
+        net, run = self.net, Run(training=True, step=step, statistics={}, batch_mean=self.batch_mean)
+        ops = with_tiles(net.ops, net.fast_conv)
+        loss, scores = self.compute(ops, net.spec, net.params, images, targets, self.reconstruction, parts, run)
+        return loss, scores, run.statistics or {}
 
 
 def together(objective: nn.Module, team: Team, partly: bool) -> nn.Module:

@@ -7,18 +7,23 @@ protocols), so the ops are those of `backends/numpy.py`; what enters and leaves 
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from numpy.typing import NDArray
 
-from capscore import cook_toom, model
+from capscore import model
 from capscore.backends.numpy import (
     argmax_one_hot,
     contiguous,
+    conv2d,
     convolve,
     empty,
     exp,
+    log,
     matmul,
+    max,
+    max_pool,
     multiply,
     norm,
     relu,
@@ -31,9 +36,10 @@ from capscore.backends.numpy import (
 )
 from capscore.data import Samples, resident
 from capscore.errors import BackendError
+from capscore.fast import cook_toom
+from capscore.fast.streaming import Streaming
 from capscore.ops import to_host
 from capscore.routing import DynamicRouting
-from capscore.streaming import Streaming
 
 try:
     import cupy
@@ -43,8 +49,9 @@ except ModuleNotFoundError as error:
 from capscore.backends import _cupy_kernels
 
 __all__ = [
-    "FUSED", "CapsNet", "Learner", "argmax_one_hot", "asarray", "contiguous", "conv2d", "empty", "exp", "load",
-    "matmul", "multiply", "norm", "relu", "reshape", "sigmoid", "softmax", "sqrt", "sum", "to_numpy", "transpose",
+    "FUSED", "CapsNet", "Learner", "argmax_one_hot", "asarray", "contiguous", "conv2d", "empty", "exp",
+    "fast_conv2d", "load", "log", "matmul", "max", "max_pool", "multiply", "norm", "relu", "reshape", "sigmoid",
+    "softmax", "sqrt", "sum", "to_numpy", "transpose",
 ]  # fmt: skip
 
 Array = Any  # cupy.ndarray; CuPy comes without types
@@ -64,11 +71,9 @@ def to_numpy(x: Array) -> NDArray[Any]:
     return cupy.asnumpy(x)  # type: ignore[no-any-return]
 
 
-def conv2d(
-    x: Array, weight: Array, bias: Array, stride: int, padding: int, fast: cook_toom.Tiling | None = None
-) -> Array:
-    """Correlate x [B, C, H, W] with weight [O, C, k, k], plus bias [O]: patches times weights, a block at a time."""
-    return convolve(sys.modules[__name__], x, weight, bias, stride, padding, fast)
+def fast_conv2d(x: Array, weight: Array, bias: Array | None, tiling: cook_toom.Tiling) -> Array:
+    """Do the convolution of a tiling by its transforms where these pay, else by patches."""
+    return convolve(sys.modules[__name__], x, weight, bias, tiling)
 
 
 class Kernels(Streaming):
@@ -103,7 +108,7 @@ class Kernels(Streaming):
         return _cupy_kernels.backward(g, kept, u, weight, bias, routing.iterations, routing.leaky, self.precision)
 
 
-FUSED = {DynamicRouting: Kernels(sys.modules[__name__])}
+FUSED: Mapping[type, Any] = {DynamicRouting: Kernels(sys.modules[__name__])}
 
 
 class CapsNet(model.CapsNet[Array]):

@@ -7,16 +7,18 @@ them from here; that is why the arrays made below are made `like` the ones at ha
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from capscore import cook_toom, im2col, model
+from capscore import im2col, model
+from capscore.fast import cook_toom
+from capscore.fast.prepared import prepared
+from capscore.fast.streaming import Streaming
 from capscore.ops import Axes, to_host
-from capscore.prepared import prepared
 from capscore.routing import DynamicRouting
-from capscore.streaming import Streaming
 
 Array = NDArray[Any]
 
@@ -75,6 +77,12 @@ def norm(x: Array, axis: int, keepdims: bool = False) -> Array:
     return n if keepdims else n.squeeze(axis)
 
 
+def max(x: Array, axis: int, keepdims: bool = False) -> Array:
+    """Return the largest over `axis`."""
+    y: Array = x.max(axis=axis, keepdims=keepdims)
+    return y
+
+
 def sqrt(x: Array) -> Array:
     """Return the square root of every element."""
     return np.sqrt(x)
@@ -83,6 +91,11 @@ def sqrt(x: Array) -> Array:
 def exp(x: Array) -> Array:
     """Return e to the power of every element."""
     return np.exp(x)
+
+
+def log(x: Array) -> Array:
+    """Return the natural logarithm of every element."""
+    return np.log(x)
 
 
 def relu(x: Array) -> Array:
@@ -114,23 +127,31 @@ def argmax_one_hot(x: Array) -> Array:
 
 
 def conv2d(
-    x: Array, weight: Array, bias: Array, stride: int, padding: int, fast: cook_toom.Tiling | None = None
+    x: Array, weight: Array, bias: Array | None, stride: tuple[int, int], padding: tuple[int, int], groups: int = 1
 ) -> Array:
-    """Correlate x [B, C, H, W] with weight [O, C, k, k], plus bias [O]."""
-    return convolve(sys.modules[__name__], x, weight, bias, stride, padding, fast)
+    """Correlate x [B, C, H, W] with weight [O, C/groups, kh, kw], plus bias [O]: patches times weights."""
+    w = prepared("patches", weight, lambda _: im2col.matrix(weight)) if groups == 1 else None
+    return im2col.convolve(x, weight, bias, stride, padding, groups, w)
 
 
-def convolve(
-    ops: Any, x: Array, weight: Array, bias: Array, stride: int, padding: int, fast: cook_toom.Tiling | None
-) -> Array:
-    """Do `conv2d` on a backend of NumPy's functions: by transforms where these pay, else by patches."""
-    if fast is not None and fast.pays(len(x)):
-        return cook_toom.convolve(ops, x, weight, bias, fast)  # type: ignore[no-any-return]
-    w = prepared("patches", weight, lambda _: im2col.matrix(weight))
-    return im2col.convolve(x, weight, bias, stride, padding, w)
+def fast_conv2d(x: Array, weight: Array, bias: Array | None, tiling: cook_toom.Tiling) -> Array:
+    """Do the convolution of a tiling by its transforms where these pay, else by patches."""
+    return convolve(sys.modules[__name__], x, weight, bias, tiling)
 
 
-FUSED = {DynamicRouting: Streaming(sys.modules[__name__])}
+def convolve(ops: Any, x: Array, weight: Array, bias: Array | None, tiling: cook_toom.Tiling) -> Array:
+    """Do `fast_conv2d` on a backend of NumPy's functions."""
+    if tiling.pays(len(x)):
+        return cook_toom.convolve(ops, x, weight, bias, tiling)  # type: ignore[no-any-return]
+    return conv2d(x, weight, bias, (tiling.stride,) * 2, (tiling.padding,) * 2)
+
+
+def max_pool(x: Array, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]) -> Array:
+    """Return the largest number of every window of x [B, C, H, W]."""
+    return im2col.max_pool(x, kernel, stride, padding)
+
+
+FUSED: Mapping[type, Any] = {DynamicRouting: Streaming(sys.modules[__name__])}
 
 
 class CapsNet(model.CapsNet[Array]):

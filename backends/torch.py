@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from capscore import model
-from capscore.cook_toom import Tiling
 from capscore.data import Samples, resident
 from capscore.errors import BackendError
+from capscore.fast.cook_toom import Tiling
 from capscore.modelfile import check_params
 from capscore.ops import Axes, to_host
 from capscore.routing import DynamicRouting
@@ -77,15 +77,28 @@ def contiguous(x: Tensor) -> bool:
     return x.is_contiguous()
 
 
-def conv2d(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int, fast: Tiling | None = None) -> Tensor:
-    """Correlate x [B, C, H, W] with weight [O, C, k, k], plus bias [O]; `fast` is for the CPU, a GPU has its own."""
+def conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int], padding: tuple[int, int], groups: int = 1
+) -> Tensor:
+    """Correlate x [B, C, H, W] with weight [O, C/groups, kh, kw], plus bias [O]."""
+    if x.device.type != "cpu" or groups > 1:
+        return nn.functional.conv2d(x, weight, bias, stride, padding, 1, groups)
+    return _torch_fused.direct_conv2d(x, weight, bias, stride, padding)
+
+
+def fast_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, tiling: Tiling) -> Tensor:
+    """Do the convolution of a tiling by its transforms where these pay; a GPU has convolutions of its own."""
+    stride, padding = (tiling.stride,) * 2, (tiling.padding,) * 2
     if x.device.type != "cpu":
-        return nn.functional.conv2d(x, weight, bias, stride, padding)
-    if fast is None:
-        return _torch_fused.direct_conv2d(x, weight, bias, stride, padding)
-    if fast.axes is None:
+        return conv2d(x, weight, bias, stride, padding)
+    if tiling.axes is None:
         return _torch_fused.patches_conv2d(x, weight, bias, stride, padding)
-    return _torch_fused.conv2d(x, weight, bias, stride, padding, fast.name)
+    return _torch_fused.conv2d(x, weight, bias, tiling)
+
+
+def max_pool(x: Tensor, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]) -> Tensor:
+    """Return the largest number of every window of x [B, C, H, W]."""
+    return nn.functional.max_pool2d(x, kernel, stride, padding)
 
 
 def sum(x: Tensor, axis: Axes, keepdims: bool = False) -> Tensor:
@@ -105,6 +118,11 @@ def norm(x: Tensor, axis: int, keepdims: bool = False) -> Tensor:
     return n if keepdims else n.squeeze(axis)
 
 
+def max(x: Tensor, axis: int, keepdims: bool = False) -> Tensor:
+    """Return the largest over `axis`; equal ones share the gradient."""
+    return x.amax(axis, keepdim=keepdims)
+
+
 def sqrt(x: Tensor) -> Tensor:
     """Return the square root of every element."""
     return x.sqrt()
@@ -113,6 +131,11 @@ def sqrt(x: Tensor) -> Tensor:
 def exp(x: Tensor) -> Tensor:
     """Return e to the power of every element."""
     return x.exp()
+
+
+def log(x: Tensor) -> Tensor:
+    """Return the natural logarithm of every element."""
+    return x.log()
 
 
 def relu(x: Tensor) -> Tensor:
@@ -161,7 +184,10 @@ class CapsNet(nn.Module, model.CapsNet[Tensor]):
                 if part not in holder._modules:
                     holder.add_module(part, nn.Module())
                 holder = holder.get_submodule(part)
-            holder.register_parameter(leaf, nn.Parameter(value))
+            if self.spec.params[name].learns:
+                holder.register_parameter(leaf, nn.Parameter(value))
+            else:
+                holder.register_buffer(leaf, value)
 
     @property
     def params(self) -> dict[str, Tensor]:
@@ -223,7 +249,7 @@ class Learner(model.Learner[Tensor]):
         self.net, self.reconstruction, self.amp, self.steps = net, reconstruction, amp, 0
         self.writes = self.team.rank == 0
         self.adam = torch.optim.Adam(net.parameters(), eps=1e-8, fused=True)
-        objective = _torch_parallel.Objective(net, reconstruction, compile)
+        objective = _torch_parallel.Objective(net, reconstruction, compile, self.team)
         self.objective = _torch_parallel.together(objective, self.team, partly=not reconstruction)
 
     def hold(self, data: Samples, margin: int) -> Samples:
@@ -249,7 +275,7 @@ class Learner(model.Learner[Tensor]):
         self.adam.zero_grad()
         try:
             with torch.autocast(like.device.type, torch.bfloat16, enabled=self.amp):
-                loss, lengths = self.objective(x, t, apart)
+                loss, lengths, statistics = self.objective(x, t, apart, self.steps)
             loss = loss * factor
             loss.backward()
             loss, lengths = self.team.gather(loss.detach(), lengths.detach(), len(images))
@@ -259,6 +285,9 @@ class Learner(model.Learner[Tensor]):
             raise _torch_parallel.explained(error) from error
         self.adam.param_groups[0]["lr"] = rate
         self.adam.step()
+        with torch.no_grad():
+            for name, value in statistics.items():
+                self.net._leaf(name).copy_(value)
         self.steps += 1
         return loss, lengths
 
@@ -267,14 +296,14 @@ class Learner(model.Learner[Tensor]):
         moments = {"first": "exp_avg", "second": "exp_avg_sq"}
         return {
             f"{ours}.{name}": to_numpy(self.adam.state[p][theirs] if self.steps else torch.zeros_like(p))
-            for name, p in self.net.params.items()
+            for name, p in self.net.named_parameters()
             for ours, theirs in moments.items()
         }
 
     def restore(self, state: Mapping[str, NDArray[Any]], steps: int) -> None:
         """Go on from the `state` of a learner, of any backend, that had made `steps`."""
         self.steps = steps
-        for name, p in self.net.params.items():
+        for name, p in self.net.named_parameters():
             self.adam.state[p] = {
                 "step": torch.tensor(float(steps), device=p.device),
                 "exp_avg": asarray(state[f"first.{name}"], p),
@@ -292,5 +321,5 @@ def _send(x: Any, device: torch.device) -> Tensor:
 
 from capscore.backends import _torch_fused, _torch_parallel  # noqa: E402 - the first needs this
 
-FUSED = {DynamicRouting: _torch_fused.dynamic_routing}
+FUSED: Mapping[type, Any] = {DynamicRouting: _torch_fused.dynamic_routing}
 load = CapsNet.load

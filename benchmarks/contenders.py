@@ -74,7 +74,7 @@ def _textbook(s: Settings) -> Any:
     from capscore import PRESETS
     from capscore.benchmarks.textbook import CapsNet
 
-    spec = PRESETS[s.preset]
+    spec: Any = PRESETS[s.preset]
     stem, hidden = spec.stem[0], spec.decoder.hidden if spec.decoder else ()
     return CapsNet(stem.channels, spec.primary.types, stem.kernel, stem.stride, hidden).to(s.device)
 
@@ -303,22 +303,22 @@ def convolution(s: Settings, backend: str = "torch", fast_conv: str | None = Non
     """The primary convolution, 9×9 stride 2 on [B, 256, 20, 20]."""
     import importlib
 
-    from capscore.cook_toom import tiling
+    from capscore.fast.conv import with_tiles
 
     caps: Any = importlib.import_module(f"capscore.backends.{backend}")
     rng = np.random.default_rng(0)
     x = rng.random((s.batch, 20, 20, 256), np.float32).transpose(0, 3, 1, 2)
     w, b = rng.standard_normal((256, 256, 9, 9)).astype(np.float32) * 0.02, np.zeros(256, np.float32)
     x, w, b = caps.asarray(x), caps.asarray(w), caps.asarray(b)
-    fast = tiling(fast_conv, 256, 20, 20, 9, 2, 0)
+    ops = with_tiles(caps, fast_conv)
     if not backward:
-        return lambda: caps.conv2d(x, w, b, 2, 0, fast)
+        return lambda: ops.conv2d(x, w, b, (2, 2), (0, 0))
     torch = _torch(s)
     w.requires_grad_()
 
     def both() -> None:
         w.grad = None
-        caps.conv2d(x.clone().requires_grad_(), w, b, 2, 0, fast).sum().backward()
+        ops.conv2d(x.clone().requires_grad_(), w, b, (2, 2), (0, 0)).sum().backward()
 
     return _done(torch, s, both)
 

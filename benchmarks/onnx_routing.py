@@ -22,8 +22,8 @@ from onnx import TensorProto, helper
 from capscore.backends import numpy as reference
 from capscore.benchmarks.machine import about, interleaved
 from capscore.export.onnx import Recorder, Value
-from capscore.layers import ArrayVotes, LinearVotes, Votes, squash
-from capscore.routing import dynamic_routing
+from capscore.routing import ArrayVotes, LinearVotes, Votes, dynamic_routing
+from capscore.squash import squash
 
 N, J, D, K, ITERATIONS = 1152, 10, 16, 8, 3
 

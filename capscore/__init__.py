@@ -13,13 +13,37 @@ from types import ModuleType
 from typing import Any
 
 from .errors import BackendError, CapscoreError
+from .layers import (
+    Activation,
+    AveragePool,
+    BatchNorm,
+    Conv,
+    ConvDecoder,
+    Decoder,
+    DenseCaps,
+    Dropout,
+    GlobalPool,
+    GroupNorm,
+    InstanceNorm,
+    LayerNorm,
+    Linear,
+    MaxPool,
+    PrimaryCaps,
+    Residual,
+    Upsample,
+)
+from .losses import CrossEntropy, MarginLoss, SpreadLoss
+from .net import CapsNetSpec
 from .ops import Ops
-from .spec import PRESETS, CapsNetSpec, Conv, Decoder, DenseCaps, DynamicRouting, PrimaryCaps
+from .presets import PRESETS
+from .routing import DynamicRouting
 
 __version__ = "0.1.0"
 __all__ = [
-    "PRESETS", "CapsNetSpec", "CapscoreError", "Conv", "Decoder", "DenseCaps", "DynamicRouting", "PrimaryCaps",
-    "backend", "backend_names",
+    "PRESETS", "Activation", "AveragePool", "BatchNorm", "CapsNetSpec", "CapscoreError", "Conv", "ConvDecoder",
+    "CrossEntropy", "Decoder", "DenseCaps", "Dropout", "DynamicRouting", "GlobalPool", "GroupNorm", "InstanceNorm",
+    "LayerNorm", "Linear", "MarginLoss", "MaxPool", "PrimaryCaps", "Residual", "SpreadLoss", "Upsample", "backend",
+    "backend_names",
 ]  # fmt: skip
 
 _OF_THE_BACKEND = {"CapsNet", "Learner", "load"} | {name for name in vars(Ops) if not name.startswith("_")}

@@ -22,8 +22,11 @@ from . import modelfile
 from .backends import torch as caps
 from .backends._torch_parallel import together
 from .errors import SpecError, short
+from .layer import Map
+from .layers import Conv
+from .layers.chain import place
 from .model import Output
-from .spec import CapsNetSpec, Conv, Shapes
+from .net import CapsNetSpec, Shapes
 
 
 @dataclass(frozen=True)
@@ -44,18 +47,13 @@ class CNNSpec:
     @cached_property
     def parameters(self) -> Shapes:
         """Name and shape of every parameter, in the order of the layers."""
-        channels, height, width = self.input
-        found: Shapes = {}
+        x, found = Map(*self.input), Shapes()
         for i, conv in enumerate(self.convs):
-            found |= {
-                f"conv.{i}.weight": (conv.channels, channels, conv.kernel, conv.kernel),
-                f"conv.{i}.bias": (conv.channels,),
-            }
-            height, width = (
-                ((side + 2 * conv.padding - conv.kernel) // conv.stride + 1) // self.pool for side in (height, width)
-            )
-            channels = conv.channels
-        size = channels * height * width
+            row = place(conv, x, f"conv.{i}")
+            found |= {name: param.shape for name, param in row.parameters.items()}
+            channels, height, width = row.output.dims
+            x = Map(channels, height // self.pool, width // self.pool)
+        size = math.prod(x)
         for i, out in enumerate((*self.hidden, self.classes)):
             found |= {f"linear.{i}.weight": (out, size), f"linear.{i}.bias": (out,)}
             size = out

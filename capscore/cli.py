@@ -303,9 +303,9 @@ def inspect_command(
     for column in table.columns[3:]:
         column.justify = "right"
     table.add_row("images", "", _size(spec.input))
-    for layer in spec.layers:
-        row = layer.name, layer.kind, _size(layer.output), f"{layer.parameter_count:,}", f"{layer.multiply_adds:,}"
-        table.add_row(*row)
+    for row in (*spec.rows, *spec.decoder_rows):
+        cost = f"{row.parameter_count:,}", f"{row.plan.multiply_adds:,}"
+        table.add_row(row.name, row.kind, _size(row.output.dims), *cost)
     table.add_section()
     table.add_row("total", "", "", f"{spec.parameter_count:,}", f"{spec.multiply_adds:,}")
     console.print(table)
@@ -580,7 +580,7 @@ def _spec(preset: str, path: Path | None) -> CapsNetSpec:
 
 def _for_classes(spec: CapsNetSpec, classes: int) -> CapsNetSpec:
     """Return a preset with as many class capsules as the data has classes."""
-    return replace(spec, capsules=(*spec.capsules[:-1], replace(spec.capsules[-1], count=classes)))
+    return spec.replace(layers=(*spec.layers[:-1], replace(spec.capsules[-1], count=classes)))
 
 
 def _size(shape: tuple[int, ...]) -> str:

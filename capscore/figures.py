@@ -16,10 +16,13 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from . import layers, modelfile
+from . import modelfile
 from .data import Pairs, Samples
 from .errors import BackendError, ShapeError
+from .layer import Run
 from .model import CapsNet, Output, one_hot
+from .net import forward
+from .squash import lengths as lengths_of
 from .train import check_dataset, right
 
 try:
@@ -80,19 +83,18 @@ def agreement(net: CapsNet[Any], images: Any) -> Agreement:
 
     What leaky routing gives to no capsule counts in the entropy as one more share.
     """
-    ops, last = net.ops, len(net.spec.capsules) - 1
-    trace = (net(images, couplings=True).couplings or ())[last]
-    u = layers.primary_capsules(ops, net.spec, net.params, ops.asarray(images, trace[0]))
-    for i in range(last):
-        u = layers.dense_capsules(ops, net.spec, net.params, i, u)
-    weight, bias = net.params[f"capsules.{last}.weight"], net.params.get(f"capsules.{last}.bias")
-    votes = layers.LinearVotes(ops, u, weight, bias, net.spec.votes_shape(last))
-    made = [layers.squash(ops, votes.combine(ops.transpose(c, (2, 0, 1)))) for c in trace]  # each [J, B, D]
-    lengths = np.stack([ops.to_numpy(layers.lengths(ops, v)).T for v in made])
-    c = np.stack([ops.to_numpy(c) for c in trace]).astype(np.float64)
+    ops, run = net.ops, Run(trace={})
+    x = ops.asarray(images, next(iter(net.params.values())))
+    batch, last = x.shape[0], net.spec.rows[-1]
+    forward(ops, net.spec, net.params, x, run)
+    iterations = (run.trace or {})[last.name]
+    length = np.stack([ops.to_numpy(lengths_of(ops, v)).T for _, v in iterations])
+    shape = last.output.dims[0], batch, last.input.dims[0]
+    found = [np.full(shape, c) if isinstance(c, float) else ops.to_numpy(c) for c, _ in iterations]  # [J, B, N]
+    c = np.stack([each.transpose(1, 2, 0) for each in found]).astype(np.float64)
     shares = np.concatenate([c, np.clip(1 - c.sum(-1, keepdims=True), 0, 1)], -1)
     entropy = -(shares * np.log2(np.maximum(shares, 1e-300))).sum(-1).mean(-1)
-    return Agreement(c, lengths, entropy)
+    return Agreement(c, length, entropy)
 
 
 def reconstructions(net: CapsNet[Any], images: Any, labels: Any = None) -> Figure:
@@ -137,7 +139,7 @@ def perturbations(net: CapsNet[Any], image: Any, label: Any = None) -> Figure:
     seen = _look(net, images[None] if len(images.shape) == 3 else images)
     chosen = seen.found if label is None else one_hot(np.atleast_1d(label), *seen.lengths.shape).argmax(1)
     sheets = [_sheet(perturb(net, x, int(j))) for x, j in zip(seen.images, chosen, strict=True)]
-    dim, middle, end = net.spec.capsules[-1].dim, len(STEPS) // 2, len(STEPS) - 1
+    dim, middle, end = net.spec.output.dims[1], len(STEPS) // 2, len(STEPS) - 1
     left, top = MARGIN + 0.45, HEADER + 0.65
     pitch = (WIDTH - MARGIN - left + 0.2) / max(len(sheets), 2)
     w = pitch - 0.25
@@ -215,9 +217,10 @@ def couplings(net: CapsNet[Any], images: Any) -> Figure:
     total, count = found.entropy.shape
     shown = np.unique(np.linspace(0, total - 1, min(total, 3)).round().astype(int))
     winner = np.stack([found.couplings[shown, b, :, j] for b, j in enumerate(seen.found)])  # [B, shown, N]
-    p, (tall, wide) = net.spec.primary, net.spec.primary_map
-    mapped = len(net.spec.capsules) == 1
-    maps = (winner - found.couplings[0].max()).reshape(count, len(shown), p.types, tall, wide).mean(2) if mapped else []
+    below: Any = net.spec.rows[-1].input
+    types, tall, wide = below[:3]
+    mapped = tall * wide > 1
+    maps = (winner - found.couplings[0].max()).reshape(count, len(shown), types, tall, wide).mean(2) if mapped else []
     limit = max(0.01, float(np.abs(maps).max())) if mapped else 0
     side, pitch, top = 0.85, 1.2, HEADER + 0.5
     x_maps, step = MARGIN + 1.1, 0.95

@@ -7,13 +7,14 @@ protocols, CuPy. PyTorch has its own engine and needs none of this.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from . import cook_toom, im2col
+from . import im2col
+from .fast import cook_toom
 from .ops import Axes, Ops
 
 Pull = tuple["Var", Callable[[Any], Any]]  # a parent, and what it gets of the gradient of the result
@@ -119,23 +120,35 @@ class Tape:
         )
 
     def conv2d(
-        self, x: Var, weight: Var, bias: Var, stride: int, padding: int, fast: cook_toom.Tiling | None = None
+        self,
+        x: Var,
+        weight: Var,
+        bias: Var | None,
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+        groups: int = 1,
     ) -> Var:
-        """Gradient: see `capscore.im2col` and `capscore.cook_toom`."""
-        if fast is not None and fast.pays(len(x.value)):
-            back = _once(lambda g: cook_toom.gradients(self.ops, g, x.value, weight.value, fast))
-            return self.record(
-                cook_toom.convolve(self.ops, x.value, weight.value, bias.value, fast),
-                (x, lambda g: back(g)[0]),
-                (weight, lambda g: back(g)[1]),
-                (bias, lambda g: g.sum(axis=(0, 2, 3))),
-            )
+        """Gradient: see `capscore.im2col`."""
+        settings = stride, padding, groups
         return self.record(
-            self.ops.conv2d(x.value, weight.value, bias.value, stride, padding),
-            (x, lambda g: im2col.input_gradient(g, x.value, weight.value, stride, padding)),
-            (weight, lambda g: im2col.weight_gradient(g, x.value, weight.value, stride, padding)),
-            (bias, lambda g: g.sum(axis=(0, 2, 3))),
+            self.ops.conv2d(x.value, weight.value, _value(bias), *settings),
+            (x, lambda g: im2col.input_gradient(g, x.value, weight.value, *settings)),
+            (weight, lambda g: im2col.weight_gradient(g, x.value, weight.value, *settings)),
+            *_of_bias(bias),
         )
+
+    def fast_conv2d(self, x: Var, weight: Var, bias: Var | None, tiling: cook_toom.Tiling) -> Var:
+        """Gradient: see `capscore.fast.cook_toom`."""
+        if not tiling.pays(len(x.value)):
+            return self.conv2d(x, weight, bias, (tiling.stride,) * 2, (tiling.padding,) * 2)
+        back = _once(lambda g: cook_toom.gradients(self.ops, g, x.value, weight.value, tiling))
+        y = self.ops.fast_conv2d(x.value, weight.value, _value(bias), tiling)  # type: ignore[attr-defined]
+        return self.record(y, (x, lambda g: back(g)[0]), (weight, lambda g: back(g)[1]), *_of_bias(bias))
+
+    def max_pool(self, x: Var, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]) -> Var:
+        """Gradient: g for the first largest number of every window."""
+        y = self.ops.max_pool(x.value, kernel, stride, padding)
+        return self.record(y, (x, lambda g: im2col.max_pool_gradient(g, x.value, y, kernel, stride, padding)))
 
     def sum(self, x: Var, axis: Axes, keepdims: bool = False) -> Var:
         """Gradient: g for every entry summed."""
@@ -151,6 +164,16 @@ class Tape:
         y = n if keepdims else n.squeeze(axis)
         return self.record(y, (x, lambda g: unit * g.reshape(n.shape)))
 
+    def max(self, x: Var, axis: int, keepdims: bool = False) -> Var:
+        """Gradient: g, shared by the largest entries."""
+        y = self.ops.max(x.value, axis, True)
+
+        def back(g: Any) -> Any:
+            largest = (x.value == y).astype(y.dtype)
+            return largest / largest.sum(axis=axis, keepdims=True) * g.reshape(y.shape)
+
+        return self.record(y if keepdims else y.squeeze(axis), (x, back))
+
     def sqrt(self, x: Var) -> Var:
         """Gradient: 1 / 2√x."""
         y = self.ops.sqrt(x.value)
@@ -160,6 +183,10 @@ class Tape:
         """Gradient: e^x."""
         y = self.ops.exp(x.value)
         return self.record(y, (x, lambda g: g * y))
+
+    def log(self, x: Var) -> Var:
+        """Gradient: 1 / x."""
+        return self.record(self.ops.log(x.value), (x, lambda g: g / x.value))
 
     def relu(self, x: Var) -> Var:
         """Gradient: 1 where x > 0."""
@@ -177,12 +204,12 @@ class Tape:
         return self.record(y, (x, lambda g: y * (g - (g * y).sum(axis=axis, keepdims=True))))
 
     @property
-    def FUSED(self) -> dict[type, Callable[..., Var]]:
+    def FUSED(self) -> Mapping[type, Any]:
         """The backend's kernels, which bring their gradients with them."""
-        return {kind: partial(self._fused, kernel) for kind, kernel in self.ops.FUSED.items()}  # type: ignore[attr-defined]
+        return {kind: partial(self._fused, kernel) for kind, kernel in self.ops.FUSED.items()}
 
     def _fused(self, kernel: Any, routing: Any, u: Var, weight: Var, bias: Var | None) -> Var:
-        arrays = u.value, weight.value, None if bias is None else bias.value
+        arrays = u.value, weight.value, _value(bias)
         v, kept = kernel.forward(routing, *arrays)
         back = _once(lambda g: kernel.backward(routing, g, kept, *arrays))
         pulls: list[Pull] = [(u, lambda g: back(g)[0]), (weight, lambda g: back(g)[1])]
@@ -203,6 +230,14 @@ def value_and_gradients(
     variables = {name: tape.variable(value) for name, value in params.items()}
     value = loss(tape, variables)
     return value.value, tape.gradients(value, variables)
+
+
+def _value(x: Var | None) -> Any:
+    return None if x is None else x.value
+
+
+def _of_bias(bias: Var | None) -> list[Pull]:
+    return [] if bias is None else [(bias, lambda g: g.sum(axis=(0, 2, 3)))]
 
 
 def _once(function: Callable[[Any], Any]) -> Callable[[Any], Any]:

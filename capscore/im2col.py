@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .buffers import block_bytes
+from .fast.buffers import block_bytes
 
 Array = NDArray[Any]
+Pair = tuple[int, int]  # of height and width
 BLOCK_BYTES = 16 << 20  # of patches written out at a time: all patches of a batch would be gigabytes
 
 
@@ -32,65 +33,159 @@ def product(a: Array, b: Array, out: Array | None = None) -> Array:
     return y
 
 
-def convolve(x: Array, weight: Array, bias: Array, stride: int, padding: int, w: Array | None = None) -> Array:
-    """Correlate x [B, C, H, W] with weight [O, C, k, k], plus bias [O]: a map [B, O, H', W'].
+def convolve(
+    x: Array, weight: Array, bias: Array | None, stride: Pair, padding: Pair, groups: int = 1, w: Array | None = None
+) -> Array:
+    """Correlate x [B, C, H, W] with weight [O, C/groups, kh, kw], plus bias [O]: a map [B, O, H', W'].
 
-    `w` is `matrix(weight)` [k·k·C, O], if it is there already.
+    `w` is `matrix(weight)` [kh·kw·C, O], if it is there already.
     """
-    w = matrix(weight) if w is None else w
-    windows = _windows(x, weight.shape[-1], stride, padding)
-    y = np.empty_like(x, shape=(*windows.shape[:3], w.shape[1]), order="C")
-    for block, patches in _patches(windows):
-        product(patches, w, y[block].reshape(-1, w.shape[1]))
-    y += bias
+    if groups > 1:
+        y = _grouped(x, weight, stride, padding, groups)
+    else:
+        w = matrix(weight) if w is None else w
+        windows = _windows(x, weight.shape[2:], stride, padding)
+        y = np.empty_like(x, shape=(*windows.shape[:3], w.shape[1]), order="C")
+        for block, patches in _patches(windows):
+            product(patches, w, y[block].reshape(-1, w.shape[1]))
+    if bias is not None:
+        y += bias
     return y.transpose(0, 3, 1, 2)
 
 
-def weight_gradient(g: Array, x: Array, weight: Array, stride: int, padding: int) -> Array:
-    """Return the gradient of weight [O, C, k, k] from that of the map, g [B, O, H', W']."""
-    o, c, k, _ = weight.shape
-    windows = _windows(x, k, stride, padding)
+def _grouped(x: Array, weight: Array, stride: Pair, padding: Pair, groups: int) -> Array:
+    """Return the map [B, H', W', O] of a convolution in groups; depthwise ones take no detour over patches."""
+    o, _, *kernel = weight.shape
+    if _depthwise(weight, groups):
+        windows = _windows(x, kernel, stride, padding)
+        y = np.zeros_like(x, shape=(*windows.shape[:3], o), order="C")
+        for i, j in np.ndindex(*kernel):
+            y += windows[:, :, :, i, j] * weight[:, 0, i, j]
+        return y
+    parts = [convolve(x[:, i], weight[j], None, stride, padding) for i, j in _parts(weight, groups)]
+    return np.concatenate(parts, axis=1).transpose(0, 2, 3, 1).copy()
+
+
+def _depthwise(weight: Array, groups: int) -> bool:
+    return groups > 1 and weight.shape[:2] == (groups, 1)
+
+
+def _parts(weight: Array, groups: int) -> Iterator[tuple[slice, slice]]:
+    """Yield the inputs and the outputs of every group."""
+    o, c = weight.shape[0] // groups, weight.shape[1]
+    for group in range(groups):
+        yield slice(group * c, (group + 1) * c), slice(group * o, (group + 1) * o)
+
+
+def weight_gradient(g: Array, x: Array, weight: Array, stride: Pair, padding: Pair, groups: int = 1) -> Array:
+    """Return the gradient of weight [O, C/groups, kh, kw] from that of the map, g [B, O, H', W']."""
+    if _depthwise(weight, groups):
+        return _depthwise_weight(g, x, weight, stride, padding)
+    if groups > 1:
+        parts = _parts(weight, groups)
+        return np.concatenate([weight_gradient(g[:, j], x[:, i], weight[j], stride, padding) for i, j in parts])
+    o, c, kh, kw = weight.shape
+    windows = _windows(x, (kh, kw), stride, padding)
     g = g.transpose(0, 2, 3, 1)
-    dw = np.zeros_like(weight, shape=(k, k * c, o), order="C")
-    for i in range(k):  # of the kernel's rows: what blocks add to stays in the cache
+    dw = np.zeros_like(weight, shape=(kh, kw * c, o), order="C")
+    for i in range(kh):  # of the kernel's rows: what blocks add to stays in the cache
         for block, patches in _patches(windows[:, :, :, i]):
             dw[i] += product(patches.T, g[block].reshape(-1, o))
-    return dw.reshape(k, k, c, o).transpose(3, 2, 0, 1)
+    return dw.reshape(kh, kw, c, o).transpose(3, 2, 0, 1)
 
 
-def input_gradient(g: Array, x: Array, weight: Array, stride: int, padding: int) -> Array:
+def input_gradient(g: Array, x: Array, weight: Array, stride: Pair, padding: Pair, groups: int = 1) -> Array:
     """Return the gradient of x [B, C, H, W] from that of the map, g [B, O, H', W']."""
-    b, c, h, w = x.shape
-    o, _, k, _ = weight.shape
-    w_back = matrix(weight).T  # [O, k·k·C]
-    _, _, rows, columns = g.shape
+    if _depthwise(weight, groups):
+        return _depthwise_input(g, x, weight, stride, padding)
+    if groups > 1:
+        parts = _parts(weight, groups)
+        return np.concatenate([input_gradient(g[:, j], x[:, i], weight[j], stride, padding) for i, j in parts], axis=1)
+    o, c, kh, kw = weight.shape
+    w_back = matrix(weight).T  # [O, kh·kw·C]
     g = g.transpose(0, 2, 3, 1)
-    dx = np.zeros_like(x, shape=(b, h + 2 * padding, w + 2 * padding, c), order="C")
-    for block in _blocks(g, rows * columns * k * k * c):
-        patches = product(g[block].reshape(-1, o), w_back).reshape(-1, rows, columns, k, k, c)
-        for i in range(k):
-            for j in range(k):
-                seen = slice(i, i + stride * rows, stride), slice(j, j + stride * columns, stride)
-                dx[block][:, *seen] += patches[:, :, :, i, j]
-    return dx[:, padding : padding + h, padding : padding + w].transpose(0, 3, 1, 2)
+    _, rows, columns, _ = g.shape
+    dx, crop = _framed(x, padding)
+    for block in _blocks(g, rows * columns * kh * kw * c):
+        patches = product(g[block].reshape(-1, o), w_back).reshape(-1, rows, columns, kh, kw, c)
+        for i, j in np.ndindex(kh, kw):
+            dx[block][:, *_seen(i, j, stride, g)] += patches[:, :, :, i, j]
+    return _cut(dx, crop)
+
+
+def _depthwise_input(g: Array, x: Array, weight: Array, stride: Pair, padding: Pair) -> Array:
+    dx, crop = _framed(x, padding)
+    g = g.transpose(0, 2, 3, 1)
+    for i, j in np.ndindex(*weight.shape[2:]):
+        dx[:, *_seen(i, j, stride, g)] += g * weight[:, 0, i, j]
+    return _cut(dx, crop)
+
+
+def _depthwise_weight(g: Array, x: Array, weight: Array, stride: Pair, padding: Pair) -> Array:
+    windows = _windows(x, weight.shape[2:], stride, padding)
+    g = g.transpose(0, 2, 3, 1)
+    dw = np.zeros_like(weight)
+    for i, j in np.ndindex(*weight.shape[2:]):
+        dw[:, 0, i, j] = (windows[:, :, :, i, j] * g).sum(axis=(0, 1, 2))
+    return dw
+
+
+def max_pool(x: Array, kernel: Pair, stride: Pair, padding: Pair) -> Array:
+    """Return the largest number of every window of x [B, C, H, W]."""
+    y: Array = _windows(x, kernel, stride, padding, -np.inf).max(axis=(3, 4)).transpose(0, 3, 1, 2)
+    return y
+
+
+def max_pool_gradient(g: Array, x: Array, y: Array, kernel: Pair, stride: Pair, padding: Pair) -> Array:
+    """Return the gradient of x from that of its pooled map y: to the first largest of every window."""
+    windows = _windows(x, kernel, stride, padding, -np.inf)
+    g, y = g.transpose(0, 2, 3, 1), y.transpose(0, 2, 3, 1)
+    dx, crop = _framed(x, padding)
+    free = np.ones_like(y, dtype=bool)
+    for i, j in np.ndindex(*kernel):
+        chosen = (windows[:, :, :, i, j] == y) & free
+        free &= ~chosen
+        dx[:, *_seen(i, j, stride, g)] += g * chosen
+    return _cut(dx, crop)
 
 
 def matrix(weight: Array) -> Array:
-    """Return weight [O, C, k, k] as [k·k·C, O], to be multiplied by patches."""
+    """Return weight [O, C, kh, kw] as [kh·kw·C, O], to be multiplied by patches."""
     return weight.transpose(2, 3, 1, 0).reshape(-1, weight.shape[0])
 
 
-def _windows(x: Array, kernel: int, stride: int, padding: int) -> Array:
-    """Return the patches of x [B, C, H, W] that a convolution sees: a view [B, H', W', k, k, C]."""
-    if padding:
-        x = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
+def _framed(x: Array, padding: Pair) -> tuple[Array, Any]:
+    """Return zeros of the size of x [B, C, H, W] with its frame, channels last, and where the map lies in them."""
+    b, c, h, w = x.shape
+    top, left = padding
+    zeros: Array = np.zeros_like(x, shape=(b, h + 2 * top, w + 2 * left, c), order="C")
+    return zeros, (slice(None), slice(top, top + h), slice(left, left + w))
+
+
+def _cut(framed: Array, crop: Any) -> Array:
+    """Return a map [B, C, H, W] without its frame."""
+    x: Array = framed[crop].transpose(0, 3, 1, 2)
+    return x
+
+
+def _seen(i: int, j: int, stride: Pair, g: Array) -> tuple[slice, slice]:
+    """Return where the entry (i, j) of the kernel meets a framed map, for all positions of g [B, H', W', O]."""
+    (down, right), (_, rows, columns, _) = stride, g.shape
+    return slice(i, i + down * rows, down), slice(j, j + right * columns, right)
+
+
+def _windows(x: Array, kernel: Sequence[int], stride: Pair, padding: Pair, around: float = 0.0) -> Array:
+    """Return the patches of x [B, C, H, W] that a convolution sees: a view [B, H', W', kh, kw, C]."""
+    if any(padding):
+        x = np.pad(x, ((0, 0), (0, 0), *((n, n) for n in padding)), constant_values=around)
     x = x.transpose(0, 2, 3, 1).astype(x.dtype, order="C", copy=False)
     b, height, width, c = x.shape
     image, row, column, channel = x.strides
-    rows, columns = ((size - kernel) // stride + 1 for size in (height, width))
+    (kh, kw), (down, right) = kernel, stride
+    rows, columns = (height - kh) // down + 1, (width - kw) // right + 1
     library: Any = sys.modules[type(x).__module__]  # NumPy does not dispatch this, and CuPy has it in the same place
     windows: Array = library.lib.stride_tricks.as_strided(
-        x, (b, rows, columns, kernel, kernel, c), (image, row * stride, column * stride, row, column, channel)
+        x, (b, rows, columns, kh, kw, c), (image, row * down, column * right, row, column, channel)
     )
     return windows
 

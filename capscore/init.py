@@ -1,47 +1,63 @@
-"""Initial parameters from a seeded NumPy generator: the same bits for every backend.
-
-The numbers are those of the authors' code at the sizes of the paper, carried to other sizes by fan-in. Both
-convolutions have a standard deviation of 0.45/√fan_in, which is 0.05 for the stem's 81 inputs and 0.1 · 1/32
-for the primary layer's 20,736 (its one-iteration routing over 32 types is the factor 1/32). Capsule weights
-have 0.1 · √(1152/N) · J/10, so that s has the same spread under uniform couplings 1/J whatever the sizes. Those of
-the decoder have 0.1 at any size.
-"""
+"""First numbers of parameters, drawn by a seeded NumPy generator: the same bits on every backend."""
 
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import check_whole
-from .spec import CapsNetSpec
+from .values import Value, check_numbers
 
 
-def init_params(spec: CapsNetSpec, seed: int = 0) -> dict[str, NDArray[np.float64]]:
-    """Return every parameter of `spec` by name, float64: weights truncated normal, biases 0.1."""
-    check_whole("seed", seed, 0)
-    rng = np.random.default_rng(seed)
-    return {
-        name: np.full(shape, 0.1) if name.endswith("bias") else _truncated_normal(rng, shape, _std(name, shape))
-        for name, shape in spec.parameters.items()
-    }
+class Init(Value):
+    """How an array of parameters starts."""
+
+    @abstractmethod
+    def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[Any]:
+        """Return the first numbers, float64."""
 
 
-def _std(name: str, shape: tuple[int, ...]) -> float:
-    match name.split(".")[0]:
-        case "stem" | "primary":
-            return 0.45 / math.sqrt(math.prod(shape[1:]))
-        case "capsules":
-            return 0.1 * math.sqrt(1152 / shape[0]) * shape[1] / 10
-        case _:
-            return 0.1
+@dataclass(frozen=True)
+class Constant(Init):
+    """Every number is `value`."""
+
+    value: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the number."""
+        check_numbers(self, "value", least=-1e9)
+
+    def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[Any]:
+        """Return the constant; nothing is drawn."""
+        return np.full(shape, float(self.value))
 
 
-def _truncated_normal(rng: np.random.Generator, shape: tuple[int, ...], std: float) -> NDArray[Any]:
-    """Draw normal numbers, those beyond two standard deviations again."""
-    x = rng.standard_normal(shape)
-    while np.any(far := np.abs(x) > 2):
-        x[far] = rng.standard_normal(int(far.sum()))
-    return x * std
+@dataclass(frozen=True)
+class TruncatedNormal(Init):
+    """Normal numbers of standard deviation `std`, those beyond two standard deviations drawn again."""
+
+    std: float
+
+    def __post_init__(self) -> None:
+        """Check the number."""
+        check_numbers(self, "std")
+
+    def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[Any]:
+        """Draw."""
+        x = rng.standard_normal(shape)
+        while np.any(far := np.abs(x) > 2):
+            x[far] = rng.standard_normal(int(far.sum()))
+        return x * self.std
+
+
+@dataclass(frozen=True)
+class HeNormal(Init):
+    """Normal numbers of variance 2/fan_in (He et al. 2015), for layers followed by ReLU; weights [out, in, …]."""
+
+    def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[Any]:
+        """Draw."""
+        return TruncatedNormal(math.sqrt(2 / math.prod(shape[1:])) / 0.87962566).draw(rng, shape)

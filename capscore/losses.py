@@ -1,38 +1,140 @@
-"""The two losses of the paper. Both are sums over what one image has and means over the batch."""
+"""Losses: what training makes small. Each is summed over what one image has, and averaged over the batch.
+
+Scores [B, J] are what a network says of each class: the activation of the class capsules where their layer gives one,
+else their length. Targets [B, J] are 1 for each class that the image shows, several allowed, and 0 elsewhere.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
 from typing import Any
 
-from .errors import ShapeError
+from .errors import ShapeError, SpecError
 from .ops import A, Ops
+from .values import Value, check_flags, check_numbers, check_whole
 
 
-def margin_loss(
-    ops: Ops[A],
-    lengths: A,
-    one_hot: A,
-    m_plus: float = 0.9,
-    m_minus: float = 0.1,
-    down_weight: float = 0.5,
-) -> A:
-    """Return the margin loss (equation 4): summed over classes, averaged over the batch, as in the paper.
+@dataclass(frozen=True)
+class Loss(Value, ABC):
+    """A loss and its settings. Subclasses are frozen dataclasses of JSON values.
 
-    L_k = T_k max(0, m⁺ - ‖v_k‖)² + λ (1 - T_k) max(0, ‖v_k‖ - m⁻)²
+    An image counts as much as the mean of `class_weights` over the classes it shows; 1 for all when None.
+    """
+
+    class_weights: tuple[float, ...] | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        """Check the weights; any sequence is taken as a tuple."""
+        weights = self.class_weights
+        if weights is None:
+            return
+        if not isinstance(weights, list | tuple) or not all(type(w) in (int, float) and 0 <= w < 1e9 for w in weights):
+            raise SpecError(f"{type(self).__name__}: class_weights must be numbers of at least 0, not {weights!r:.60}")
+        object.__setattr__(self, "class_weights", tuple(weights))
+
+    @abstractmethod
+    def each(self, ops: Ops[A], scores: Any, targets: Any, step: int) -> Any:
+        """Return the loss [B, 1] of each image at a step of training."""
+
+    def __call__(self, ops: Ops[A], scores: Any, targets: Any, step: int = 0) -> Any:
+        """Return the mean loss of a batch: scores [B, J], targets [B, J]."""
+        _check_alike("scores", scores, "targets", targets, "[B, J]: np.eye(J)[labels] makes targets of labels")
+        loss = self.each(ops, scores, targets, step)
+        if self.class_weights is not None:
+            if len(self.class_weights) != scores.shape[1]:
+                raise ShapeError(f"{len(self.class_weights)} class weights for {scores.shape[1]} classes")
+            weights = ops.asarray([self.class_weights], scores)  # [1, J]
+            shown = ops.sum(targets, 1, keepdims=True)
+            none = ops.relu(shown * -1.0 + 1.0)  # 1 for an image that shows no class: it weighs 1
+            loss = loss * (ops.sum(targets * weights, 1, keepdims=True) / (shown + none) + none)
+        return _mean(ops, loss, 2)
+
+
+@dataclass(frozen=True)
+class MarginLoss(Loss):
+    """L_k = T_k max(0, m⁺ - ‖v_k‖)² + λ (1 - T_k) max(0, ‖v_k‖ - m⁻)², summed over the classes (equation 4).
 
     (The authors' code averages over the classes too and halves the result: 1/20 of this value for ten classes.)
-
-    Parameters
-    ----------
-    lengths : [B, J], lengths of the class capsules
-    one_hot : [B, J], T: 1 for each class present in the image, several allowed, 0 elsewhere
-    m_plus, m_minus, down_weight : m⁺, m⁻ and λ
+    `m_plus`, `m_minus` and `down_weight` are m⁺, m⁻ and λ.
     """
-    _check_alike("lengths", lengths, "one_hot", one_hot, "[B, J]: np.eye(J)[labels] makes one_hot of labels")
-    short = ops.relu(lengths * -1.0 + m_plus)
-    long = ops.relu(lengths - m_minus)
-    loss = one_hot * short * short + (one_hot * -1.0 + 1.0) * long * long * down_weight  # [B, J]
-    return _mean(ops, loss, 2)
+
+    m_plus: float = 0.9
+    m_minus: float = 0.1
+    down_weight: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Check every setting."""
+        super().__post_init__()
+        check_numbers(self, "m_plus", "m_minus", most=1)
+        check_numbers(self, "down_weight")
+
+    def each(self, ops: Ops[A], scores: Any, targets: Any, step: int) -> Any:
+        """Return the loss of each image."""
+        short = ops.relu(scores * -1.0 + self.m_plus)
+        long = ops.relu(scores - self.m_minus)
+        loss = targets * short * short + (targets * -1.0 + 1.0) * long * long * self.down_weight  # [B, J]
+        return ops.sum(loss, 1, keepdims=True)
+
+
+@dataclass(frozen=True)
+class SpreadLoss(Loss):
+    """L = Σ_{t shown} Σ_{i not shown} max(0, m - (a_t - a_i))² (Hinton, Sabour, Frosst 2018, equation 3).
+
+    The margin m grows in equal steps from `start` to `end` over the first `steps` steps of training.
+    """
+
+    start: float = 0.2
+    end: float = 0.9
+    steps: int = 10_000
+
+    def __post_init__(self) -> None:
+        """Check every setting."""
+        super().__post_init__()
+        check_numbers(self, "start", "end", most=1e3)
+        check_whole(self, "steps", least=0, most=10**9)
+
+    def margin(self, step: int) -> float:
+        """Return m at a step."""
+        share = min(1.0, step / self.steps) if self.steps else 1.0
+        return self.start + (self.end - self.start) * share
+
+    def each(self, ops: Ops[A], scores: Any, targets: Any, step: int) -> Any:
+        """Return the loss of each image."""
+        j = scores.shape[1]
+        shown, other = ops.reshape(targets, (-1, j, 1)), ops.reshape(targets * -1.0 + 1.0, (-1, 1, j))
+        gap = ops.reshape(scores, (-1, 1, j)) - ops.reshape(scores, (-1, j, 1)) + self.margin(step)
+        short = ops.relu(gap)  # [B, t, i]
+        return ops.reshape(ops.sum(short * short * shown * other, (1, 2)), (-1, 1))
+
+
+@dataclass(frozen=True)
+class CrossEntropy(Loss):
+    """-Σ_k T_k log p_k, with p the softmax of scale · scores.
+
+    Not `exclusive`, every class has a probability of its own, p_k = sigmoid(scale · score_k), for images that show
+    several or none: -Σ_k T_k log p_k + (1 - T_k) log (1 - p_k). Lengths lie in [0, 1]: they need a `scale` above 1.
+    """
+
+    scale: float = 1.0
+    exclusive: bool = True
+
+    def __post_init__(self) -> None:
+        """Check every setting."""
+        super().__post_init__()
+        check_numbers(self, "scale", least=1e-6)
+        check_flags(self, "exclusive")
+
+    def each(self, ops: Ops[A], scores: Any, targets: Any, step: int) -> Any:
+        """Return the loss of each image."""
+        x = scores * self.scale
+        if self.exclusive:
+            x = x - ops.max(x, 1, keepdims=True)
+            log_p = x - ops.log(ops.sum(ops.exp(x), 1, keepdims=True))
+            return ops.sum(targets * log_p, 1, keepdims=True) * -1.0
+        above, below = ops.relu(x), ops.relu(x * -1.0)
+        tail = ops.log(ops.exp((above + below) * -1.0) + 1.0)  # log(1 + e^-|x|)
+        return ops.sum(targets * below + (targets * -1.0 + 1.0) * above + tail, 1, keepdims=True)
 
 
 def reconstruction_loss(ops: Ops[A], images: A, reconstruction: A, weight: float = 0.0005) -> A:

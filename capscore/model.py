@@ -9,24 +9,26 @@ from typing import Any, ClassVar, Generic, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from . import layers, modelfile
-from .cook_toom import TILES
+from . import modelfile
 from .data import Samples
 from .errors import ShapeError, check_whole, short
+from .fast.conv import check_tiles, with_tiles
 from .grad import Tape, Var, value_and_gradients
-from .init import init_params
-from .losses import margin_loss, reconstruction_loss
+from .layer import INFERENCE, Capsules, Iteration, Run
+from .losses import reconstruction_loss
+from .net import CapsNetSpec, forward, init_params, reconstruct, scores, to_be_drawn
 from .ops import A, Ops, is_float, to_host
-from .spec import CapsNetSpec
+from .squash import lengths
 
 
 class Output(NamedTuple, Generic[A]):
     """What a network says of a batch of images."""
 
-    lengths: A  # [B, J]: how present each class is, 0 to 1
-    capsules: A  # [B, J, D]: the class capsules; None from an ONNX model that was exported without them
+    lengths: Any  # [B, J]: how present each class is, 0 to 1; None of a network that ends in no capsules
+    capsules: Any  # [B, J, D]: the class capsules; None from an ONNX model that was exported without them
     reconstruction: A | None = None  # [B, C, H, W]: from an ONNX model with a decoder
     couplings: tuple[tuple[A, ...], ...] | None = None  # per capsule layer and iteration [B, N, J], on request
+    scores: A | None = None  # [B, J]: what the loss, the mask and `predict` go by; mostly the lengths
 
 
 class CapsNet(Generic[A]):
@@ -38,7 +40,7 @@ class CapsNet(Generic[A]):
     params : name → array of any backend, as `spec.parameters` lists them; initialised from `seed` when None
     seed : of the initial parameters, the same numbers on every backend
     dtype : "float32" or "float64"
-    fast_conv : "3x3" or "6x6" for convolutions by fewer multiplications, which round more; see `capscore.cook_toom`
+    fast_conv : "3x3" or "6x6" for convolutions by fewer multiplications, which round more; see `capscore.fast.cook_toom`
     classes : names of the classes, "0", "1", … when None
     provenance : JSON values to be kept with the model: where it comes from
     """
@@ -60,8 +62,7 @@ class CapsNet(Generic[A]):
             raise ShapeError(f'dtype must be "float32" or "float64", not {dtype!r}')
         if not hasattr(spec, "parameters"):
             raise ShapeError(f"the network's spec must be a CapsNetSpec, such as PRESETS['small'], not {short(spec)}")
-        if fast_conv not in (None, *TILES):
-            raise ShapeError(f"fast_conv must be None, {' or '.join(map(repr, TILES))}, not {short(fast_conv)}")
+        check_tiles(fast_conv)
         self.spec, self.fast_conv = spec, fast_conv
         self.classes = modelfile.check_classes(spec, classes)
         self.provenance = dict(provenance or {})
@@ -85,39 +86,38 @@ class CapsNet(Generic[A]):
         """Run the network on images [B, C, H, W] in [0, 1], floats of any backend.
 
         An image's result depends on that image alone; one that holds NaN gives NaN and harms no other.
-        With `couplings`, the output also holds the coupling coefficients of every routing iteration.
+        With `couplings`, the output also holds the coupling coefficients of every routing iteration; routing then runs
+        in its plain form, which keeps them, not in the backend's fused one.
         """
         x = self._images(images)
-        trace: list[list[A | float]] | None = [] if couplings else None
-        v = layers.forward(self.ops, self.spec, self.params, x, trace, self.fast_conv)
-        lengths = layers.lengths(self.ops, v)
-        if trace is None:
-            return Output(lengths, v)
-        shapes = [self.spec.votes_shape(i)[:2] for i in range(len(trace))]
-        batch = x.shape[0]
-        return Output(
-            lengths, v, None, tuple(self._couplings(c, batch, *s) for c, s in zip(trace, shapes, strict=True))
-        )
+        run = Run(trace={} if couplings else None)
+        v = forward(with_tiles(self.ops, self.fast_conv), self.spec, self.params, x, run)
+        found = scores(self.ops, v)
+        if not isinstance(v, Capsules):
+            return Output(None, None, scores=found)
+        size = found if v.activation is None else lengths(self.ops, v.pose)
+        told = None if run.trace is None else tuple(self._couplings(c, x.shape[0]) for c in run.trace.items())
+        return Output(size, v.pose, None, told, found)
 
     __call__ = forward
 
     def predict(self, images: Any, batch: int = 128) -> NDArray[Any]:
-        """Return the lengths [N, J] for images [N, C, H, W] as a NumPy array, `batch` images at a time.
+        """Return the class scores [N, J] for images [N, C, H, W] as a NumPy array, `batch` images at a time.
 
-        The class of an image is its longest capsule: `net.predict(images).argmax(1)`.
+        The class of an image is its highest score, that of its longest capsule: `net.predict(images).argmax(1)`.
         """
         check_whole("batch", batch, 1)
         starts = range(0, max(1, len(images)), batch)
-        return np.concatenate([to_host(self(images[i : i + batch]).lengths) for i in starts])
+        return np.concatenate([to_host(self(images[i : i + batch]).scores) for i in starts])
 
-    def _couplings(self, trace: list[A | float], batch: int, n_in: int, n_out: int) -> tuple[A, ...]:
-        """Return couplings as [B, N, J], the uniform first one written out."""
-        like = next(iter(self.params.values()))
+    def _couplings(self, told: tuple[str, list[Iteration[A]]], batch: int) -> tuple[A, ...]:
+        """Return the couplings of a layer as [B, N, J], the uniform first one written out."""
+        name, iterations = told
+        row = next(row for row in self.spec.rows if row.name == name)
+        shape, like = (batch, row.input.dims[0], row.output.dims[0]), next(iter(self.params.values()))
         return tuple(
-            self.ops.asarray(np.full((batch, n_in, n_out), c), like)
-            if isinstance(c, float)
-            else self.ops.transpose(c, (1, 2, 0))
-            for c in trace
+            self.ops.asarray(np.full(shape, c), like) if isinstance(c, float) else self.ops.transpose(c, (1, 2, 0))
+            for c, _ in iterations
         )
 
     def reconstruct(self, capsules: Any, labels: Any = None) -> A:
@@ -126,17 +126,17 @@ class CapsNet(Generic[A]):
         All but one capsule are masked: the longest stays, or the one of `labels` [B] (whole numbers), or those
         that `labels` [B, J] weighs.
         """
-        last = self.spec.capsules[-1]
         if self.spec.decoder is None:
             raise ShapeError("this network has no decoder (decoder=None in its spec): it cannot reconstruct")
+        count, dim = self.spec.output.dims
         v = self.ops.asarray(capsules, next(iter(self.params.values())))
-        if tuple(v.shape[1:]) != (last.count, last.dim) or len(v.shape) != 3:
-            raise ShapeError(f"capsules have shape {tuple(v.shape)}; wanted [batch, {last.count}, {last.dim}]")
+        if tuple(v.shape[1:]) != (count, dim) or len(v.shape) != 3:
+            raise ShapeError(f"capsules have shape {tuple(v.shape)}; wanted [batch, {count}, {dim}]")
         if labels is None:
-            mask = self.ops.argmax_one_hot(layers.lengths(self.ops, v))
+            mask = self.ops.argmax_one_hot(lengths(self.ops, v))
         else:
-            mask = self.ops.asarray(one_hot(labels, v.shape[0], last.count), v)
-        drawn: A = layers.reconstruct(self.ops, self.spec, self.params, v, mask)
+            mask = self.ops.asarray(one_hot(labels, v.shape[0], count), v)
+        drawn: A = reconstruct(self.ops, self.spec, self.params, v, mask)
         return drawn
 
     def _images(self, images: Any) -> Any:
@@ -200,23 +200,23 @@ def objective(
     images: A,
     targets: A,
     weight: float = 0.0005,
-    fast_conv: str | None = None,
     parts: Sequence[tuple[A, A]] = (),
+    run: Run = INFERENCE,
 ) -> tuple[A, A]:
-    """Return the training loss and the lengths [B, J]: margin loss plus weighted reconstruction loss.
+    """Return the training loss and the class scores [B, J]: the spec's loss plus weighted reconstruction loss.
 
     Targets are [B, J]; the true capsules are the ones that are reconstructed (section 4.1). Of images that show
     several objects, each of the `parts` is reconstructed on its own (section 6): targets [B, J] and images
     [B, C, H, W] of one object.
     """
-    v = layers.forward(ops, spec, params, images, fast_conv=fast_conv)
-    lengths = layers.lengths(ops, v)
-    loss = margin_loss(ops, lengths, targets)
-    if spec.decoder is not None and weight:
+    v = forward(ops, spec, params, images, run)
+    found = scores(ops, v)
+    loss = spec.loss(ops, found, targets, run.step)
+    if isinstance(v, Capsules) and spec.decoder is not None and weight:
         for shown, image in parts or ((targets, images),):
-            drawn = layers.reconstruct(ops, spec, params, v, shown)
-            loss = loss + reconstruction_loss(ops, image, drawn, weight)
-    return loss, lengths
+            drawn = reconstruct(ops, spec, params, v.pose, shown, run)
+            loss = loss + reconstruction_loss(ops, to_be_drawn(ops, spec, image), drawn, weight)
+    return loss, found
 
 
 class Learner(Generic[A]):
@@ -228,8 +228,9 @@ class Learner(Generic[A]):
         if options:
             raise ShapeError(f"this backend has no option {', '.join(options)}; the torch backend does")
         self.net, self.reconstruction, self.steps = net, reconstruction, 0
-        self.first = {name: np.zeros_like(p) for name, p in net.params.items()}
-        self.second = {name: np.zeros_like(p) for name, p in net.params.items()}
+        self.learning = {name: net.params[name] for name, param in net.spec.params.items() if param.learns}
+        self.first = {name: np.zeros_like(p) for name, p in self.learning.items()}
+        self.second = {name: np.zeros_like(p) for name, p in self.learning.items()}
 
     def hold(self, data: Samples, margin: int) -> Samples:
         """Return images to learn from, with a margin, where this backend computes: on a CPU, as they are."""
@@ -238,11 +239,12 @@ class Learner(Generic[A]):
     def step(
         self, images: Any, targets: NDArray[Any], rate: float, parts: Sequence[tuple[Any, Any]] = ()
     ) -> tuple[A, A]:
-        """Learn from one batch; return its loss and lengths [B, J] before the step. `parts`: see `objective`.
+        """Learn from one batch; return its loss and class scores [B, J] before the step. `parts`: see `objective`.
 
         They are arrays of the backend: a GPU may still be working on them, and to read them is to wait for it.
         """
-        net, ops, lengths = self.net, self.net.ops, []
+        net, ops = self.net, self.net.ops
+        found: list[A] = []
         images = ops.asarray(images)
         check_images(net.spec, images, least=1)
         like = next(iter(net.params.values()))
@@ -253,19 +255,25 @@ class Learner(Generic[A]):
 
             pairs = ((images, targets), *parts)
             (x, t), *apart = ((taped(a), taped(b)) for a, b in pairs)
-            value, found = objective(tape, net.spec, params, x, t, self.reconstruction, net.fast_conv, apart)
-            lengths.append(found.value)
+            fixed = {name: tape.asarray(p) for name, p in net.params.items() if name not in params}
+            taped_ops = with_tiles(tape, net.fast_conv)
+            value: Var
+            value, said = objective(taped_ops, net.spec, fixed | params, x, t, self.reconstruction, apart, run)
+            found.append(said.value)
             return value
 
-        value, gradients = value_and_gradients(ops, loss, net.params)
+        run = Run(training=True, step=self.steps, statistics={})
+        value, gradients = value_and_gradients(ops, loss, self.learning)
         self.steps += 1
         slow, fast = 1 - 0.999**self.steps, 1 - 0.9**self.steps
-        for name, p in net.params.items():
+        for name, p in self.learning.items():
             g, m, v = gradients[name], self.first[name], self.second[name]
             m += (g - m) * (1 - 0.9)
             v += (g * g - v) * (1 - 0.999)
             p -= m / (np.sqrt(v) / slow**0.5 + 1e-8) * (rate / fast)
-        return value, lengths[0]
+        for name, statistic in (run.statistics or {}).items():
+            net.params[name][...] = statistic.value
+        return value, found[0]
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Return what a checkpoint must keep beside the parameters, as NumPy arrays by name."""
@@ -275,6 +283,6 @@ class Learner(Generic[A]):
     def restore(self, state: Mapping[str, NDArray[Any]], steps: int) -> None:
         """Go on from the `state` of a learner that had made `steps`."""
         self.steps = steps
-        for name, like in self.net.params.items():
+        for name, like in self.learning.items():
             self.first[name] = self.net.ops.asarray(state[f"first.{name}"].copy(), like)
             self.second[name] = self.net.ops.asarray(state[f"second.{name}"].copy(), like)

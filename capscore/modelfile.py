@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import CapscoreError, ModelFileError, ShapeError
+from .net import CapsNetSpec
 from .ops import to_host
-from .spec import CapsNetSpec
 
 FORMAT = 1
 STATE = "optimizer."

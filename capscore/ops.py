@@ -11,16 +11,14 @@ operator. Their dtype is the array's own.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import ShapeError, short
-
-if TYPE_CHECKING:
-    from .cook_toom import Tiling
 
 
 class Array(Protocol):
@@ -36,8 +34,31 @@ A = TypeVar("A", bound=Array)
 Axes = int | tuple[int, ...]
 
 
+class Fused(Protocol):
+    """A routing as one function of u [B, N, K], weight [N, J, D, K] and bias [J, D], with its gradient.
+
+    It computes what the routing does over `LinearVotes`, faster or in less memory. `forward` and `backward` are what
+    the tape asks for: a backend with an engine of its own does without.
+    """
+
+    def __call__(self, routing: Any, u: Any, weight: Any, bias: Any | None) -> Any:
+        """Return v [B, J, D]."""
+
+    def forward(self, routing: Any, u: Any, weight: Any, bias: Any | None) -> tuple[Any, Any]:
+        """Return v, and what `backward` needs of the way to it."""
+
+    def backward(
+        self, routing: Any, g: Any, kept: Any, u: Any, weight: Any, bias: Any | None
+    ) -> tuple[Any, Any, Any | None]:
+        """Return the gradients of u, weight and bias from that of v."""
+
+
 class Ops(Protocol[A]):
     """The functions a backend supplies. Shapes may hold one -1, which stands for the batch."""
+
+    @property
+    def FUSED(self) -> Mapping[type, Any]:
+        """Routing class → its `Fused` form on this backend, where there is one."""
 
     def asarray(self, x: Any, like: A | None = None) -> A:
         """Return `x`, an array of any backend, as this backend's; dtype and device follow `like` if given."""
@@ -54,11 +75,16 @@ class Ops(Protocol[A]):
     def matmul(self, a: A, b: A) -> A:
         """Return the matrix product over the last two axes, the leading axes broadcast."""
 
-    def conv2d(self, x: A, weight: A, bias: A, stride: int, padding: int, fast: Tiling | None = None) -> A:
-        """Correlate x [B, C, H, W] with weight [O, C, k, k] and add bias [O]; zeros around the map.
+    def conv2d(
+        self, x: A, weight: A, bias: A | None, stride: tuple[int, int], padding: tuple[int, int], groups: int = 1
+    ) -> A:
+        """Correlate x [B, C, H, W] with weight [O, C/groups, kh, kw] and add bias [O]; zeros around the map.
 
-        With `fast`, which must be made for these sizes, by the transforms of `capscore.cook_toom` where they pay.
+        Each of the `groups` of O/groups outputs sees its C/groups inputs alone.
         """
+
+    def max_pool(self, x: A, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]) -> A:
+        """Return the largest number of every window of x [B, C, H, W]; its gradient goes to the first of them."""
 
     def sum(self, x: A, axis: Axes, keepdims: bool = False) -> A:
         """Return the sum over `axis`."""
@@ -66,11 +92,17 @@ class Ops(Protocol[A]):
     def norm(self, x: A, axis: int, keepdims: bool = False) -> A:
         """Return the Euclidean norm over `axis`: no overflow or underflow on the way, gradient 0 at zero."""
 
+    def max(self, x: A, axis: int, keepdims: bool = False) -> A:
+        """Return the largest over `axis`; equal ones share the gradient."""
+
     def sqrt(self, x: A) -> A:
         """Return the square root of every element."""
 
     def exp(self, x: A) -> A:
         """Return e to the power of every element."""
+
+    def log(self, x: A) -> A:
+        """Return the natural logarithm of every element."""
 
     def relu(self, x: A) -> A:
         """Return max(x, 0) of every element; NaN stays NaN."""

@@ -24,10 +24,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 import snippets
 from PIL import Image
 
-from capscore import PRESETS, backend, figures, layers, modelfile
+from capscore import PRESETS, backend, figures, modelfile
 from capscore.backends import numpy as caps
 from capscore.data import load
 from capscore.figures import BLUE, BODY, GREY, HEADER, INK, LINE, MARGIN, ORANGE, PALE, SMALL, WIDTH
+from capscore.squash import lengths
+from capscore.squash import squash as squash_vectors
 
 IMAGES = Path(__file__).parent / "images"
 RUN = Path(__file__).parents[1] / "runs" / "docs"
@@ -239,7 +241,7 @@ def iterations() -> Figure:
     for r, c in enumerate(couplings):
         x = left + step * r
         text(fig, x + side / 2, HEADER, f"iteration {r + 1}", ha="center", weight="bold", size=BODY + 1)
-        v = layers.squash(caps, np.einsum("ji,ijd->jd", c, u_hat))
+        v = squash_vectors(caps, np.einsum("ji,ijd->jd", c, u_hat))
         for j, whole in enumerate("AB"):
             y = HEADER + 0.3 + 1.85 * j
             ax = plain(axes(fig, (x, y, side, side)), 1.5)
@@ -363,8 +365,8 @@ def agreement() -> Figure:
 def architecture() -> Figure:
     """Chapter 8: the network of a spec with its shapes, parameters and multiply-adds."""
     spec = PRESETS["mnist"]
-    rows = {layer.name: layer for layer in spec.layers}
-    height, width = spec.primary_map
+    rows = {row.name: row for row in (*spec.rows, *spec.decoder_rows)}
+    _, height, width, *_ = rows["primary"].output
     fig = page(
         HEADER + 4.1,
         "The network of the paper",
@@ -382,7 +384,7 @@ def architecture() -> Figure:
         ax.text(x, y + 0.2, "\n".join(more), ha="center", va="top", size=BODY, color=GREY, linespacing=1.35)
 
     def cost(layer: Any) -> str:
-        return f"{layer.parameter_count / 1e6:.2g} M parameters\n{layer.multiply_adds / 1e6:.3g} M multiply-adds"
+        return f"{layer.parameter_count / 1e6:.2g} M parameters\n{layer.plan.multiply_adds / 1e6:.3g} M multiply-adds"
 
     def step(a: float, b: float, y: float, label: str) -> None:
         arrow(ax, (b, y), (a, y), GREY, 1.4)
@@ -413,7 +415,7 @@ def architecture() -> Figure:
         5.2,
         "primary capsules",
         f"{spec.primary.types} types × {height} × {width} positions",
-        f"= {rows['primary'].output[0]:,} capsules of {spec.primary.dim}",
+        f"= {rows['primary'].output.dims[0]:,} capsules of {spec.primary.dim}",
         cost(rows["primary"]),
     )
     for k in range(10):
@@ -423,7 +425,7 @@ def architecture() -> Figure:
     step(1.35, 2.25, 1.2, "9×9\nReLU")
     step(3.6, 4.4, 1.2, "9×9,\nstride 2,\nsquash")
     step(5.8, 6.95, 1.2, "votes, routing,\nsquash")
-    inputs, outputs, *matrix = spec.votes_shape(0)
+    inputs, outputs, *matrix = spec.parameters["capsules.0.weight"]
     ax.text(
         6.37,
         1.28,
@@ -500,7 +502,7 @@ def squash() -> Figure:
     fig = page(HEADER + 3.2, "Squash", "the direction stays, the length becomes ‖s‖² / (1 + ‖s‖²)")
     n = np.linspace(0, 5, 301)
     ax = chart(axes(fig, (MARGIN + 0.4, HEADER + 0.1, 4.4, 2.5)), "length before, ‖s‖")
-    ax.plot(n, layers.lengths(caps, layers.squash(caps, n[:, None, None]))[:, 0], color=BLUE, lw=2.4)
+    ax.plot(n, lengths(caps, squash_vectors(caps, n[:, None, None]))[:, 0], color=BLUE, lw=2.4)
     ax.axhline(1, color=PALE, lw=1, ls=(0, (3, 3)))
     for at in (0.5, 1, 3):
         ax.plot(at, at**2 / (1 + at**2), "o", color=BLUE, ms=5)
@@ -517,7 +519,7 @@ def squash() -> Figure:
     ):
         s = length * np.array([np.cos(np.radians(degrees)), np.sin(np.radians(degrees))])
         arrow(ax, s, color=PALE, width=1.3)
-        arrow(ax, layers.squash(caps, s[None])[0], color=BLUE, width=2.2, zorder=5)
+        arrow(ax, squash_vectors(caps, s[None])[0], color=BLUE, width=2.2, zorder=5)
     text(fig, 7.1, HEADER + 2.8, "grey: before; blue: after", GREY, SMALL, ha="center")
     return fig
 

@@ -8,8 +8,9 @@ are named by the path of the layer that made them (`capsules.0/route/2/softmax`)
 from __future__ import annotations
 
 import hashlib
+import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +19,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from capscore import cook_toom, layers
 from capscore.backends import numpy as reference
 from capscore.errors import BackendError, CapscoreError, ModelFileError, short
 from capscore.export import LARGEST
-from capscore.layers import ArrayVotes, LinearVotes
+from capscore.export.fold import fold
+from capscore.export.transforms import record as record_transforms
+from capscore.fast.conv import check_tiles, with_tiles
+from capscore.fast.cook_toom import FEWEST, Tiling
+from capscore.fast.streaming import VOTES_BYTES
+from capscore.layer import Capsules, Grid, Run
 from capscore.modelfile import describe, write_atomically
+from capscore.net import CapsNetSpec, forward, reconstruct, scores
 from capscore.ops import Axes, to_host
-from capscore.routing import DynamicRouting
-from capscore.streaming import VOTES_BYTES
+from capscore.routing import ArrayVotes, DynamicRouting, LinearVotes, dynamic_routing
+from capscore.routing.votes import votes_in_memory
+from capscore.squash import lengths
 
 try:
     import onnx
@@ -38,10 +45,14 @@ OPSETS = range(17, 24)
 PRECISIONS = ("fp32", "fp16", "int8")
 
 
+ARITHMETIC = {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": np.divide}  # of constants, done now
+
+
 class Value:
     """A value of the graph: computed by a node, or a `constant` array with the name of its origin.
 
-    `half` values are float16. `place` is where a constant was brought into its layout, None for one as it came.
+    `shape` is that of one image's: the batch counts as 1. `half` values are float16. `place` is where a constant was
+    brought into its layout, None for one as it came.
     """
 
     def __init__(
@@ -51,8 +62,10 @@ class Value:
         constant: NDArray[Any] | None = None,
         half: bool = False,
         place: str | None = None,
+        shape: Sequence[int] = (),
     ) -> None:
         self.recorder, self.name, self.constant, self.half, self.place = recorder, name, constant, half, place
+        self.shape = tuple(shape) if constant is None else constant.shape
 
     def __add__(self, other: Any) -> Value:
         """self + other."""
@@ -80,7 +93,7 @@ class Recorder:
 
     def __init__(self, opset: int = 18, half: bool = False, batch: int | None = None) -> None:
         self.opset, self.half, self.batch = opset, half, batch
-        self.FUSED = {DynamicRouting: self.routing}
+        self.FUSED: Mapping[type, Any] = {DynamicRouting: self.routing}
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, onnx.TensorProto] = {}
         self._stored: dict[bytes, str] = {}  # digest of an initialiser → its name: equal ones are stored once
@@ -98,15 +111,23 @@ class Recorder:
         finally:
             self._path.pop()
 
-    def input(self, name: str) -> Value:
-        """Return an input of the graph."""
-        return Value(self, self._unique(name))
+    def input(self, name: str, shape: Sequence[int]) -> Value:
+        """Return an input [batch, *shape] of the graph."""
+        return Value(self, self._unique(name), shape=(1, *shape))
 
-    def node(self, kind: str, *inputs: Value, name: str | None = None, half: bool = False, **attributes: Any) -> Value:
-        """Append a node of one output, named by the path and `name` or its kind."""
+    def node(
+        self,
+        kind: str,
+        *inputs: Value,
+        name: str | None = None,
+        half: bool = False,
+        shape: Sequence[int] | None = None,
+        **attributes: Any,
+    ) -> Value:
+        """Append a node of one output, named by the path and `name` or its kind, of `shape` or its first input's."""
         path = self._unique("/".join([*self._path, name or kind.lower()]))
         self.nodes.append(helper.make_node(kind, [self._input(x) for x in inputs], [path], path, **attributes))
-        return Value(self, path, half=half)
+        return Value(self, path, half=half, shape=inputs[0].shape if shape is None else shape)
 
     def constant(self, array: Any, name: str = "constant") -> Value:
         """Return an array that is stored in the file if a node needs it."""
@@ -163,7 +184,10 @@ class Recorder:
         if not isinstance(b, Value):
             b = self.constant(np.float16(b) if a.half else np.float32(b))
         half = a.half and b.half
-        return self.node(kind, self.cast(a, half), self.cast(b, half), half=half)
+        a, b = self.cast(a, half), self.cast(b, half)
+        if a.constant is not None and b.constant is not None:
+            return self.constant(ARITHMETIC[kind](a.constant, b.constant), f"{a.name}.{kind.lower()}")
+        return self.node(kind, a, b, half=half, shape=np.broadcast_shapes(a.shape, b.shape))
 
     def asarray(self, x: Any, like: Value | None = None) -> Value:
         """Return an array as a constant of the graph."""
@@ -179,7 +203,10 @@ class Recorder:
         """Reshape."""
         if x.constant is not None and self._foldable(x):
             return self._folded(x, reference.reshape(x.constant, shape))
-        return self.node("Reshape", x, self.constant(np.array(shape, np.int64), "shape"), half=x.half)
+        wanted = self.constant(np.array(shape, np.int64), "shape")
+        known = math.prod(n for n in shape if n != -1)
+        rest = math.prod(x.shape) // known
+        return self.node("Reshape", x, wanted, half=x.half, shape=[rest if n == -1 else n for n in shape])
 
     def transpose(self, x: Value, axes: tuple[int, ...]) -> Value:
         """Transpose; one that takes back another leaves neither."""
@@ -189,22 +216,43 @@ class Recorder:
         perm = tuple(before[axis] for axis in axes)
         if perm == tuple(range(len(perm))):
             return source
-        y = self.node("Transpose", source, perm=perm, half=x.half)
+        y = self.node("Transpose", source, perm=perm, half=x.half, shape=[source.shape[axis] for axis in perm])
         self._transposed[y.name] = source, perm
         return y
 
     def matmul(self, a: Value, b: Value) -> Value:
         """MatMul."""
-        return self.node("MatMul", self.cast(a, self.half), self.cast(b, self.half), half=self.half)
+        lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+        shape = (*lead, a.shape[-2], b.shape[-1])
+        return self.node("MatMul", self.cast(a, self.half), self.cast(b, self.half), half=self.half, shape=shape)
 
     def conv2d(
-        self, x: Value, weight: Value, bias: Value, stride: int, padding: int, fast: cook_toom.Tiling | None = None
+        self,
+        x: Value,
+        weight: Value,
+        bias: Value | None,
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+        groups: int = 1,
     ) -> Value:
-        """Conv, or with `fast` the matrix products of `capscore.cook_toom`, unless a fixed batch is too small."""
-        if fast is not None and fast.pays(cook_toom.FEWEST if self.batch is None else self.batch):
-            return cook_toom.record(self, x, self.to_numpy(weight), bias, fast)
-        inputs = [self.cast(value, self.half) for value in (x, weight, bias)]
-        return self.node("Conv", *inputs, strides=[stride] * 2, pads=[padding] * 4, half=self.half)
+        """Conv."""
+        inputs = [self.cast(value, self.half) for value in (x, weight, bias) if value is not None]
+        settings: dict[str, Any] = {"strides": stride, "pads": padding * 2} | ({"group": groups} if groups > 1 else {})
+        kernel = weight.shape[2:]
+        shape = 1, weight.shape[0], *_slide(x.shape[2:], kernel, stride, padding)
+        return self.node("Conv", *inputs, half=self.half, shape=shape, **settings)
+
+    def fast_conv2d(self, x: Value, weight: Value, bias: Value | None, tiling: Tiling) -> Value:
+        """The matrix products of the transforms, or a Conv if the batch is fixed to too few images for them."""
+        if tiling.pays(FEWEST if self.batch is None else self.batch):
+            return record_transforms(self, x, weight, bias, tiling)  # type: ignore[no-any-return]
+        return self.conv2d(x, weight, bias, (tiling.stride,) * 2, (tiling.padding,) * 2)
+
+    def max_pool(self, x: Value, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]) -> Value:
+        """MaxPool."""
+        shape = *x.shape[:2], *_slide(x.shape[2:], kernel, stride, padding)
+        settings: dict[str, Any] = {"kernel_shape": kernel, "strides": stride, "pads": padding * 2}
+        return self.node("MaxPool", x, half=x.half, shape=shape, **settings)
 
     def sum(self, x: Value, axis: Axes, keepdims: bool = False) -> Value:
         """ReduceSum."""
@@ -217,15 +265,29 @@ class Recorder:
             scale = self._reduce("ReduceMax", self.node("Abs", x), (axis,), True, "max")
             scale = self.node("Max", scale, self.constant(np.finfo(np.float32).tiny))
             n = self._reduce("ReduceL2", x / scale, (axis,), True, "length") * scale
-            return n if keepdims else self.node("Squeeze", n, self.constant(np.array([axis])))
+            if keepdims:
+                return n
+            shape = np.zeros(n.shape).squeeze(axis).shape
+            return self.node("Squeeze", n, self.constant(np.array([axis])), shape=shape)
+
+    def max(self, x: Value, axis: int, keepdims: bool = False) -> Value:
+        """ReduceMax."""
+        return self._reduce("ReduceMax", x, (axis,), keepdims, "max")
 
     def sqrt(self, x: Value) -> Value:
         """Sqrt."""
-        return self.node("Sqrt", self.cast(x, half=False))
+        x = self.cast(x, half=False)
+        if x.constant is not None:
+            return self.constant(np.sqrt(x.constant), f"{x.name}.sqrt")
+        return self.node("Sqrt", x)
 
     def exp(self, x: Value) -> Value:
         """Exp."""
         return self.node("Exp", self.cast(x, half=False))
+
+    def log(self, x: Value) -> Value:
+        """Log."""
+        return self.node("Log", self.cast(x, half=False))
 
     def relu(self, x: Value) -> Value:
         """Relu."""
@@ -262,17 +324,22 @@ class Recorder:
         """Dynamic routing, with votes in memory if images are so few that a runtime is faster with them."""
         n, j, d, k = shape = self.to_numpy(weight).shape
         if self.batch is None or self.batch * n * j * d * 4 > VOTES_BYTES:
-            return routing(self, LinearVotes(self, u, weight, bias, shape))
+            return dynamic_routing(self, LinearVotes(self, u, weight, bias, shape), routing.iterations, routing.leaky)
         with self.scope("votes"):
-            votes = layers.votes_in_memory(self, self.transpose(u, (1, 0, 2)), weight, (n, j, d, k))
-        return routing(self, ArrayVotes(self, votes, bias, (n, j, d)))
+            votes = votes_in_memory(self, self.transpose(u, (1, 0, 2)), weight, (n, j, d, k))
+        return dynamic_routing(self, ArrayVotes(self, votes, bias, (n, j, d)), routing.iterations, routing.leaky)
 
     def _reduce(self, kind: str, x: Value, axes: Sequence[int], keepdims: bool, name: str) -> Value:
         x = self.cast(x, half=False)
+        settings: dict[str, Any] = {
+            "keepdims": int(keepdims),
+            "name": name,
+            "shape": np.sum(np.empty(x.shape, bool), axis=tuple(axes), keepdims=keepdims).shape,
+        }
         # Until opset 18, only ReduceSum takes its axes as an input.
         if self.opset < 18 and kind != "ReduceSum":
-            return self.node(kind, x, axes=axes, keepdims=int(keepdims), name=name)
-        return self.node(kind, x, self.constant(np.array(axes, np.int64), "axes"), keepdims=int(keepdims), name=name)
+            return self.node(kind, x, axes=axes, **settings)
+        return self.node(kind, x, self.constant(np.array(axes, np.int64), "axes"), **settings)
 
     def model(
         self,
@@ -354,8 +421,8 @@ def export(
     calibration : images [N, C, H, W] in [0, 1] of the kind that the model will see: they show int8 the range of
         every activation, and the first of them take part in the verification
     fast_conv : "3x3" or "6x6" for convolutions as fewer multiplications, in fp32 alone: for batches of 8 and more;
-        a file for a fixed smaller `batch` convolves directly. Their errors are those of `capscore.cook_toom`, and the
-        file holds the transformed weights, 2.5 and 4.9 times larger
+        a file for a fixed smaller `batch` convolves directly. Their errors are those of `capscore.fast.cook_toom`, and
+        the file holds the transformed weights, 2.5 and 4.9 times larger
     verify : run the graph in ONNX Runtime against NumPy in float64; on a mismatch nothing is written
 
     Raises
@@ -368,33 +435,33 @@ def export(
         raise CapscoreError("int8 needs calibration images, some hundred of the kind that the model will see")
     if fast_conv is not None and precision != "fp32":
         raise CapscoreError(f"fast_conv needs precision fp32: {precision} would round too much between its transforms")
-    if fast_conv not in (None, *cook_toom.TILES):
-        raise CapscoreError(f"fast_conv must be one of {', '.join(cook_toom.TILES)}, not {short(fast_conv)}")
+    check_tiles(fast_conv)
     _check(opset, batch)
-    offered = [*(["reconstruction"] if net.spec.decoder else []), "lengths", "capsules", "couplings"]
+    offered = _outputs(net.spec)
     outputs = (outputs,) if isinstance(outputs, str) else outputs
     if unknown := [name for name in outputs or () if name not in offered]:
         raise CapscoreError(f"this network has no output {short(unknown[0])}; it has {', '.join(sorted(offered))}")
     wanted = tuple(outputs) if outputs else tuple(name for name in offered if name != "couplings")
 
     def record(half: bool) -> onnx.ModelProto:
-        recorder, spec, last = Recorder(opset, half, batch), net.spec, net.spec.capsules[-1]
-        params = _parameters(recorder, net)
-        images = recorder.input("images")
+        recorder = Recorder(opset, half, batch)
+        spec, params = _parameters(recorder, net)
+        images = recorder.input("images", spec.input)
         x = images if not byte_images else recorder.node("Cast", images, to=TensorProto.FLOAT) * (1 / 255)
-        trace: list[list[Any]] | None = [] if "couplings" in wanted else None
-        v = layers.forward(recorder, spec, params, x, trace, fast_conv)
-        lengths = layers.lengths(recorder, v)
-        found = {"lengths": (lengths, (last.count,)), "capsules": (v, (last.count, last.dim))}
-        if spec.decoder is not None:
-            drawn = layers.reconstruct(recorder, spec, params, v, recorder.argmax_one_hot(lengths))
-            found["reconstruction"] = (drawn, spec.input)
+        run = Run(trace={} if "couplings" in wanted else None)
+        v = forward(with_tiles(recorder, fast_conv), spec, params, x, run)
+        said = scores(recorder, v)
+        found: dict[str, tuple[Any, tuple[int, ...]]] = {"scores": (said, (spec.classes,))}
+        if isinstance(v, Capsules):
+            found |= {"lengths": (said, (spec.classes,)), "capsules": (v.pose, spec.output.dims)}
+            if v.activation is not None:
+                found["lengths"] = (lengths(recorder, v.pose), (spec.classes,))
+            if spec.decoder is not None:
+                drawn = reconstruct(recorder, spec, params, v.pose, recorder.argmax_one_hot(said))
+                found["reconstruction"] = (drawn, tuple(spec.image))
         found = {name: value for name, value in found.items() if name in wanted}
-        for i, couplings in enumerate(trace or ()):
-            n_in, n_out, _, _ = spec.votes_shape(i)
-            for r, c in enumerate(couplings[1:], start=1):
-                found[f"couplings.{i}.{r}"] = (recorder.transpose(c, (1, 2, 0)), (n_in, n_out))
-        if trace and not any(name.startswith("couplings") for name in found):
+        found |= _couplings(recorder, spec, run)
+        if run.trace is not None and not any(name.startswith("couplings") for name in found):
             raise CapscoreError("there are no couplings to export: those of the only iteration are uniform")
         return recorder.model({"images": spec.input}, found, byte_images)
 
@@ -404,7 +471,7 @@ def export(
     if precision == "int8":
         from capscore.export.precision import quantize
 
-        model = quantize(plain, np.asarray(to_host(calibration)), byte_images)
+        model = quantize(net.spec, plain, np.asarray(to_host(calibration)), byte_images)
     return _finish(net, model, plain, path, precision, verify, calibration, fast_conv)
 
 
@@ -427,15 +494,13 @@ def export_decoder(
     if net.spec.decoder is None:
         raise CapscoreError("this network has no decoder (decoder=None in its spec)")
     _check(opset, batch)
-    last = net.spec.capsules[-1]
 
     def record(half: bool) -> onnx.ModelProto:
         recorder = Recorder(opset, half, batch)
-        v = recorder.input("capsules")
-        mask = recorder.argmax_one_hot(layers.lengths(recorder, v))
-        drawn = layers.reconstruct(recorder, net.spec, _parameters(recorder, net), v, mask)
-        found = {"reconstruction": (drawn, net.spec.input)}
-        return recorder.model({"capsules": (last.count, last.dim)}, found)
+        spec, params = _parameters(recorder, net)
+        v = recorder.input("capsules", spec.output.dims)
+        drawn = reconstruct(recorder, spec, params, v, recorder.argmax_one_hot(lengths(recorder, v)))
+        return recorder.model({"capsules": spec.output.dims}, {"reconstruction": (drawn, tuple(spec.image))})
 
     plain = record(half=False)
     model = record(half=True) if precision == "fp16" else plain
@@ -449,11 +514,41 @@ def _check(opset: int, batch: int | None) -> None:
         raise CapscoreError(f"batch must be a whole number of at least 1 or None for any, not {short(batch)}")
 
 
-def _parameters(recorder: Recorder, net: Any) -> dict[str, Value]:
+def _outputs(spec: CapsNetSpec) -> list[str]:
+    """Return the names of all outputs of a network, couplings last."""
+    if not isinstance(spec.output, Grid):
+        return ["scores"]
+    own = ["scores"] if spec.output.active else []
+    return [*(["reconstruction"] if spec.decoder else []), *own, "lengths", "capsules", "couplings"]
+
+
+def _couplings(recorder: Recorder, spec: CapsNetSpec, run: Run) -> dict[str, tuple[Value, tuple[int, ...]]]:
+    """Return the couplings of every routing and iteration but the uniform ones, as outputs [batch, N, J]."""
+    found: dict[str, tuple[Value, tuple[int, ...]]] = {}
+    for row in spec.rows:
+        for r, (c, _) in enumerate((run.trace or {}).get(row.name, ())):
+            if not isinstance(c, float):
+                shape = row.input.dims[0], row.output.dims[0]
+                found[f"couplings.{row.name.split('.')[1]}.{r}"] = (recorder.transpose(c, (1, 2, 0)), shape)
+    return found
+
+
+def _parameters(recorder: Recorder, net: Any) -> tuple[CapsNetSpec, dict[str, Value]]:
+    """Return spec and parameters as they are recorded: normalisation folded into convolutions."""
     arrays = {name: to_host(array).astype(np.float32) for name, array in net.params.items()}
     if broken := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
         raise CapscoreError(f"{broken[0]} holds NaN or infinity: such a network is not exported")
-    return {name: recorder.cast(recorder.constant(a, name), recorder.half) for name, a in arrays.items()}
+    spec, folded = fold(net.spec, arrays)
+    values = {name: recorder.constant(array.astype(np.float32), name) for name, array in folded.items()}
+    half = {name for name, param in spec.params.items() if param.learns and recorder.half}
+    return spec, {name: recorder.cast(value, name in half) for name, value in values.items()}
+
+
+def _slide(
+    size: tuple[int, ...], kernel: tuple[int, ...], stride: tuple[int, int], padding: tuple[int, int]
+) -> tuple[int, int]:
+    y, x = ((n + 2 * p - k) // s + 1 for n, k, s, p in zip(size, kernel, stride, padding, strict=True))
+    return y, x
 
 
 def _finish(

@@ -11,8 +11,9 @@ from typing import Any
 
 from capscore.errors import BackendError, ModelFileError, short
 from capscore.export import LARGEST
+from capscore.layer import Grid
 from capscore.modelfile import understand
-from capscore.spec import CapsNetSpec
+from capscore.net import CapsNetSpec
 
 try:
     import onnx
@@ -116,15 +117,13 @@ def _tensors(values: Sequence[Any]) -> tuple[list[int | None], list[Tensor]]:
 
 
 def _check_tensor(spec: CapsNetSpec, tensor: Tensor) -> None:
-    last = spec.capsules[-1]
-    known: dict[str, tuple[int, ...]] = {
-        "images": spec.input,
-        "lengths": (last.count,),
-        "capsules": (last.count, last.dim),
-        "reconstruction": spec.input,
-    }
-    if (found := COUPLINGS.fullmatch(tensor.name)) and int(found[1]) < len(spec.capsules):
-        known[tensor.name] = spec.votes_shape(int(found[1]))[:2]
+    known: dict[str, tuple[int, ...]] = {"images": spec.input, "scores": (spec.classes,)}
+    if isinstance(spec.output, Grid):
+        known |= {"lengths": (spec.classes,), "capsules": spec.output.dims, "reconstruction": tuple(spec.image)}
+    if found := COUPLINGS.fullmatch(tensor.name):
+        row = next((row for row in spec.rows if row.name == f"capsules.{found[1]}"), None)
+        if row is not None:
+            known[tensor.name] = row.input.dims[0], row.output.dims[0]
     if (wanted := known.get(tensor.name)) is None:
         raise ModelFileError(f"it has an output {short(tensor.name)}; known are {', '.join(known)} and couplings")
     if tensor.shape != wanted:

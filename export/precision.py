@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from capscore.errors import BackendError, ShapeError
+from capscore.net import CapsNetSpec
 
 try:
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
@@ -34,10 +35,11 @@ class _Images(CalibrationDataReader):  # type: ignore[misc]
         return next(self.feeds, None)
 
 
-def quantize(model: onnx.ModelProto, images: NDArray[Any], byte_images: bool) -> onnx.ModelProto:
-    """Return the graph with int8 convolutions and decoder; activations uint8, weights int8 per channel.
+def quantize(spec: CapsNetSpec, model: onnx.ModelProto, images: NDArray[Any], byte_images: bool) -> onnx.ModelProto:
+    """Return the graph with int8 convolutions and products where the layers allow it.
 
-    Routing stays in float32. Its weights are stored as int8 too, and widened when the model is loaded.
+    Activations are uint8, weights int8 per channel. What is multiplied in other layers, such as those that route, stays
+    float32; their weights are stored as int8 too, and widened when the model is loaded.
     """
     (taken,) = model.graph.input
     shape = tuple(d.dim_value for d in taken.type.tensor_type.shape.dim)
@@ -49,7 +51,9 @@ def quantize(model: onnx.ModelProto, images: NDArray[Any], byte_images: bool) ->
     if not np.isfinite(images).all():
         raise ShapeError("calibration images hold NaN or infinity: they show int8 no range")
     images = np.round(images * 255).astype(np.uint8) if byte_images else images.astype(np.float32)
-    chosen = [node.name for node in model.graph.node if node.op_type == "Conv" or _in_decoder(node)]
+    rows = [*spec.rows, *spec.decoder_rows]
+    places = tuple(f"{row.name}/" for row in rows if row.layer.quantises)
+    chosen = [n.name for n in model.graph.node if n.op_type in ("Conv", "MatMul") and n.name.startswith(places)]
     with tempfile.TemporaryDirectory() as folder:
         plain, quantised = Path(folder) / "plain.onnx", Path(folder) / "int8.onnx"
         inferred = onnx.shape_inference.infer_shapes(model)
@@ -66,23 +70,19 @@ def quantize(model: onnx.ModelProto, images: NDArray[Any], byte_images: bool) ->
             weight_type=QuantType.QInt8,
         )
         smaller = onnx.load(quantised)
-    _narrow_routing_weights(smaller)
+    _narrow(smaller, tuple(f"{row.name}.weight" for row in rows if not row.layer.quantises))
     onnx.checker.check_model(smaller, full_check=True)
     return smaller
 
 
-def _in_decoder(node: onnx.NodeProto) -> bool:
-    return bool(node.op_type == "MatMul" and node.name.startswith("decoder/"))
-
-
-def _narrow_routing_weights(model: onnx.ModelProto) -> None:
-    """Store the weights of the votes as int8, a scale for each row, with a Cast and a Mul behind them.
+def _narrow(model: onnx.ModelProto, weights: tuple[str, ...]) -> None:
+    """Store these weights as int8, a scale for each row, with a Cast and a Mul behind them.
 
     They hang on constants alone, so a runtime computes them when it loads: what is multiplied then is float32.
     """
     before, narrowed = [], []
     for tensor in model.graph.initializer:
-        if tensor.name.startswith("capsules.") and ".weight" in tensor.name:
+        if tensor.name.startswith(weights) and weights:
             name, array = tensor.name, numpy_helper.to_array(tensor)
             scale = np.maximum(np.abs(array).max(axis=-1, keepdims=True) / 127, np.finfo(np.float32).tiny)
             tensor.CopyFrom(numpy_helper.from_array(np.round(array / scale).astype(np.int8), f"{name}_quantized"))

@@ -56,7 +56,7 @@ class _Session:
         if takes != self.takes:
             other = "DecoderSession" if self.takes == "images" else "Session"
             raise ModelFileError(f"cannot load the ONNX model {path}: it takes {takes}; {other} opens it")
-        if takes == "images" and "lengths" not in gives:
+        if takes == "images" and not {"lengths", "scores"} & set(gives):
             raise ModelFileError(
                 f"cannot load the ONNX model {path}: it turns ['images'] into {short(gives)}, not images into lengths"
             )
@@ -153,10 +153,12 @@ class Session(_Session):
             if match := onnxfile.COUPLINGS.fullmatch(name):
                 couplings[int(match[1])].append(array)
         by_layer = tuple(map(tuple, couplings)) if any(couplings) else None
-        return Output(found["lengths"], found.get("capsules"), found.get("reconstruction"), by_layer)
+        lengths = found.get("lengths")
+        scores = found.get("scores", lengths)
+        return Output(lengths, found.get("capsules"), found.get("reconstruction"), by_layer, scores)
 
     def predict(self, images: Any, batch: int = 128, progress: bool = False) -> NDArray[Any]:
-        """Return the lengths [N, J] for images [N, C, H, W] as a NumPy array.
+        """Return the class scores [N, J] for images [N, C, H, W] as a NumPy array.
 
         They are run `batch` at a time, or as many as the model is fixed to; the last part is filled up and cut. With
         `progress`, a bar shows how far it is, on a terminal.
@@ -171,7 +173,7 @@ class Session(_Session):
             if self.batch is not None and count < size:
                 check_images(self.spec, part, self.dtype)
                 part = np.concatenate([to_host(part), np.zeros((size - count, *self.spec.input), self.dtype)])
-            found.append(to_host(self(part).lengths)[:count])
+            found.append(to_host(self(part).scores)[:count])
         return np.concatenate(found)
 
 
@@ -188,16 +190,16 @@ class DecoderSession(_Session):
 
         All but one capsule are masked: the longest stays, or the one of `labels` [B] (whole numbers).
         """
-        last = self.spec.capsules[-1]
+        count, dim = self.spec.output.dims
         v = capsules if hasattr(capsules, "dtype") else to_host(capsules)
-        if tuple(v.shape[1:]) != (last.count, last.dim) or not is_float(v):
-            wanted = f"floats [batch, {last.count}, {last.dim}]"
+        if tuple(v.shape[1:]) != (count, dim) or not is_float(v):
+            wanted = f"floats [batch, {count}, {dim}]"
             raise ShapeError(f"capsules have shape {list(v.shape)} and dtype {v.dtype}; wanted {wanted}")
         if labels is not None:
             chosen = to_host(labels)
             if chosen.ndim != 1:
                 raise ShapeError(f"labels have shape {list(chosen.shape)}; an exported decoder takes one per image")
-            v = to_host(v) * one_hot(chosen, v.shape[0], last.count)[:, :, None]  # the graph keeps the longest
+            v = to_host(v) * one_hot(chosen, v.shape[0], count)[:, :, None]  # the graph keeps the longest
         return self._run(v)["reconstruction"]
 
 

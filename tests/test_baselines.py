@@ -10,10 +10,9 @@ import pytest
 from conftest import close, need
 from test_train import stopping
 
-from capscore import PRESETS, modelfile
+from capscore import PRESETS, Conv, modelfile
 from capscore.data import Dataset, load
 from capscore.errors import ModelFileError, SpecError
-from capscore.spec import Conv
 from capscore.train import BEST, LAST, Recipe, accuracy, train
 
 torch = need("torch", "torch")

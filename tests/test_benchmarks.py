@@ -12,8 +12,7 @@ from conftest import FLOAT32, NUMPY, close, need
 from typer.testing import CliRunner
 
 from capscore import PRESETS
-from capscore.layers import LinearVotes
-from capscore.routing import dynamic_routing
+from capscore.routing import LinearVotes, dynamic_routing
 
 torch = pytest.importorskip("torch")
 contenders: Any = need("capscore.benchmarks.contenders", "torch")

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from capscore import prepared as module
 from capscore import streaming
-from capscore.buffers import Buffers, Fresh
-from capscore.prepared import MOST, prepared
+from capscore.fast.buffers import Buffers, Fresh
+from capscore.fast.prepared import MOST, prepared
 from capscore.routing import DynamicRouting
 
 HOST = pytest.mark.parametrize("library", ["numpy", "torch"])

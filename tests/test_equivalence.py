@@ -27,10 +27,9 @@ from conftest import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from capscore import PRESETS, CapsNetSpec, Conv, DenseCaps, PrimaryCaps
 from capscore.errors import ShapeError
-from capscore.layers import LinearVotes
-from capscore.routing import dynamic_routing
-from capscore.spec import PRESETS, CapsNetSpec, Conv, DenseCaps, PrimaryCaps
+from capscore.routing import LinearVotes, dynamic_routing
 
 
 @given(spec=specs(), seed=SEEDS, dtype=DTYPES, batch=st.integers(1, 3))

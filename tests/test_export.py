@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from capscore import PRESETS, CapsNetSpec, Decoder, DenseCaps, DynamicRouting, PrimaryCaps
 from capscore.errors import CapscoreError, ModelFileError, ShapeError
-from capscore.streaming import VOTES_BYTES
+from capscore.fast.streaming import VOTES_BYTES
 
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")

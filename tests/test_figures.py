@@ -17,9 +17,9 @@ from conftest import FLOAT32, FLOAT64, NUMPY, close, random_images, random_param
 from hypothesis import given, settings
 from PIL import Image
 
+from capscore import Decoder, DenseCaps, DynamicRouting
 from capscore.data import Dataset
 from capscore.errors import ModelFileError, ShapeError
-from capscore.spec import Decoder, DenseCaps, DynamicRouting
 
 pytest.importorskip("matplotlib")
 from capscore import figures

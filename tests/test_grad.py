@@ -28,12 +28,12 @@ from conftest import (
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
+from capscore import CapsNetSpec, DenseCaps, DynamicRouting
 from capscore.grad import Tape, value_and_gradients
-from capscore.layers import lengths, squash
 from capscore.losses import margin_loss, reconstruction_loss
 from capscore.model import objective
 from capscore.routing import dynamic_routing
-from capscore.spec import CapsNetSpec, DenseCaps, DynamicRouting
+from capscore.squash import lengths, squash
 
 # Every op and every piece made of them, as a function of the ops and its arrays, with the shapes of the arrays.
 PIECES: dict[str, tuple[Callable[..., Any], list[tuple[int, ...]]]] = {

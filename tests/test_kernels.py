@@ -25,8 +25,7 @@ from hypothesis import strategies as st
 
 from capscore.errors import ShapeError
 from capscore.grad import value_and_gradients
-from capscore.layers import LinearVotes
-from capscore.routing import dynamic_routing
+from capscore.routing import LinearVotes, dynamic_routing
 
 BITS = {"tf32": 11, "bf16": 8}  # of the factors of votes in reduced precision
 REDUCED = {"tf32": 5e-3, "bf16": 4e-2}  # of the largest entry, after a routing of few capsules

@@ -22,10 +22,9 @@ from hypothesis import strategies as st
 from safetensors.numpy import save as serialize
 
 import capscore
-from capscore import modelfile
+from capscore import CapsNetSpec, Decoder, DenseCaps, PrimaryCaps, modelfile
 from capscore.errors import CapscoreError, ModelFileError, ShapeError
 from capscore.modelfile import Model, read, write_atomically
-from capscore.spec import CapsNetSpec, Decoder, DenseCaps, PrimaryCaps
 
 CLASSES = ("zéro", "one", "二")
 TINY = CapsNetSpec((1, 4, 4), PrimaryCaps(1, 2, kernel=2, stride=2), (DenseCaps(2, dim=3),), decoder=Decoder((3,)))

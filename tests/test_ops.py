@@ -19,8 +19,8 @@ import capscore
 from capscore import im2col
 from capscore.errors import ShapeError
 from capscore.grad import Tape
-from capscore.layers import lengths, squash
 from capscore.ops import Ops, Writable, to_host
+from capscore.squash import lengths, squash
 
 OPS = {name: op for name, op in vars(Ops).items() if not name.startswith("_")}
 OF_A_BACKEND = OPS | {name: op for name, op in vars(Writable).items() if not name.startswith("_")}

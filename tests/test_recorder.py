@@ -13,9 +13,8 @@ import pytest
 from conftest import FLOAT32, NUMPY, close, need, random_images, random_params, small_spec, specs
 from hypothesis import HealthCheck, given, settings
 
-from capscore import layers
+from capscore import PRESETS, CapsNetSpec, DenseCaps, DynamicRouting, layers
 from capscore.errors import CapscoreError, ModelFileError, ShapeError
-from capscore.spec import PRESETS, CapsNetSpec, DenseCaps, DynamicRouting
 
 onnx = need("onnx", "onnx")
 FORBIDDEN = {"Loop", "Scan", "If", "Shape", "Einsum", "Size", "ConstantOfShape", "Expand", "Where", "Constant"}

@@ -16,10 +16,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import capscore
-from capscore import layers
+from capscore import PRESETS, CapsNetSpec, Conv, Decoder, DenseCaps, DynamicRouting, PrimaryCaps, layers
 from capscore.errors import CapscoreError, SpecError
 from capscore.init import init_params
-from capscore.spec import PRESETS, CapsNetSpec, Conv, Decoder, DenseCaps, DynamicRouting, PrimaryCaps
 
 # ------------------------------------------------------------------------------------------------ sizes and shapes
 

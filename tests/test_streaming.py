@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from capscore import streaming
 from capscore.grad import Tape
-from capscore.layers import LinearVotes, squash
-from capscore.routing import DynamicRouting, dynamic_routing
+from capscore.routing import DynamicRouting, LinearVotes, dynamic_routing
+from capscore.squash import squash
 
 torch = pytest.importorskip("torch")
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
-from capscore import baselines
+from capscore import PRESETS, CapsNetSpec, baselines
 from capscore.baselines import CNNSpec
 from capscore.data import Affine, Framed, Placed, Samples, load
 from capscore.errors import DataError
 from capscore.experiments.lab import Budget, Lab, Values
-from capscore.spec import PRESETS, CapsNetSpec
 from capscore.train import accuracy
 
 BUDGETS = {

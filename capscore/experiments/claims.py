@@ -6,12 +6,11 @@ from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
-from capscore import baselines
+from capscore import PRESETS, CapsNetSpec, baselines
 from capscore.baselines import CNNSpec
 from capscore.data import Dataset
 from capscore.experiments import attack, efficiency, equivariance, pooling, quadrants
 from capscore.experiments.lab import Budget, Lab, Values, some
-from capscore.spec import PRESETS, CapsNetSpec
 from capscore.train import accuracy
 
 BUDGETS = {

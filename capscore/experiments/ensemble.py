@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from capscore import PRESETS, DynamicRouting
 from capscore.data import Dataset, Framed, Samples, load, standardised
 from capscore.errors import DataError
 from capscore.experiments.lab import Lab, Values, some
-from capscore.spec import PRESETS, DynamicRouting
 from capscore.train import accuracy
 
 
@@ -23,7 +23,7 @@ def ensemble(lab: Lab, data: str, leaky: bool) -> None:
     )
     small = PRESETS["small"]
     last = replace(small.capsules[-1], count=len(learn.classes), routing=DynamicRouting(3, leaky))
-    spec = PRESETS[data] if lab.budget.paper else replace(small, input=learn.size, capsules=(last,))
+    spec = PRESETS[data] if lab.budget.paper else small.replace(input=learn.size, capsules=(last,))
     settings = {"data": data, "images": len(learn), "test": len(test), "parameters": spec.parameter_count}
 
     def fit(seed: int) -> Any:

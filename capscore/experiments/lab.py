@@ -18,14 +18,13 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 import capscore
-from capscore import baselines, modelfile
+from capscore import CapsNetSpec, baselines, modelfile
 from capscore.backends import torch as caps
 from capscore.baselines import CNNSpec
 from capscore.benchmarks.machine import processor
 from capscore.data import Dataset, Samples, load
 from capscore.errors import BackendError, DataError, ModelFileError
 from capscore.report import Screen
-from capscore.spec import CapsNetSpec
 from capscore.train import LAST, Recipe, train
 
 Values = dict[str, float]

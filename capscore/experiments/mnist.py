@@ -9,9 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from capscore import PRESETS
 from capscore.data import Dataset
 from capscore.experiments.lab import Budget, Lab, Values, some
-from capscore.spec import PRESETS
 from capscore.train import Recipe, accuracy
 
 BUDGETS = {

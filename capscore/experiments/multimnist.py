@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from capscore import baselines
+from capscore import PRESETS, CapsNetSpec, baselines
 from capscore.baselines import CNNSpec
 from capscore.data import Pairs
 from capscore.experiments.lab import Budget, Lab, Values
-from capscore.spec import PRESETS, CapsNetSpec
 from capscore.train import accuracy
 
 BUDGETS = {

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from capscore import layers
 from capscore.baselines import CNN
 from capscore.data import Dataset
 from capscore.experiments.lab import Values
 from capscore.experiments.linear import explained, read
+from capscore.net import primary_capsules
 
 
 def stages(net: Any, images: NDArray[Any]) -> dict[str, NDArray[Any]]:
@@ -32,7 +32,7 @@ def _stages(net: Any, images: NDArray[Any]) -> dict[str, Any]:
             f"{when} pool {i + 1}": pair[k] for i, pair in enumerate(maps) for k, when in enumerate(("before", "after"))
         }
     ops, spec, params = net.ops, net.spec, net.params
-    u = layers.primary_capsules(ops, spec, params, ops.asarray(images, next(net.parameters())))
+    u = primary_capsules(ops, spec, params, ops.asarray(images, next(net.parameters())))
     return {"primary capsules": u}
 
 

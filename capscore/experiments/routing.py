@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from capscore import layers
+from capscore import PRESETS, DynamicRouting
 from capscore.experiments.lab import Budget, Lab, Values
-from capscore.spec import PRESETS, DynamicRouting
+from capscore.layer import Run
+from capscore.net import forward, primary_capsules
+from capscore.routing import LinearVotes
 
 BUDGETS = {
     "smoke": Budget(epochs=1, trials=1, images=64, test=32, batch=32),
@@ -30,7 +33,7 @@ def run(lab: Lab) -> None:
     found: dict[int, list[Values]] = {count: [] for count in TRAINED}
     for seed in lab.seeds:
         for count in TRAINED:
-            spec = replace(base, capsules=(replace(base.capsules[-1], routing=DynamicRouting(count)),))
+            spec = base.replace(capsules=(replace(base.capsules[-1], routing=DynamicRouting(count)),))
 
             def measure(count: int = count, seed: int = seed, spec: Any = spec) -> Values:
                 recipe = lab.budget.recipe(len(learn), seed)
@@ -51,20 +54,15 @@ def changes(net: Any, images: NDArray[Any]) -> Values:
     The change of a logit is the agreement û_ij · v_j that is added to it.
     """
     ops, spec = net.ops, net.spec
-    longer = replace(spec, capsules=(replace(spec.capsules[-1], routing=DynamicRouting(PASSES)),))
+    longer = spec.replace(capsules=(replace(spec.capsules[-1], routing=DynamicRouting(PASSES)),))
     x = ops.asarray(images, next(net.parameters()))
-    trace: list[list[Any]] = []
-    layers.forward(ops, longer, net.params, x, trace)
-    u = layers.primary_capsules(ops, spec, net.params, x)
-    votes = layers.LinearVotes(
-        ops, u, net.params["capsules.0.weight"], net.params.get("capsules.0.bias"), spec.votes_shape(0)
-    )
+    run: Run = Run(trace={})
+    forward(ops, longer, net.params, x, run)
+    iterations = (run.trace or {})["capsules.0"]
+    weight, bias = net.params["capsules.0.weight"], net.params.get("capsules.0.bias")
+    votes = LinearVotes(ops, primary_capsules(ops, spec, net.params, x), weight, bias, tuple(weight.shape))
     values: Values = {}
-    before: Any = trace[0][0]  # the uniform coupling, a number
-    for r, c in enumerate(trace[0][:-1]):
-        agreed = votes.agree(layers.squash(ops, votes.combine(c)))
-        values[f"logits {r + 1}"] = float(agreed.abs().mean())
-        after = trace[0][r + 1]
-        values[f"couplings {r + 1}"] = float((after - before).abs().mean())
-        before = after
+    for r, ((before, v), (after, _)) in enumerate(pairwise(iterations), start=1):
+        values[f"logits {r}"] = float(votes.agree(v).abs().mean())
+        values[f"couplings {r}"] = float(abs(after - before).mean())
     return {name: value for name, value in values.items() if np.isfinite(value)}

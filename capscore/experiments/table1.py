@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
-from capscore import baselines
+from capscore import PRESETS, CapsNetSpec, DynamicRouting, baselines
 from capscore.baselines import CNNSpec
 from capscore.data import Dataset
 from capscore.experiments.lab import Budget, Lab, Values
-from capscore.spec import PRESETS, CapsNetSpec, DynamicRouting
 from capscore.train import accuracy
 
 BUDGETS = {
@@ -30,7 +29,7 @@ def run(lab: Lab) -> None:
     for routing in (1, 3):
         last = replace(base.capsules[-1], routing=DynamicRouting(routing))
         for decoder in (None, base.decoder):
-            capsnet = replace(base, capsules=(*base.capsules[:-1], last), decoder=decoder)
+            capsnet = base.replace(capsules=(*base.capsules[:-1], last), decoder=decoder)
             rows.append(("CapsNet", capsnet, routing, decoder is not None))
     for seed in lab.seeds:
         for network, spec, routing, drawn in rows:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -88,10 +89,8 @@ def main() -> None:
         net = caps.CapsNet(TINY, dtype="float64", seed=5)
         learner = caps.Learner(net, recipe.reconstruction)
         reporters = () if stop is None else (Stop(stop),)
-        try:
+        with suppress(Stopped):
             train(net, learner, digits(96), digits(40), recipe, out, resume, reporters)
-        except Stopped:
-            pass
         return net
 
     import shutil

@@ -13,7 +13,7 @@ from typing import Any, Generic
 
 import numpy as np
 
-from .ops import A, Writable
+from capscore.ops import A, Writable
 
 ON_A_GPU = 64  # times larger than on a CPU, where they are to stay in the cache, are blocks that are to fill a GPU
 

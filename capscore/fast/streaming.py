@@ -15,11 +15,13 @@ import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from capscore.ops import Writable
+from capscore.routing import DynamicRouting, dynamic_routing
+from capscore.routing.votes import ArrayVotes, votes_in_memory
+from capscore.squash import squash
+
 from .buffers import Buffers, block_bytes
-from .layers import ArrayVotes, squash, votes_in_memory
-from .ops import Writable
 from .prepared import prepared
-from .routing import DynamicRouting
 
 BLOCK_BYTES = 2 << 20  # of what is made of all pairs (output capsule, input) of a block, [J, B, K, n]
 VOTES_BYTES = 1 << 20  # up to this, votes in memory are faster: a weight is then read once, in its own layout
@@ -52,7 +54,7 @@ class Streaming:
             return self.forward(routing, u, weight, bias, learning=False)[0]
         by_capsule = self.buffers.transpose("routing capsules", u, (1, 0, 2))
         votes = votes_in_memory(self.ops, by_capsule, weight, weight.shape)
-        return routing(self.ops, ArrayVotes(self.ops, votes, bias))
+        return dynamic_routing(self.ops, ArrayVotes(self.ops, votes, bias), routing.iterations, routing.leaky)
 
     def forward(
         self, routing: DynamicRouting, u: Any, weight: Any, bias: Any | None, learning: bool = True

@@ -21,7 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .buffers import Buffers, Fresh, block_bytes
-from .ops import A, Ops
 from .prepared import prepared
 
 Matrix = NDArray[np.float64]
@@ -84,6 +83,8 @@ class Tiling:
     """How to transform a convolution: the tiles asked for, and the transforms of both axes if they save time."""
 
     name: str
+    stride: int
+    padding: int
     axes: tuple[Axis, Axis] | None
 
     def pays(self, images: int) -> bool:
@@ -91,14 +92,10 @@ class Tiling:
         return self.axes is not None and images >= FEWEST
 
 
-def tiling(
-    name: str | None, channels: int, height: int, width: int, kernel: int, stride: int, padding: int
-) -> Tiling | None:
-    """Return the tiling called `name` of a convolution of maps [B, channels, height, width]; None has none."""
-    if name is None:
-        return None
+def tiling(name: str, channels: int, height: int, width: int, kernel: int, stride: int, padding: int) -> Tiling:
+    """Return the tiling called `name` of a convolution of maps [B, channels, height, width]."""
     y, x = (axis(size, kernel, stride, padding, *TILES[name]) for size in (height, width))
-    return Tiling(name, (y, x) if y and x and channels >= CHANNELS else None)
+    return Tiling(name, stride, padding, (y, x) if y and x and channels >= CHANNELS else None)
 
 
 def axis(size: int, kernel: int, stride: int, padding: int, largest: int, most: int) -> Axis | None:
@@ -313,7 +310,8 @@ def convolve(ops: Any, x: Any, weight: Any, bias: Any, tiling: Tiling) -> Any:
     The transformed weights are kept until the weights change.
     """
     t = WritableTransform(ops, tiling, tuple(weight.shape), x)
-    return ops.transpose(t.forward(x, _kernels(t, weight, tiling)) + bias, (0, 3, 1, 2))
+    y = t.forward(x, _kernels(t, weight, tiling))
+    return ops.transpose(y if bias is None else y + bias, (0, 3, 1, 2))
 
 
 def gradients(ops: Any, g: Any, x: Any, weight: Any, tiling: Tiling) -> tuple[Any, Any]:
@@ -324,20 +322,3 @@ def gradients(ops: Any, g: Any, x: Any, weight: Any, tiling: Tiling) -> tuple[An
 
 def _kernels(t: WritableTransform, weight: Any, tiling: Tiling) -> Any:
     return prepared(f"kernels {tiling.axes}", weight, lambda made: t.all_kernels(weight, made))
-
-
-def record(ops: Ops[A], x: A, weight: NDArray[Any], bias: A, tiling: Tiling) -> A:
-    """Do as `convolve` over any ops, all rows of points at once; the weights are known now, and so transformed now."""
-    from .backends import numpy  # which needs this module
-
-    exact = weight.astype(np.float64)
-    kernels = ops.asarray(WritableTransform(numpy, tiling, weight.shape, exact).all_kernels(exact))  # [P, O, F·C]
-    t = Transform(ops, tiling, weight.shape)
-    # For ONNX Runtime, which moves one axis five times faster than several, and packs the right side of a product,
-    # which had better not be the kernels.
-    x = ops.transpose(ops.reshape(x, (-1, t.c, t.height * t.width)), (0, 2, 1))
-    x = ops.transpose(ops.reshape(x, (-1, t.height, t.width * t.c)), (1, 0, 2))
-    m = ops.matmul(kernels, ops.transpose(t.map_x(t.map_y(x), t.ny), (0, 2, 1)))  # [P, O, B·T]
-    y = ops.matmul(ops.asarray(t.inverse(slice(0, t.ny))), ops.reshape(m, (t.ny * t.nx, -1)))
-    y = ops.transpose(ops.reshape(y, (t.my * t.mx, t.o, -1)), (0, 2, 1))  # [my·mx, B·T, O]
-    return ops.transpose(t.outputs(y) + bias, (0, 3, 1, 2))

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from .ops import to_host
+from capscore.ops import to_host
 
 MOST = 8  # entries of a thread; the one unused for the longest goes first
 T = TypeVar("T")

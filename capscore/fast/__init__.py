@@ -1,0 +1,1 @@
+"""What makes it fast: convolution by transforms, routing in blocks, and the memory of both."""

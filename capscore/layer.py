@@ -1,0 +1,184 @@
+"""What a layer is: a value that knows its shapes, its parameters and their first numbers, its cost, its arithmetic.
+
+A layer is one frozen dataclass in one file. Nothing else has to know of it: the spec's JSON, the table of `inspect`,
+first numbers, checks of files, training and the export ask the layer.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple
+
+from .init import Constant, Init
+from .ops import A
+from .values import Value
+
+if TYPE_CHECKING:
+    from .ops import Ops
+
+
+class Map(NamedTuple):
+    """Features on a map: arrays [B, channels, height, width]. A signal is a map of height 1."""
+
+    channels: int
+    height: int
+    width: int
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """Shape of the array of one image."""
+        return tuple(self)
+
+
+class Grid(NamedTuple):
+    """Capsules of several types at every position: arrays [B, N, dim]; with one position, a list of capsules.
+
+    The index of a capsule is (type · height + y) · width + x.
+    """
+
+    types: int
+    height: int
+    width: int
+    dim: int
+    active: bool = False  # whether each also has an activation [B, N]; else its length says how present it is
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """Shape of the array of one image: N capsules of `dim` numbers."""
+        return self.types * self.height * self.width, self.dim
+
+
+class Vector(NamedTuple):
+    """Features without a place: arrays [B, size]."""
+
+    size: int
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """Shape of the array of one image."""
+        return tuple(self)
+
+
+Shape = Map | Grid | Vector
+
+
+class Param(NamedTuple):
+    """One array that a layer owns."""
+
+    shape: tuple[int, ...]
+    init: Init = Constant(0.1)  # biases of the authors' code
+    learns: bool = True  # False: a running statistic, written by training and touched by no optimiser
+
+
+class Plan(NamedTuple):
+    """What a layer makes of an input shape, before anything is allocated."""
+
+    output: Shape
+    params: dict[str, Param]
+    multiply_adds: int
+
+
+class Capsules(NamedTuple, Generic[A]):
+    """What flows between capsule layers."""
+
+    pose: A  # [B, N, D]
+    activation: A | None = None  # [B, N]; None: the length of the pose is the probability
+
+
+class Iteration(NamedTuple, Generic[A]):
+    """One iteration of a routing, as a trace keeps it."""
+
+    couplings: A | float  # [J, B, N], or the number that all of them equal
+    capsules: A  # [J, B, D]
+
+
+class Run(NamedTuple):
+    """What a forward pass carries to its layers, and what these leave in it."""
+
+    training: bool = False
+    step: int = 0  # of training: losses may change with it
+    seed: int = 0  # of what training draws at random, together with the step
+    statistics: dict[str, Any] | None = None  # training leaves the new running statistics here, by parameter name
+    batch_mean: Any = None  # mean(ops, x, axes) over the images of all processes; None: over those at hand
+    trace: dict[str, list[Iteration[Any]]] | None = None  # asked for: the iterations of every routing, by layer
+    path: str = ""  # name of the layer that is running
+    input: Shape = Vector(0)  # its shapes
+    output: Shape = Vector(0)
+
+    def inside(self, name: str, input: Shape, output: Shape) -> Run:
+        """Return the run as the layer `name` sees it."""
+        path = f"{self.path}.{name}" if self.path else name
+        return self._replace(path=path, input=input, output=output)
+
+    def iteration(self, couplings: Any, capsules: Any) -> None:
+        """Note an iteration of a routing, if a trace was asked for."""
+        if self.trace is not None:
+            self.trace.setdefault(self.path, []).append(Iteration(couplings, capsules))
+
+    def renew(self, name: str, value: Any) -> None:
+        """Leave the new value of a running statistic of this layer."""
+        if self.statistics is not None:
+            self.statistics[f"{self.path}.{name}"] = value
+
+    def mean(self, ops: Ops[A], x: A, axes: tuple[int, ...]) -> A:
+        """Return the mean over `axes`, the batch among them, with kept dimensions. Training alone reads the batch."""
+        if self.batch_mean is not None:
+            return self.batch_mean(ops, x, axes)  # type: ignore[no-any-return]
+        count = math.prod(x.shape[axis] for axis in axes)  # type: ignore[attr-defined]
+        return ops.sum(x, axes, keepdims=True) / count
+
+
+INFERENCE = Run()
+
+
+class Layer(Value, ABC):
+    """A layer and its settings. Subclasses are frozen dataclasses of JSON values that check themselves."""
+
+    quantises: ClassVar[bool] = True  # whether int8 exports may round what the layer multiplies
+
+    @abstractmethod
+    def plan(self, x: Shape) -> Plan:
+        """Return output, parameters and multiply-adds of one image for an input shape; SpecError if it does not fit."""
+
+    @abstractmethod
+    def __call__(self, ops: Ops[A], p: Mapping[str, A], x: Any, run: Run) -> Any:
+        """Compute the layer's output of `x`: arrays for maps and vectors, `Capsules` for grids.
+
+        `p` holds the parameters under the names of the plan. Written over the ops alone: see `capscore.ops`.
+        """
+
+
+class Row(NamedTuple):
+    """A layer in its place in a network."""
+
+    name: str
+    layer: Layer
+    input: Shape
+    plan: Plan
+
+    @property
+    def kind(self) -> str:
+        """Name of the layer's class."""
+        return type(self.layer).__name__
+
+    @property
+    def output(self) -> Shape:
+        """Shape of what the layer makes."""
+        return self.plan.output
+
+    @property
+    def parameters(self) -> dict[str, Param]:
+        """The layer's parameters by their names in the network."""
+        return {f"{self.name}.{key}": param for key, param in self.plan.params.items()}
+
+    @property
+    def parameter_count(self) -> int:
+        """How many numbers the layer learns."""
+        return sum(math.prod(param.shape) for param in self.plan.params.values() if param.learns)
+
+    def run(self, ops: Ops[A], params: Mapping[str, A], x: Any, run: Run) -> Any:
+        """Compute the layer's output, given the parameters of the whole network."""
+        own = {key: params[f"{self.name}.{key}"] for key in self.plan.params}
+        return self.layer(ops, own, x, run.inside(self.name, self.input, self.plan.output))

@@ -1,0 +1,18 @@
+"""The layers, a file for each kind. `capscore.layer` says what a layer is."""
+
+from .activation import Activation
+from .conv import Conv
+from .decoder import ConvDecoder, Decoder, Drawing
+from .dense import DenseCaps
+from .dropout import Dropout
+from .linear import Linear
+from .norm import BatchNorm, GroupNorm, InstanceNorm, LayerNorm
+from .pool import AveragePool, GlobalPool, MaxPool
+from .primary import PrimaryCaps
+from .residual import Residual
+from .upsample import Upsample
+
+__all__ = [
+    "Activation", "AveragePool", "BatchNorm", "Conv", "ConvDecoder", "Decoder", "DenseCaps", "Drawing", "Dropout",
+    "GlobalPool", "GroupNorm", "InstanceNorm", "LayerNorm", "Linear", "MaxPool", "PrimaryCaps", "Residual", "Upsample",
+]  # fmt: skip

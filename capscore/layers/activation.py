@@ -1,0 +1,67 @@
+"""The activations of layers that are not capsules, said with the ops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from capscore.layer import Layer, Plan, Run, Shape
+from capscore.ops import A, Ops
+from capscore.values import Value, check_choice
+
+SLOPE = 0.01  # of leaky ReLU below zero
+
+
+def _leaky_relu(ops: Any, x: Any) -> Any:
+    return ops.relu(x) - ops.relu(x * -1.0) * SLOPE
+
+
+def _elu(ops: Any, x: Any) -> Any:
+    return ops.relu(x) + (ops.exp(ops.relu(x * -1.0) * -1.0) - 1.0)
+
+
+def _gelu(ops: Any, x: Any) -> Any:
+    """x/2 · (1 + tanh(√(2/π) (x + 0.044715 x³))): the form that needs no error function (Hendrycks, Gimpel 2016)."""
+    return x * ops.sigmoid((x + x * x * x * 0.044715) * 1.5957691216057308)
+
+
+ACTIVATIONS: dict[str, Callable[[Any, Any], Any]] = {
+    "relu": lambda ops, x: ops.relu(x),
+    "leaky_relu": _leaky_relu,
+    "elu": _elu,
+    "gelu": _gelu,
+    "silu": lambda ops, x: x * ops.sigmoid(x),
+    "sigmoid": lambda ops, x: ops.sigmoid(x),
+    "none": lambda ops, x: x,
+}
+
+
+def check_activation(value: Value) -> None:
+    """Raise SpecError unless the field `activation` names one."""
+    check_choice(value, "activation", *ACTIVATIONS)
+
+
+def activate(ops: Ops[A], x: A, name: str) -> A:
+    """Apply the activation called `name`."""
+    y: A = ACTIVATIONS[name](ops, x)
+    return y
+
+
+@dataclass(frozen=True)
+class Activation(Layer):
+    """An activation by itself."""
+
+    activation: str = "relu"
+
+    def __post_init__(self) -> None:
+        """Check the name."""
+        check_activation(self)
+
+    def plan(self, x: Shape) -> Plan:
+        """Return the same shape."""
+        return Plan(x, {}, 0)
+
+    def __call__(self, ops: Ops[A], p: Mapping[str, A], x: A, run: Run) -> A:
+        """Return an array of the same shape."""
+        return activate(ops, x, self.activation)

@@ -1,0 +1,154 @@
+"""Normalisation: over the batch, or over parts of each image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from capscore.errors import SpecError
+from capscore.init import Constant
+from capscore.layer import Layer, Map, Param, Plan, Run, Shape
+from capscore.ops import A, Ops
+from capscore.values import check_numbers, check_whole
+
+from .activation import activate, check_activation
+
+
+def _features(layer: Layer, x: Shape) -> Map:
+    if not isinstance(x, Map):
+        raise SpecError(f"{type(layer).__name__} takes a map, not {x}")
+    return x
+
+
+def _scaled(ops: Ops[A], x: Any, p: Mapping[str, A], channels: int) -> Any:
+    of_map = (1, channels, 1, 1)
+    return x * ops.reshape(p["weight"], of_map) + ops.reshape(p["bias"], of_map)
+
+
+def _affine(channels: int) -> dict[str, Param]:
+    return {"weight": Param((channels,), Constant(1.0)), "bias": Param((channels,), Constant(0.0))}
+
+
+@dataclass(frozen=True)
+class BatchNorm(Layer):
+    """Every channel at mean 0 and variance 1 over the batch (Ioffe, Szegedy 2015), then scaled and shifted.
+
+    Training uses the batch's own statistics and moves the running ones towards them by `momentum`; everything else
+    uses the running ones, so that an image's result depends on that image alone.
+    """
+
+    momentum: float = 0.1
+    epsilon: float = 1e-5
+    activation: str = "none"
+
+    def __post_init__(self) -> None:
+        """Check every setting."""
+        check_numbers(self, "momentum", most=1)
+        check_numbers(self, "epsilon", least=1e-12, most=1)
+        check_activation(self)
+
+    def plan(self, x: Shape) -> Plan:
+        """Return the same shape. Running statistics are parameters that do not learn."""
+        c = _features(self, x).channels
+        running = {"mean": Param((c,), Constant(0.0), False), "variance": Param((c,), Constant(1.0), False)}
+        return Plan(x, _affine(c) | running, 2 * c * x.dims[1] * x.dims[2])
+
+    def __call__(self, ops: Ops[A], p: Mapping[str, A], x: Any, run: Run) -> Any:
+        """Return a map of the same shape."""
+        c = run.input.dims[0]
+        if run.training:
+            mean = run.mean(ops, x, (0, 2, 3))  # [1, C, 1, 1]
+            centred = x - mean
+            variance = run.mean(ops, centred * centred, (0, 2, 3))
+            for name, found in (("mean", mean), ("variance", variance)):
+                run.renew(name, p[name] * (1 - self.momentum) + ops.reshape(found, (c,)) * self.momentum)
+            y = _scaled(ops, centred / ops.sqrt(variance + self.epsilon), p, c)
+        else:
+            scale = p["weight"] / ops.sqrt(p["variance"] + self.epsilon)
+            shift = p["bias"] - p["mean"] * scale
+            y = _scaled(ops, x, {"weight": scale, "bias": shift}, c)
+        return activate(ops, y, self.activation)
+
+
+@dataclass(frozen=True)
+class GroupNorm(Layer):
+    """Every group of channels of an image at mean 0 and variance 1 (Wu, He 2018), then scaled and shifted."""
+
+    groups: int
+    epsilon: float = 1e-5
+    activation: str = "none"
+
+    def __post_init__(self) -> None:
+        """Check every setting."""
+        check_whole(self, "groups")
+        _check(self)
+
+    def plan(self, x: Shape) -> Plan:
+        """Return the same shape."""
+        return _by_group(self, x, self.groups)
+
+    def __call__(self, ops: Ops[A], p: Mapping[str, A], x: A, run: Run) -> Any:
+        """Return a map of the same shape."""
+        return _normalised(self, ops, p, x, run, self.groups)
+
+
+@dataclass(frozen=True)
+class InstanceNorm(Layer):
+    """Every channel of an image at mean 0 and variance 1 (Ulyanov et al. 2016), then scaled and shifted."""
+
+    epsilon: float = 1e-5
+    activation: str = "none"
+
+    def __post_init__(self) -> None:
+        """Check every setting."""
+        _check(self)
+
+    def plan(self, x: Shape) -> Plan:
+        """Return the same shape."""
+        return _by_group(self, x, _features(self, x).channels)
+
+    def __call__(self, ops: Ops[A], p: Mapping[str, A], x: A, run: Run) -> Any:
+        """Return a map of the same shape."""
+        return _normalised(self, ops, p, x, run, run.input.dims[0])
+
+
+@dataclass(frozen=True)
+class LayerNorm(Layer):
+    """All features of an image at mean 0 and variance 1 (Ba et al. 2016), then each channel scaled and shifted."""
+
+    epsilon: float = 1e-5
+    activation: str = "none"
+
+    def __post_init__(self) -> None:
+        """Check every setting."""
+        _check(self)
+
+    def plan(self, x: Shape) -> Plan:
+        """Return the same shape."""
+        return _by_group(self, x, 1)
+
+    def __call__(self, ops: Ops[A], p: Mapping[str, A], x: A, run: Run) -> Any:
+        """Return a map of the same shape."""
+        return _normalised(self, ops, p, x, run, 1)
+
+
+def _check(layer: Layer) -> None:
+    check_numbers(layer, "epsilon", least=1e-12, most=1)
+    check_activation(layer)
+
+
+def _by_group(layer: Layer, x: Shape, groups: int) -> Plan:
+    c, h, w = _features(layer, x)
+    if c % groups:
+        raise SpecError(f"{groups} groups do not divide {c} channels")
+    return Plan(x, _affine(c), 4 * c * h * w)
+
+
+def _normalised(layer: Any, ops: Ops[A], p: Mapping[str, A], x: A, run: Run, groups: int) -> Any:
+    c, h, w = run.input.dims
+    size = c // groups * h * w
+    y = ops.reshape(x, (-1, groups, size))
+    y = y - ops.sum(y, 2, keepdims=True) / size
+    y = y / ops.sqrt(ops.sum(y * y, 2, keepdims=True) / size + layer.epsilon)
+    return activate(ops, _scaled(ops, ops.reshape(y, (-1, c, h, w)), p, c), layer.activation)

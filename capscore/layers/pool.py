@@ -1,0 +1,89 @@
+"""Pooling: fewer positions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from capscore.errors import SpecError
+from capscore.layer import Layer, Map, Plan, Run, Shape, Vector
+from capscore.ops import A, Ops
+from capscore.values import Pair, pair
+
+from .conv import check_window, margins, slide
+
+
+@dataclass(frozen=True)
+class MaxPool(Layer):
+    """The largest number of every window of a map; `stride` is the window's size if None."""
+
+    kernel: Pair = 2
+    stride: Pair | None = None
+    padding: Pair | str = 0
+
+    def __post_init__(self) -> None:
+        """Check every setting."""
+        if self.stride is None:
+            object.__setattr__(self, "stride", self.kernel)
+        check_window(self)
+        if any(2 * margin > size for margin, size in zip(margins(self), pair(self.kernel), strict=True)):
+            raise SpecError(f"MaxPool: padding {self.padding} is more than half the kernel {self.kernel}")
+
+    def plan(self, x: Shape) -> Plan:
+        """Return a map."""
+        height, width = slide(self, x)
+        assert isinstance(x, Map)
+        return Plan(Map(x.channels, height, width), {}, 0)
+
+    def __call__(self, ops: Ops[A], p: Mapping[str, A], x: A, run: Run) -> A:
+        """Turn a map [B, C, H, W] into [B, C, H', W']."""
+        assert self.stride is not None
+        return ops.max_pool(x, pair(self.kernel), pair(self.stride), margins(self))
+
+
+@dataclass(frozen=True)
+class AveragePool(Layer):
+    """The mean of every window of a map, zeros of the padding included; `stride` is the window's size if None."""
+
+    kernel: Pair = 2
+    stride: Pair | None = None
+    padding: Pair | str = 0
+
+    def __post_init__(self) -> None:
+        """Check every setting."""
+        if self.stride is None:
+            object.__setattr__(self, "stride", self.kernel)
+        check_window(self)
+
+    def plan(self, x: Shape) -> Plan:
+        """Return a map."""
+        height, width = slide(self, x)
+        assert isinstance(x, Map)
+        kh, kw = pair(self.kernel)
+        return Plan(Map(x.channels, height, width), {}, x.channels * height * width * kh * kw)
+
+    def __call__(self, ops: Ops[A], p: Mapping[str, A], x: A, run: Run) -> A:
+        """Turn a map [B, C, H, W] into [B, C, H', W']: a depthwise convolution by equal numbers."""
+        assert self.stride is not None
+        assert isinstance(run.input, Map)
+        kh, kw = pair(self.kernel)
+        weight = ops.asarray(np.full((run.input.channels, 1, kh, kw), 1 / (kh * kw)), x)
+        return ops.conv2d(x, weight, None, pair(self.stride), margins(self), run.input.channels)
+
+
+@dataclass(frozen=True)
+class GlobalPool(Layer):
+    """The mean of every channel of a map: a vector."""
+
+    def plan(self, x: Shape) -> Plan:
+        """Return a vector."""
+        if not isinstance(x, Map):
+            raise SpecError(f"GlobalPool takes a map, not {x}")
+        return Plan(Vector(x.channels), {}, x.channels * x.height * x.width)
+
+    def __call__(self, ops: Ops[A], p: Mapping[str, A], x: A, run: Run) -> A:
+        """Turn a map [B, C, H, W] into [B, C]."""
+        assert isinstance(run.input, Map)
+        return ops.sum(x, (2, 3)) / (run.input.height * run.input.width)

@@ -1,0 +1,53 @@
+"""Layers around which the input goes, too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from capscore.errors import SpecError
+from capscore.layer import Layer, Plan, Run, Shape
+from capscore.ops import A, Ops, scope
+
+from .activation import activate, check_activation
+from .chain import check_layers, plan_chain
+
+
+@dataclass(frozen=True)
+class Residual(Layer):
+    """A block of layers whose output is added to its input (He et al. 2016), followed by an activation.
+
+    `shortcut` are layers on the input's way; without any, the block must keep the shape.
+    """
+
+    layers: tuple[Layer, ...]
+    shortcut: tuple[Layer, ...] = ()
+    activation: str = "relu"
+
+    def __post_init__(self) -> None:
+        """Check every setting."""
+        check_layers(self, "layers")
+        check_layers(self, "shortcut")
+        check_activation(self)
+
+    def plan(self, x: Shape) -> Plan:
+        """Return the shape of the sum; parameters are `layers.{i}.…` and `shortcut.{i}.…`."""
+        rows = (*plan_chain(self.layers, x, "layers"), *plan_chain(self.shortcut, x, "shortcut"))
+        block = rows[len(self.layers) - 1].output if self.layers else x
+        past = rows[-1].output if self.shortcut else x
+        if block != past:
+            raise SpecError(f"Residual: the block makes {block}, the shortcut {past}; both must be of one shape")
+        params = {name: param for row in rows for name, param in row.parameters.items()}
+        return Plan(block, params, sum(row.plan.multiply_adds for row in rows))
+
+    def __call__(self, ops: Ops[A], p: Mapping[str, A], x: A, run: Run) -> Any:
+        """Return activation(block(x) + shortcut(x))."""
+        ends: list[Any] = []
+        for name, layers in (("layers", self.layers), ("shortcut", self.shortcut)):
+            y = x
+            for row in plan_chain(layers, run.input, name):
+                with scope(ops, row.name):
+                    y = row.run(ops, p, y, run)
+            ends.append(y)
+        return activate(ops, ends[0] + ends[1], self.activation)

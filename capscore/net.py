@@ -1,0 +1,293 @@
+"""What a capsule network is, apart from any array library: an input shape, a tuple of layers, a decoder and a loss."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import SpecError, check_whole, short
+from .layer import INFERENCE, Capsules, Grid, Layer, Map, Param, Row, Run, Shape, Vector
+from .layers import Conv, Decoder, DenseCaps, Drawing, PrimaryCaps
+from .layers.chain import check_layers, place, plan_chain
+from .losses import Loss, MarginLoss
+from .ops import A, Ops, scope
+from .squash import lengths
+from .values import check_kind, check_names, read, sizes, write
+
+Shapes = dict[str, tuple[int, ...]]  # of parameters, by name
+MAX_VALUES = (
+    2**30
+)  # a spec may come from a stranger: the numbers of one layer's output for one image, or of a parameter
+
+
+@dataclass(frozen=True, init=False)
+class CapsNetSpec:
+    """A capsule network. Building one checks it; a spec that exists can be built.
+
+    Parameters
+    ----------
+    input : (channels, height, width) of an image
+    layers : from the image on; the last makes the class capsules, or a vector of scores
+    decoder : draws the image from the class capsules; None for none
+    loss : of the class scores
+    stem, primary, capsules : the three parts of `layers`, each in the place of what `layers` has of its kind
+    """
+
+    input: tuple[int, int, int]
+    layers: tuple[Layer, ...]
+    decoder: Drawing | None
+    loss: Loss
+
+    def __init__(
+        self,
+        input: Iterable[int],
+        layers: Iterable[Layer] = (),
+        decoder: Drawing | None = Decoder(),  # noqa: B008 - frozen
+        loss: Loss = MarginLoss(),  # noqa: B008
+        *,
+        stem: Iterable[Layer] | None = None,
+        primary: Layer | None = None,
+        capsules: Iterable[Layer] | None = None,
+    ) -> None:
+        """Check every layer, and infer all shapes once."""
+        size = sizes(input, "input")
+        if len(size) != 3:
+            raise SpecError(f"input must be (channels, height, width), three sizes, not {short(input)}")
+        for name, value in (("input", size), ("layers", layers), ("decoder", decoder), ("loss", loss)):
+            object.__setattr__(self, name, value)
+        check_layers(self, "layers")
+        if stem is not None or primary is not None or capsules is not None:
+            self._replace_parts(stem, primary, capsules)
+        check_kind(self, "decoder", Drawing, "Decoder()", optional=True)
+        check_kind(self, "loss", Loss, "MarginLoss()")
+        self._check_rows()
+
+    def _replace_parts(self, stem: Any, primary: Any, capsules: Any) -> None:
+        at = next((i for i, layer in enumerate(self.layers) if isinstance(layer, PrimaryCaps)), len(self.layers))
+        parts: dict[str, Any] = {
+            "stem": self.layers[:at] if stem is None else stem,
+            "primary": self.layers[at : at + 1] if primary is None else (primary,),
+            "capsules": self.layers[at + 1 :] if capsules is None else capsules,
+        }
+        for name, value in parts.items():
+            if not isinstance(value, list | tuple) or not all(isinstance(layer, Layer) for layer in value):
+                raise SpecError(f"{name} must be layers, not {short(value[0] if name == 'primary' else value)}")
+        object.__setattr__(self, "layers", (*parts["stem"], *parts["primary"], *parts["capsules"]))
+
+    def _check_rows(self) -> None:
+        if not self.layers:
+            raise SpecError("layers is empty: a network needs at least one, which makes its classes")
+        if isinstance(self.output, Map) or (isinstance(self.output, Grid) and self.output.dims[0] != self.output.types):
+            raise SpecError(
+                f"the last layer makes {self.output}, not one capsule for each class: end with DenseCaps(classes)"
+            )
+        if self.decoder is not None and not isinstance(self.output, Grid):
+            raise SpecError("a decoder draws from class capsules, and this network ends in none: decoder=None")
+        counts: list[tuple[str, tuple[int, ...]]] = [("input", self.input)]
+        for row in (*self.rows, *self.decoder_rows):
+            counts += [(f"{row.name}: output", row.output.dims), *((n, p.shape) for n, p in row.parameters.items())]
+        for what, shape in counts:
+            if math.prod(shape) > MAX_VALUES:
+                raise SpecError(
+                    f"{what} of shape {shape} holds {math.prod(shape):,} numbers, more than the {MAX_VALUES:,} "
+                    f"allowed; a smaller input, fewer channels or capsules, or a larger stride would fit"
+                )
+
+    @cached_property
+    def rows(self) -> tuple[Row, ...]:
+        """Every layer in its place.
+
+        Names tell what a layer makes of what: `stem.{i}` features of features, `primary` capsules of features,
+        `capsules.{i}` capsules of capsules, `head.{i}` a vector of anything.
+        """
+        rows: list[Row] = []
+        shape: Shape = Map(*self.input)
+        counts: dict[str, int] = {}
+        for i, layer in enumerate(self.layers):
+            kind = _kind(shape, place(layer, shape, f"layers.{i}").output)
+            at = counts[kind] = counts.get(kind, -1) + 1
+            rows.append(place(layer, shape, kind if kind == "primary" and not at else f"{kind}.{at}"))
+            shape = rows[-1].output
+        return tuple(rows)
+
+    @cached_property
+    def decoder_rows(self) -> tuple[Row, ...]:
+        """Every layer of the decoder in its place; none without a decoder."""
+        if self.decoder is None:
+            return ()
+        rows = plan_chain(self.decoder.layers(self.image), Vector(math.prod(self.output.dims)), "decoder")
+        if any(size % part for size, part in zip(self.input, self.image, strict=True)):
+            raise SpecError(f"decoder: its image {tuple(self.image)} must divide the input {self.input} in every size")
+        return rows
+
+    @property
+    def image(self) -> Map:
+        """Size of what the decoder draws."""
+        own = None if self.decoder is None else self.decoder.image
+        return Map(*(own or self.input))
+
+    @cached_property
+    def params(self) -> dict[str, Param]:
+        """Every parameter by name, in the order of the layers."""
+        return {name: p for row in (*self.rows, *self.decoder_rows) for name, p in row.parameters.items()}
+
+    @cached_property
+    def parameters(self) -> Shapes:
+        """Shape of every parameter by name, in the order of the layers."""
+        return {name: param.shape for name, param in self.params.items()}
+
+    @property
+    def parameter_count(self) -> int:
+        """How many numbers the network learns."""
+        return sum(row.parameter_count for row in (*self.rows, *self.decoder_rows))
+
+    @property
+    def multiply_adds(self) -> int:
+        """Multiply-adds of one image, reconstruction included."""
+        return sum(row.plan.multiply_adds for row in (*self.rows, *self.decoder_rows))
+
+    @property
+    def output(self) -> Shape:
+        """Shape of what the last layer makes."""
+        return self.rows[-1].output
+
+    @property
+    def classes(self) -> int:
+        """How many classes the network tells apart: the capsules of its last layer, or its scores."""
+        return self.output.dims[0]
+
+    @property
+    def stem(self) -> tuple[Layer, ...]:
+        """The layers that make features of features."""
+        return self._part("stem")
+
+    @property
+    def primary(self) -> Any:
+        """The layer that makes capsules of features; None if none does."""
+        return next(iter(self._part("primary")), None)
+
+    @property
+    def capsules(self) -> tuple[Any, ...]:
+        """The layers that make capsules of capsules."""
+        return self._part("capsules")
+
+    def _part(self, kind: str) -> tuple[Any, ...]:
+        return tuple(row.layer for row in self.rows if row.name.split(".")[0] == kind)
+
+    def replace(self, **changes: Any) -> CapsNetSpec:
+        """Return the same network with other parts; the names are those of the constructor."""
+        same = {"input": self.input, "layers": self.layers, "decoder": self.decoder, "loss": self.loss}
+        return CapsNetSpec(**{**same, **changes})
+
+    def to_json(self) -> str:
+        """Return the spec as JSON; `from_json` reads it back."""
+        return json.dumps(
+            {
+                "input": self.input,
+                "layers": write(self.layers),
+                "decoder": write(self.decoder),
+                "loss": write(self.loss),
+            }
+        )
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> CapsNetSpec:
+        """Read a spec from untrusted JSON, also of version 0.1. SpecError says what is wrong and where."""
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise SpecError(f"the spec is not JSON: {error}") from None
+        if not isinstance(data, dict):
+            raise SpecError(f"spec must be a JSON object, not {short(data)}")
+        try:
+            if "primary" in data:
+                return cls(**_of_version_0_1(data))
+            check_names({"input": True, "layers": True, "decoder": False, "loss": False}, data, "spec")
+            return cls(**{name: read(value, name) for name, value in data.items()})
+        except RecursionError:
+            raise SpecError("the spec holds lists within lists beyond all need") from None
+
+
+def _kind(x: Shape, y: Shape) -> str:
+    if isinstance(y, Vector):
+        return "head"
+    if isinstance(y, Map):
+        return "stem"
+    return "capsules" if isinstance(x, Grid) else "primary"
+
+
+def _of_version_0_1(data: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments that the JSON of version 0.1 means: its parts name no class."""
+    kinds: dict[str, Any] = {"stem": Conv, "primary": PrimaryCaps, "capsules": DenseCaps, "decoder": Decoder}
+    known = {"input": True, "primary": True, "capsules": True, "stem": False, "decoder": False}
+    check_names(known, data, "spec")
+    for name in {"stem", "capsules"} & set(data):
+        if not isinstance(data[name], list):
+            raise SpecError(f"{name} must be a JSON list, not {short(data[name])}")
+    return {name: read(value, name, kinds.get(name)) for name, value in data.items()}
+
+
+def init_params(spec: CapsNetSpec, seed: int = 0) -> dict[str, NDArray[np.float64]]:
+    """Return the first numbers of every parameter by name, float64: the same bits for every backend."""
+    check_whole("seed", seed, 0)
+    rng = np.random.default_rng(seed)
+    return {name: param.init.draw(rng, param.shape) for name, param in spec.params.items()}
+
+
+def through(ops: Ops[A], rows: Iterable[Row], params: Mapping[str, A], x: Any, run: Run) -> Any:
+    """Run one layer after another."""
+    for row in rows:
+        with scope(ops, row.name):
+            x = row.run(ops, params, x, run)
+    return x
+
+
+def forward(ops: Ops[A], spec: CapsNetSpec, params: Mapping[str, A], x: Any, run: Run = INFERENCE) -> Capsules[A] | A:
+    """Run the network from images [B, C, H, W] in [0, 1] to what its last layer makes (figure 1).
+
+    That is class capsules [B, J, D], or scores [B, J] of a network that ends in a vector.
+    """
+    return through(ops, spec.rows, params, x, run)  # type: ignore[no-any-return]
+
+
+def primary_capsules(ops: Ops[A], spec: CapsNetSpec, params: Mapping[str, A], x: A) -> A:
+    """Turn images [B, C, H, W] into the capsules u [B, N, K] that the first capsule layer sees."""
+    first = next(i for i, row in enumerate(spec.rows) if isinstance(row.output, Grid))
+    u: Capsules[A] = through(ops, spec.rows[: first + 1], params, x, INFERENCE)
+    return u.pose
+
+
+def scores(ops: Ops[A], output: Capsules[A] | A) -> A:
+    """Return the class scores [B, J] of what `forward` returned: activations, else lengths, else the vector itself."""
+    if not isinstance(output, Capsules):
+        return output
+    return lengths(ops, output.pose) if output.activation is None else output.activation
+
+
+def reconstruct(
+    ops: Ops[A], spec: CapsNetSpec, params: Mapping[str, A], capsules: A, mask: A, run: Run = INFERENCE
+) -> A:
+    """Draw images [B, C, H, W] from capsules [B, J, D] of which `mask` [B, J] keeps some (figure 2)."""
+    count, dim = spec.output.dims
+    with scope(ops, "decoder"):
+        x = capsules * ops.reshape(mask, (-1, count, 1))
+        x = ops.reshape(x, (-1, count * dim))
+    drawn: A = through(ops, spec.decoder_rows, params, x, run)
+    return drawn
+
+
+def to_be_drawn(ops: Ops[A], spec: CapsNetSpec, images: A) -> A:
+    """Return what the decoder is to draw of images [B, C, H, W]: the images, averaged to the size of its own."""
+    if tuple(spec.image) == spec.input:
+        return images
+    c, h, w = spec.image
+    (fc, fh, fw) = (size // part for size, part in zip(spec.input, spec.image, strict=True))
+    x = ops.reshape(images, (-1, c, fc, h, fh, w, fw))
+    return ops.sum(x, (2, 4, 6)) / (fc * fh * fw)

@@ -1,0 +1,60 @@
+"""Batch normalisation, folded into the convolution before it: an export then has no node of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from capscore.layer import Layer
+from capscore.layers import Activation, BatchNorm, Conv, Residual
+from capscore.net import CapsNetSpec
+
+Params = dict[str, NDArray[Any]]
+
+
+def fold(spec: CapsNetSpec, params: Mapping[str, NDArray[Any]]) -> tuple[CapsNetSpec, Params]:
+    """Return a spec and parameters that compute the same in inference; names of layers stay."""
+    found: Params = {name: array for name, array in params.items() if name.startswith("decoder.")}
+    layers: list[Layer] = []
+    own = [{key: params[f"{row.name}.{key}"] for key in row.plan.params} for row in spec.rows]
+    for row, layer, arrays in zip(spec.rows, *_folded(spec.layers, own), strict=True):
+        layers.append(layer)
+        found |= {f"{row.name}.{key}": array for key, array in arrays.items()}
+    return replace(spec, layers=tuple(layers)), found
+
+
+def _folded(layers: tuple[Layer, ...], own: list[Params]) -> tuple[list[Layer], list[Params]]:
+    """Return the layers and their parameters with every pair of convolution and normalisation made one."""
+    new, arrays = list(layers), list(own)
+    for i, layer in enumerate(layers):
+        before = new[i - 1] if i else None
+        if isinstance(layer, Residual):
+            new[i], arrays[i] = _inside(layer, own[i])
+        if isinstance(layer, BatchNorm) and isinstance(before, Conv) and before.activation == "none":
+            new[i - 1], new[i] = replace(before, bias=True), Activation(layer.activation)
+            arrays[i - 1], arrays[i] = _scaled(arrays[i - 1], own[i], layer.epsilon), {}
+    return new, arrays
+
+
+def _inside(block: Residual, own: Params) -> tuple[Residual, Params]:
+    changed: dict[str, Any] = {}
+    found: Params = {}
+    for name in ("layers", "shortcut"):
+        layers: tuple[Layer, ...] = getattr(block, name)
+        starts = [f"{name}.{i}." for i in range(len(layers))]
+        each = [{key.removeprefix(at): a for key, a in own.items() if key.startswith(at)} for at in starts]
+        new, arrays = _folded(layers, each)
+        changed[name] = tuple(new)
+        found |= {at + key: array for at, one in zip(starts, arrays, strict=True) for key, array in one.items()}
+    return replace(block, **changed), found
+
+
+def _scaled(conv: Params, norm: Params, epsilon: float) -> Params:
+    exact = {name: array.astype(np.float64) for name, array in norm.items()}
+    scale = exact["weight"] / np.sqrt(exact["variance"] + epsilon)
+    bias = conv.get("bias", np.zeros(len(scale))) - exact["mean"]
+    return {"weight": conv["weight"] * scale[:, None, None, None], "bias": bias * scale + exact["bias"]}
