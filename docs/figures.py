@@ -476,7 +476,9 @@ def _drawn(image: NDArray[Any]) -> NDArray[Any]:
 @picture
 def margin_loss() -> Figure:
     """Chapter 9: the loss of one class against the length of its capsule."""
-    from capscore.losses import margin_loss as loss
+    from capscore.losses import MarginLoss
+
+    loss = MarginLoss()
 
     x = np.linspace(0, 1, 201)
     fig = page(HEADER + 3.2, "Margin loss", "what one class adds to the loss")

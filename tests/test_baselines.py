@@ -43,7 +43,7 @@ def test_the_parameters_are_as_many_as_in_the_paper():
 
 @pytest.mark.parametrize("size", [28, 36, 40])
 def test_a_cnn_like_a_capsule_network_is_as_large(size):
-    spec = replace(PRESETS["small"], input=(1, size, size))
+    spec = PRESETS["small"].replace(input=(1, size, size))
     for cnn in (baselines.like(spec), baselines.like(spec, features=16)):
         assert cnn.parameter_count == pytest.approx(spec.parameter_count, rel=0.02)
     assert cnn.hidden[-1] == 16

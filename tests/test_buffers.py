@@ -13,8 +13,8 @@ from conftest import FLOAT64, NUMPY, SEEDS, backend, close, need
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capscore import prepared as module
-from capscore import streaming
+from capscore.fast import prepared as module
+from capscore.fast import streaming
 from capscore.fast.buffers import Buffers, Fresh
 from capscore.fast.prepared import MOST, prepared
 from capscore.routing import DynamicRouting

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -32,10 +31,11 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from capscore import PRESETS, CapsNetSpec, Conv, PrimaryCaps, cook_toom, im2col, streaming
+from capscore import PRESETS, CapsNetSpec, Conv, PrimaryCaps, im2col
 from capscore.errors import CapscoreError, ShapeError
-from capscore.init import init_params
+from capscore.fast import cook_toom, streaming
 from capscore.model import objective
+from capscore.net import init_params
 
 Array = NDArray[Any]
 TILES = sorted(cook_toom.TILES)
@@ -188,7 +188,7 @@ def test_forward_and_gradients_are_those_of_the_direct_convolution(caps: ModuleT
     assume(tiling.axes is not None)
     rng = np.random.default_rng(case["seed"])
     x, w, bias = (rng.standard_normal(shape) for shape in (case["shape"], (o, c, kernel, kernel), o))
-    y = im2col.convolve(x, w, bias, stride, padding)
+    y = im2col.convolve(x, w, bias, (stride,) * 2, (padding,) * 2)
     g = rng.standard_normal(y.shape)
     dx, dw = im2col.input_gradient(g, x, w, stride, padding), im2col.weight_gradient(g, x, w, stride, padding)
     arrays = [laid(caps, a, *how) for a, *how in zip((x, g), case["orders"], case["gaps"], strict=True)]
@@ -234,7 +234,7 @@ def test_the_same_weights_in_several_convolutions(caps: ModuleType) -> None:
                     assert tiling is not None
                     if tiling.axes is not None:
                         found = cook_toom.convolve(caps, caps.asarray(x), weight, caps.asarray(bias), tiling)
-                        expected = im2col.convolve(x, w, bias, stride, padding)
+                        expected = im2col.convolve(x, w, bias, (stride,) * 2, (padding,) * 2)
                         close(caps.to_numpy(found), expected, FLOAT64 * np.abs(expected).max())
 
 
@@ -243,7 +243,8 @@ def test_few_images_are_convolved_directly_bit_for_bit(caps: ModuleType) -> None
     tiling = cook_toom.tiling("6x6", 16, 10, 9, 3, 2, 0)
     for n, equal in ((1, True), (7, True), (8, False)):
         arrays = [caps.asarray(a) for a in (x[:n], w, bias)]
-        direct, found = (caps.to_numpy(caps.conv2d(*arrays, 2, 0, fast)) for fast in (None, tiling))
+        direct = caps.to_numpy(caps.conv2d(*arrays, (2, 2), (0, 0)))
+        found = caps.to_numpy(caps.fast_conv2d(*arrays, tiling))
         assert np.array_equal(found, direct) == equal
         close(found, direct, FLOAT64)
 
@@ -259,8 +260,8 @@ def paper_layer() -> tuple[Array, ...]:
     w, g = rng.standard_normal((256, 256, 9, 9)) / 144, rng.standard_normal((8, 256, 6, 6))
     x, w, g = (a.astype(np.float32) for a in (x, w, g))
     exact = [a.astype(np.float64) for a in (x, w, g)]
-    y = im2col.convolve(*exact[:2], np.zeros(256), 2, 0)
-    how = exact[2], *exact[:2], 2, 0
+    y = im2col.convolve(*exact[:2], np.zeros(256), (2, 2), (0, 0))
+    how = exact[2], *exact[:2], (2, 2), (0, 0)
     return x, w, g, y, im2col.input_gradient(*how), im2col.weight_gradient(*how)
 
 
@@ -286,7 +287,7 @@ def mnist(fresh: bool) -> tuple[CapsNetSpec, dict[str, Array], Array, Array]:
 
     Parameters are fresh ones, or such that every layer speaks up: lengths of 0.2 or 0.9.
     """
-    spec = replace(PRESETS["mnist"], decoder=None)
+    spec = PRESETS["mnist"].replace(decoder=None)
     params = init_params(spec) if fresh else random_params(spec)
     params, x = {name: p.astype(np.float32) for name, p in params.items()}, random_images(spec, 8)
     return spec, params, x, NUMPY.CapsNet(spec, params, dtype="float64")(x).lengths

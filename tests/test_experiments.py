@@ -47,7 +47,7 @@ def the_lab(name: str, folder, size: str = "smoke", **changes) -> lab.Lab:
 
 
 def tiny_capsnet(**changes):
-    return caps.CapsNet(replace(PRESETS["small"], **changes))
+    return caps.CapsNet(PRESETS["small"].replace(**changes))
 
 
 def test_a_training_on_other_data_is_another(tmp_path, digits):
@@ -254,7 +254,7 @@ def test_changes_of_the_routing_are_those_of_its_couplings(digits):
     images, _ = digits.batch(slice(0, 4))
     found = routing.changes(net, images)
     last = replace(net.spec.capsules[0], routing=type(net.spec.capsules[0].routing)(3))
-    three = caps.CapsNet(replace(net.spec, capsules=(last,)), net.params)
+    three = caps.CapsNet(net.spec.replace(capsules=(last,)), net.params)
     trace = [c.detach().numpy() for c in three(images, couplings=True).couplings[0]]
     for r in (1, 2):
         assert found[f"couplings {r}"] == pytest.approx(np.abs(trace[r] - trace[r - 1]).mean(), rel=1e-3)

@@ -30,7 +30,7 @@ from hypothesis import strategies as st
 
 from capscore import CapsNetSpec, DenseCaps, DynamicRouting
 from capscore.grad import Tape, value_and_gradients
-from capscore.losses import margin_loss, reconstruction_loss
+from capscore.losses import MarginLoss, reconstruction_loss
 from capscore.model import objective
 from capscore.routing import dynamic_routing
 from capscore.squash import lengths, squash
@@ -50,11 +50,14 @@ PIECES: dict[str, tuple[Callable[..., Any], list[tuple[int, ...]]]] = {
     "matmul": (lambda ops, a, b: ops.matmul(a, b), [(2, 3), (3, 4)]),
     "matmul batch": (lambda ops, a, b: ops.matmul(a, b), [(5, 2, 3), (5, 3, 4)]),
     "matmul broadcast": (lambda ops, a, b: ops.matmul(a, b), [(5, 1, 2, 3), (6, 3, 4)]),
-    "conv2d": (lambda ops, x, w, b: ops.conv2d(x, w, b, 1, 0), [(2, 3, 5, 6), (4, 3, 3, 3), (4,)]),
-    "conv2d stride": (lambda ops, x, w, b: ops.conv2d(x, w, b, 2, 0), [(2, 3, 6, 7), (4, 3, 3, 3), (4,)]),
-    "conv2d strides over": (lambda ops, x, w, b: ops.conv2d(x, w, b, 3, 1), [(1, 2, 6, 8), (3, 2, 2, 2), (3,)]),
-    "conv2d padding": (lambda ops, x, w, b: ops.conv2d(x, w, b, 2, 2), [(2, 1, 4, 4), (2, 1, 3, 3), (2,)]),
-    "conv2d wide frame": (lambda ops, x, w, b: ops.conv2d(x, w, b, 1, 2), [(1, 1, 2, 3), (2, 1, 1, 1), (2,)]),
+    "conv2d": (lambda ops, x, w, b: ops.conv2d(x, w, b, (1, 1), (0, 0)), [(2, 3, 5, 6), (4, 3, 3, 3), (4,)]),
+    "conv2d stride": (lambda ops, x, w, b: ops.conv2d(x, w, b, (2, 2), (0, 0)), [(2, 3, 6, 7), (4, 3, 3, 3), (4,)]),
+    "conv2d strides over": (
+        lambda ops, x, w, b: ops.conv2d(x, w, b, (3, 3), (1, 1)),
+        [(1, 2, 6, 8), (3, 2, 2, 2), (3,)],
+    ),
+    "conv2d padding": (lambda ops, x, w, b: ops.conv2d(x, w, b, (2, 2), (2, 2)), [(2, 1, 4, 4), (2, 1, 3, 3), (2,)]),
+    "conv2d wide frame": (lambda ops, x, w, b: ops.conv2d(x, w, b, (1, 1), (2, 2)), [(1, 1, 2, 3), (2, 1, 1, 1), (2,)]),
     "sum": (lambda ops, a: ops.sum(a, 1), [(2, 3, 4)]),
     "sum last": (lambda ops, a: ops.sum(a, -1, keepdims=True), [(2, 3, 4)]),
     "sum two": (lambda ops, a: ops.sum(a, (0, 2)), [(2, 3, 4)]),
@@ -205,7 +208,7 @@ def test_losses_by_hand(caps: ModuleType) -> None:
     rows = caps.asarray(np.array([[1.0, 0.3, 0.05], [0.5, 0.1, 0.0]]))
     t = caps.asarray(np.array([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0]]))
     first, second = 0.5 * 0.2**2, 0.4**2 + 0.8**2
-    assert float(margin_loss(caps, rows, t)) == pytest.approx((first + second) / 2, rel=1e-12)
+    assert float(MarginLoss()(caps, rows, t)) == pytest.approx((first + second) / 2, rel=1e-12)
     images, drawn = np.zeros((2, 1, 2, 2)), np.full((2, 1, 2, 2), 0.5)
     assert float(reconstruction_loss(caps, caps.asarray(images), caps.asarray(drawn))) == pytest.approx(0.0005)
 

@@ -152,7 +152,7 @@ def test_conv2d(caps: ModuleType, data: st.DataObject, seed: int, dtype: str) ->
     rng = np.random.default_rng(seed)
     x, weight, bias = (rng.normal(size=s).astype(dtype) for s in ((b, c, h, w), (o, c, k, k), (o,)))
     wanted = [oracle.conv(*(a.astype(np.float64) for a in (image, weight, bias)), stride, padding) for image in x]
-    found = caps.to_numpy(caps.conv2d(*map(caps.asarray, (x, weight, bias)), stride, padding))
+    found = caps.to_numpy(caps.conv2d(*map(caps.asarray, (x, weight, bias)), (stride,) * 2, (padding,) * 2))
     close(found, np.array(wanted), TOLERANCE[dtype] * max(1, np.abs(wanted).max()))
 
 

@@ -13,8 +13,9 @@ import pytest
 from conftest import FLOAT32, NUMPY, close, need, random_images, random_params, small_spec, specs
 from hypothesis import HealthCheck, given, settings
 
-from capscore import PRESETS, CapsNetSpec, DenseCaps, DynamicRouting, layers
+from capscore import PRESETS, CapsNetSpec, DenseCaps, DynamicRouting
 from capscore.errors import CapscoreError, ModelFileError, ShapeError
+from capscore.net import forward
 
 onnx = need("onnx", "onnx")
 FORBIDDEN = {"Loop", "Scan", "If", "Shape", "Einsum", "Size", "ConstantOfShape", "Expand", "Where", "Constant"}
@@ -176,7 +177,7 @@ def test_equal_constants_are_stored_once_and_others_apart(onnx_export: ModuleTyp
 def test_scopes_close_even_after_an_error(onnx_export: ModuleType) -> None:
     recorder = onnx_export.Recorder()
     with pytest.raises(KeyError), recorder.scope("outer"):
-        layers.forward(recorder, PRESETS["small"], {}, onnx_export.Value(recorder, "images"))
+        forward(recorder, PRESETS["small"], {}, recorder.input("images", (1, 28, 28)))
     assert recorder.relu(onnx_export.Value(recorder, "x")).name == "relu"
 
 

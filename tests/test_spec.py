@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import tracemalloc
-from dataclasses import FrozenInstanceError, replace
+from dataclasses import FrozenInstanceError
 from typing import Any
 
 import numpy as np
@@ -16,16 +15,16 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import capscore
-from capscore import PRESETS, CapsNetSpec, Conv, Decoder, DenseCaps, DynamicRouting, PrimaryCaps, layers
+from capscore import PRESETS, CapsNetSpec, Conv, Decoder, DenseCaps, DynamicRouting, PrimaryCaps
 from capscore.errors import CapscoreError, SpecError
-from capscore.init import init_params
+from capscore.net import forward, init_params
 
 # ------------------------------------------------------------------------------------------------ sizes and shapes
 
 
 def test_parameter_counts_of_the_paper() -> None:
     assert PRESETS["mnist"].parameter_count == 8_215_728
-    assert replace(PRESETS["mnist"], decoder=None).parameter_count == 6_804_384
+    assert PRESETS["mnist"].replace(decoder=None).parameter_count == 6_804_384
     assert PRESETS["multimnist"].parameter_count == pytest.approx(11.36e6, abs=5e3)
 
 
@@ -74,18 +73,16 @@ class Watch:
 @given(spec=specs(), seed=SEEDS)
 def test_inferred_shapes_are_those_of_a_run(spec: CapsNetSpec, seed: int) -> None:
     params, images, watch = random_params(spec, seed), random_images(spec, 2, seed), Watch()
-    v = layers.forward(watch, spec, params, images)
-    rows = {layer.name: layer for layer in spec.layers}
-    p = spec.primary
-    assert watch.maps == [rows[f"stem.{i}"].output for i in range(len(spec.stem))] + [
-        (p.types * p.dim, *spec.primary_map)
-    ]
-    assert rows["primary"].output == (p.types * math.prod(spec.primary_map), p.dim)
-    assert v.shape[1:] == rows[f"capsules.{len(spec.capsules) - 1}"].output
+    v = forward(watch, spec, params, images).pose
+    rows = {row.name: row for row in spec.rows}
+    types, height, width, dim, _ = rows["primary"].output
+    assert watch.maps == [rows[f"stem.{i}"].output.dims for i in range(len(spec.stem))] + [(types * dim, height, width)]
+    assert rows["primary"].output.dims == (types * height * width, dim)
+    assert v.shape[1:] == rows[f"capsules.{len(spec.capsules) - 1}"].output.dims
     assert spec.parameter_count == sum(array.size for array in params.values())
     assert spec.multiply_adds > 0
     if spec.decoder is not None:
-        assert spec.layers[-1].output == spec.input
+        assert spec.decoder_rows[-1].output == spec.input
 
 
 @given(spec=specs())
@@ -97,9 +94,9 @@ def test_a_spec_is_a_value(spec: CapsNetSpec) -> None:
 
 
 def test_lists_are_taken_as_tuples() -> None:
-    spec = CapsNetSpec([1, 8, 8], PrimaryCaps(1, 2, 3), [DenseCaps(2)], [Conv(2, 3)], Decoder([4]))
+    spec = CapsNetSpec([1, 8, 8], [Conv(2, 3), PrimaryCaps(1, 2, 3), DenseCaps(2)], Decoder([4]))
     assert spec.input == (1, 8, 8)
-    assert isinstance(spec.stem, tuple)
+    assert isinstance(spec.layers, tuple)
     assert spec.decoder == Decoder((4,))
 
 

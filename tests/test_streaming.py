@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from capscore import streaming
+from capscore.fast import streaming
 from capscore.grad import Tape
 from capscore.routing import DynamicRouting, LinearVotes, dynamic_routing
 from capscore.squash import squash

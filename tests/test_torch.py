@@ -186,12 +186,14 @@ def test_few_patches_are_one_product(kernel: int, stride: int, padding: int, mon
     x, w, bias = (torch.from_numpy(rng.normal(size=s)) for s in ((1, 3, 7, 9), (4, 3, kernel, kernel), (4,)))
     expected = torch.nn.functional.conv2d(x, w, bias, stride, padding)
     w.requires_grad_()
-    torch.testing.assert_close(ops.conv2d(x, w, bias, stride, padding), expected)  # with a gradient: as ever
+    torch.testing.assert_close(
+        ops.conv2d(x, w, bias, (stride,) * 2, (padding,) * 2), expected
+    )  # with a gradient: as ever
     monkeypatch.setattr(torch.nn.functional, "conv2d", None)
     with torch.inference_mode():
-        torch.testing.assert_close(ops.conv2d(x, w, bias, stride, padding), expected)
+        torch.testing.assert_close(ops.conv2d(x, w, bias, (stride,) * 2, (padding,) * 2), expected)
         with pytest.raises(TypeError):
-            ops.conv2d(x.repeat(90, 1, 1, 1), w, bias, stride, padding)
+            ops.conv2d(x.repeat(90, 1, 1, 1), w, bias, (stride,) * 2, (padding,) * 2)
 
 
 def test_gradients_reach_the_image(net: Any, images: Any) -> None:

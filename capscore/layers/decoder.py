@@ -80,7 +80,7 @@ class ConvDecoder(Drawing):
         factor = 2 ** len(self.channels)
         if image.height % factor or image.width % factor:
             raise SpecError(
-                f"ConvDecoder: {len(self.channels)} maps make it {factor} times larger; {image.height}×{image.width} is no "
+                f"ConvDecoder: {len(self.channels)} maps: a factor of {factor}; {image.height}×{image.width} is no "
                 f"multiple of {factor}: fewer channels, or an image whose sides are multiples, would fit"
             )
         made: list[Layer] = [Linear((first, image.height // factor, image.width // factor))]
