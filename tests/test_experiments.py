@@ -56,7 +56,7 @@ def test_a_training_on_other_data_is_another(tmp_path, digits):
     from capscore.train import Recipe
 
     here, recipe = the_lab("mnist", tmp_path), Recipe(epochs=1, batch=32)
-    for data in (digits, trials.some(digits, 119), digits):
+    for data in (digits, trials.subset(digits, 119), digits):
         here.fit(PRESETS["small"], data, digits, recipe, "net")
         assert len(here.rows) == 1
     assert len(list((tmp_path / "runs" / "mnist" / "smoke").iterdir())) == 2
@@ -65,7 +65,7 @@ def test_a_training_on_other_data_is_another(tmp_path, digits):
 @pytest.fixture(scope="module")
 def digits():
     _, test = load("digits")
-    return trials.some(test, 120)
+    return trials.subset(test, 120)
 
 
 @pytest.fixture(autouse=True)
@@ -177,9 +177,9 @@ def test_a_linear_reader_reads_what_is_linear_and_nothing_else():
     rng = np.random.default_rng(0)
     x, noise = rng.normal(size=(300, 6)), rng.normal(size=(300, 2))
     values = x @ rng.normal(size=(6, 2)) + 3
-    assert linear.explained(values[200:], linear.read(x[:200], values[:200], x[200:], 1e-10)) > 0.999999
-    assert linear.explained(noise[200:], linear.read(x[:200], noise[:200], x[200:])) < 0.1
-    assert linear.explained(values, np.broadcast_to(values.mean(0), values.shape)) == 0
+    assert linear.r_squared(values[200:], linear.read(x[:200], values[:200], x[200:], 1e-10)) > 0.999999
+    assert linear.r_squared(noise[200:], linear.read(x[:200], noise[:200], x[200:])) < 0.1
+    assert linear.r_squared(values, np.broadcast_to(values.mean(0), values.shape)) == 0
 
 
 def test_poses_are_what_they_say():
@@ -210,9 +210,9 @@ def test_a_capsule_that_holds_the_pose_is_read(digits):
             return caps.asarray(np.ones((len(images), 1), np.float32)), capsules
 
     found = equivariance.readings(Holds(), digits)
-    assert found["shift right, px"].explained > 0.8
-    assert found["shift down, px"].explained > 0.8
-    assert found["scale"].explained < 0.5
+    assert found["shift right, px"].r_squared > 0.8
+    assert found["shift down, px"].r_squared > 0.8
+    assert found["scale"].r_squared < 0.5
 
 
 def test_quadrants_change_places_and_keep_their_pixels():
@@ -245,12 +245,12 @@ def test_attacks_stay_in_the_box_and_raise_the_error(kind, digits):
 
 
 def test_few_examples_recur(digits):
-    few = efficiency.few(digits, 3, 100, seed=0)
+    few = efficiency.few_examples(digits, 3, 100, seed=0)
     assert few is not None
     assert len(few) == 100
     assert len({image.tobytes() for image in few.images}) == 30
     assert set(np.bincount(few.labels)) <= {9, 10, 11, 12}
-    assert efficiency.few(digits, 1000, 100, seed=0) is None
+    assert efficiency.few_examples(digits, 1000, 100, seed=0) is None
 
 
 def test_pooling_stages_are_those_of_the_network(digits):

@@ -9,6 +9,7 @@ is checked against float64 and timed interleaved with the others; the table give
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from capscore.export.onnx import Recorder, Value
 from capscore.layers import ArrayVotes, LinearVotes, Votes, squash
 from capscore.routing import dynamic_routing
 from lab import files
-from lab.bench.machine import about, interleaved
+from lab.bench.machine import about
 
 N, J, D, K, ITERATIONS = 1152, 10, 16, 8, 3
 
@@ -93,6 +94,19 @@ def session(formulation: Callable[..., Any], w: np.ndarray, threads: int) -> onn
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def interleaved(contenders: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Time every contender once per round, after one round to warm up; return [quartile, median, quartile] in ms."""
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for i in range(rounds + 1):
+        for name, run in contenders.items():
+            time.sleep(0.1)  # the threads of the one before still spin, waiting for work
+            start = time.perf_counter()
+            run()
+            if i:
+                times[name].append((time.perf_counter() - start) * 1e3)
+    return {name: np.percentile(ms, [25, 50, 75]).tolist() for name, ms in times.items()}
 
 
 def main() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
 from capscore.data import Affine, Framed, Placed, Samples, load
 from capscore.errors import DataError
@@ -38,19 +37,10 @@ def run(lab: Lab) -> None:
     for seed in lab.seeds:
         for network, spec in specs.items():
             sizes = {"images": len(moved), "test": len(transformed), "parameters": spec.parameter_count}
-            measure = partial(_errors, lab, spec, moved, held_out, transformed, seed, f"{network}-{seed}")
-            lab.trial(measure, data=data, affnist=kind, **sizes, network=network, seed=seed)
 
+            def errors() -> Values:
+                recipe = lab.budget.recipe(len(moved), seed, shift=moved.shift)
+                net = lab.fit(spec, moved, held_out, recipe, f"{network}-{seed}")
+                return {"moved": 100 * (1 - accuracy(net, held_out)), "affine": 100 * (1 - accuracy(net, transformed))}
 
-def _errors(
-    lab: Lab,
-    spec: CapsNetSpec | CNNSpec,
-    moved: Samples,
-    held_out: Samples,
-    transformed: Samples,
-    seed: int,
-    name: str,
-) -> Values:
-    recipe = lab.budget.recipe(len(moved), seed, shift=moved.shift)
-    net = lab.fit(spec, moved, held_out, recipe, name)
-    return {"moved": 100 * (1 - accuracy(net, held_out)), "affine": 100 * (1 - accuracy(net, transformed))}
+            lab.trial(errors, data=data, affnist=kind, **sizes, network=network, seed=seed)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from capscore.data import Dataset
 from lab.baselines import CNN
-from lab.experiments.trials import Values, look
+from lab.experiments.trials import Values, outputs
 
 STRENGTHS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3)  # ε, of intensities from 0 to 1
 STEPS = 20
@@ -51,7 +51,7 @@ def measure(net: Any, digits: Dataset) -> Values:
     images, labels = digits.batch(slice(None))
 
     def error(shown: NDArray[Any]) -> float:
-        return 100 * float((look(net, shown)[0].argmax(1) != labels).mean())
+        return 100 * float((outputs(net, shown)[0].argmax(1) != labels).mean())
 
     values = {"clean": error(images)}
     for name, steps in (("FGSM", 1), ("PGD", STEPS)):

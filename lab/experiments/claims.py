@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 from capscore.data import Dataset
@@ -12,7 +12,7 @@ from capscore.train import accuracy
 from lab import baselines
 from lab.baselines import CNNSpec
 from lab.experiments import attack, efficiency, equivariance, pooling, quadrants
-from lab.experiments.trials import Budget, Lab, Values, some
+from lab.experiments.trials import Budget, Lab, Values, subset
 
 BUDGETS = {
     "smoke": Budget(epochs=1, trials=1, images=150, test=40, batch=32, steps=2),
@@ -40,45 +40,38 @@ def run(lab: Lab) -> None:
         return lab.fit(specs[network], learn, test, recipe, f"{network}-{seed}")
 
     measures: dict[str, tuple[Callable[[Any, Dataset], Values], Dataset]] = {
-        "equivariance": (_equivariance, test),
+        "equivariance": (equivariance.measure, test),
         "part-whole": (quadrants.measure, test),
-        "adversarial": (attack.measure, some(test, ATTACKED)),
-        "pooling": (pooling.measure, some(test, POOLED)),
+        "adversarial": (attack.measure, subset(test, ATTACKED)),
+        "pooling": (pooling.measure, subset(test, POOLED)),
     }
-    counts = [count for count in efficiency.COUNTS if efficiency.few(learn, count, 1, 0) is not None]
+    counts = [count for count in efficiency.COUNTS if efficiency.few_examples(learn, count, 1, 0) is not None]
     for seed in lab.seeds:
         for network, spec in specs.items():
             known = {"data": data, "network": network, "seed": seed}
             for claim, (measure, digits) in measures.items():
                 sizes = {"images": len(learn), "test": len(digits), "parameters": spec.parameter_count}
-                lab.trial(partial(_measured, net, network, measure, digits, seed), claim=claim, **sizes, **known)
+                lab.trial(lambda: measure(net(network, seed), digits), claim=claim, **sizes, **known)
             for count in counts:
-                learned = partial(_learned, lab, plain[network], learn, test, count, seed, f"{network}-{count}-{seed}")
+
+                def learned() -> Values:
+                    shown = efficiency.few_examples(learn, count, lab.budget.steps * lab.budget.batch, seed)
+                    assert shown is not None
+                    recipe = lab.budget.recipe(len(shown), seed, epochs=1)
+                    fitted = lab.fit(plain[network], shown, subset(test, 100), recipe, f"{network}-{count}-{seed}")
+                    return {"error": 100 * (1 - accuracy(fitted, test))}
+
                 sizes = {"examples": count, "test": len(test), "parameters": plain[network].parameter_count}
                 lab.trial(learned, claim="efficiency", **sizes, **known)
-    nets = {network: partial(net, network, 0) for network in specs}
-    lab.draw(
-        "equivariance", lambda: pictures.equivariance({k: equivariance.readings(f(), test) for k, f in nets.items()})
-    )
-    lab.draw("parts", lambda: pictures.parts({k: f() for k, f in nets.items()}, test))
-    lab.draw("pooling", lambda: pictures.pooling({k: f() for k, f in nets.items()}, some(test, POOLED)))
+
+    def nets() -> dict[str, Any]:
+        return {network: net(network, 0) for network in specs}
+
+    def readings() -> dict[str, dict[str, equivariance.Reading]]:
+        return {network: equivariance.readings(found, test) for network, found in nets().items()}
+
+    lab.draw("equivariance", lambda: pictures.equivariance(readings()))
+    lab.draw("parts", lambda: pictures.parts(nets(), test))
+    lab.draw("pooling", lambda: pictures.pooling(nets(), subset(test, POOLED)))
     lab.draw("efficiency", lambda: pictures.efficiency(lab.summary(claim="efficiency")))
     lab.draw("adversarial", lambda: pictures.adversarial(lab.summary(claim="adversarial")))
-
-
-def _measured(
-    net: Callable[[str, int], Any], network: str, measure: Callable[[Any, Dataset], Values], digits: Dataset, seed: int
-) -> Values:
-    return measure(net(network, seed), digits)
-
-
-def _equivariance(net: Any, digits: Dataset) -> Values:
-    return {factor: reading.explained for factor, reading in equivariance.readings(net, digits).items()}
-
-
-def _learned(lab: Lab, spec: Any, learn: Dataset, test: Dataset, count: int, seed: int, name: str) -> Values:
-    shown = efficiency.few(learn, count, lab.budget.steps * lab.budget.batch, seed)
-    assert shown is not None
-    recipe = lab.budget.recipe(len(shown), seed, epochs=1)
-    net = lab.fit(spec, shown, some(test, 100), recipe, name)
-    return {"error": 100 * (1 - accuracy(net, test))}

@@ -9,7 +9,7 @@ from capscore.data import Dataset
 COUNTS = (10, 30, 100, 300, 1000, 5000)  # examples for each class
 
 
-def few(data: Dataset, count: int, images: int, seed: int) -> Dataset | None:
+def few_examples(data: Dataset, count: int, images: int, seed: int) -> Dataset | None:
     """Return a set of `images` images in which `count` of every class recur; None if a class has fewer."""
     order = np.random.default_rng([seed, count]).permutation(len(data))
     labels = data.labels[order]

@@ -12,7 +12,7 @@ from capscore.data import Dataset, Framed, Samples, load, standardised
 from capscore.errors import DataError
 from capscore.spec import PRESETS, DynamicRouting
 from capscore.train import accuracy
-from lab.experiments.trials import Lab, Values, some
+from lab.experiments.trials import Lab, Values, subset
 
 
 def ensemble(lab: Lab, data: str, leaky: bool) -> None:
@@ -32,7 +32,7 @@ def ensemble(lab: Lab, data: str, leaky: bool) -> None:
 
     for seed in lab.seeds:
 
-        def one(seed: int = seed) -> Values:
+        def one() -> Values:
             return {"error": 100 * (1 - accuracy(fit(seed), test))}
 
         lab.trial(one, **settings, network="CapsNet", models=1, seed=seed)
@@ -60,4 +60,4 @@ def _standardised(patches: Samples, count: int | None) -> Framed:
     """Return the patches of `count` images, standardised as in the authors' code."""
     if not isinstance(patches, Framed) or not isinstance(patches.source, Dataset):
         raise DataError("an ensemble is trained on patches of images")
-    return Framed(standardised(some(patches.source, count)), patches.height, patches.width)
+    return Framed(standardised(subset(patches.source, count)), patches.height, patches.width)

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from capscore.data import Dataset
 from capscore.data.affine import transform
-from lab.experiments.linear import explained, read
-from lab.experiments.trials import look
+from lab.experiments.linear import r_squared, read
+from lab.experiments.trials import Values, outputs
 
 FACTORS = {  # name → the range that is drawn from
     "rotation, °": (-30.0, 30.0),
@@ -27,9 +27,9 @@ class Reading(NamedTuple):
     read: NDArray[Any]  # [M]
 
     @property
-    def explained(self) -> float:
-        """R²."""
-        return explained(self.true, self.read)
+    def r_squared(self) -> float:
+        """R² of the readings."""
+        return r_squared(self.true, self.read)
 
 
 def posed(images: NDArray[Any], factor: str, values: NDArray[Any]) -> NDArray[Any]:
@@ -59,7 +59,7 @@ def readings(net: Any, digits: Dataset, seed: int = 0) -> dict[str, Reading]:
     found: dict[str, Reading] = {}
     for factor, (low, high) in FACTORS.items():
         values = rng.uniform(low, high, len(images))
-        lengths, capsules = look(net, posed(images, factor, values))
+        lengths, capsules = outputs(net, posed(images, factor, values))
         winner = lengths.argmax(1)
         numbers = capsules[np.arange(len(images)), winner if capsules.shape[1] > 1 else 0]
         guess = np.full(len(images), values[teaches].mean())
@@ -69,3 +69,8 @@ def readings(net: Any, digits: Dataset, seed: int = 0) -> dict[str, Reading]:
                 guess[there] = read(numbers[here], values[here, None], numbers[there])[:, 0]
         found[factor] = Reading(values[~teaches], guess[~teaches])
     return found
+
+
+def measure(net: Any, digits: Dataset) -> Values:
+    """Return R² of every factor: how much of its variance the readings explain."""
+    return {factor: reading.r_squared for factor, reading in readings(net, digits).items()}

@@ -23,6 +23,6 @@ def read(features: Array, values: Array, unseen: Array, ridge: float = 1e-4) -> 
     return found
 
 
-def explained(values: Array, found: Array) -> float:
+def r_squared(values: Array, found: Array) -> float:
     """Return R² of values [N] or [N, V]: the share of their variance that the readings explain; 1 is all of it."""
     return float(1 - ((values - found) ** 2).sum() / ((values - values.mean(0)) ** 2).sum())

@@ -5,14 +5,13 @@ from __future__ import annotations
 import importlib.util
 import tempfile
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from capscore.data import Dataset
 from capscore.spec import PRESETS
 from capscore.train import Recipe, accuracy
-from lab.experiments.trials import Budget, Lab, Values, some
+from lab.experiments.trials import Budget, Lab, Values, subset
 
 BUDGETS = {
     "smoke": Budget(epochs=1, trials=1, images=64, test=32, batch=32),
@@ -34,10 +33,14 @@ def run(lab: Lab) -> None:
             recipe = _recipe(preset, lab.budget, len(learn), seed)
             sizes = {"images": len(learn), "test": len(test), "parameters": PRESETS[preset].parameter_count}
             settings = {"data": data, **sizes, "network": preset, "epochs": recipe.epochs, "seed": seed}
-            fit = partial(_fit, lab, preset, learn, test, recipe)
-            lab.trial(partial(_errors, lab, fit), **settings)
+            fast_conv = "6x6" if preset == "mnist" and lab.device == "cpu" else None
+
+            def fit() -> Any:
+                return lab.fit(PRESETS[preset], learn, test, recipe, f"{preset}-{seed}", fast_conv)
+
+            lab.trial(lambda: _errors(lab, fit), **settings)
             if all(map(importlib.util.find_spec, ("onnx", "onnxruntime"))):
-                lab.trial(partial(_exported, lab, fit, learn, test), **settings, export="ONNX")
+                lab.trial(lambda: _exported(lab, fit, learn, test), **settings, export="ONNX")
     lab.draw("mnist", lambda: pictures.curves([row for row in lab.summary() if "export" not in row["settings"]]))
 
 
@@ -48,12 +51,6 @@ def _recipe(preset: str, budget: Budget, images: int, seed: int) -> Recipe:
         epochs, batch, rate = budget.epochs, budget.batch, 1e-3
     steps = epochs * -(-images // batch)
     return Recipe(epochs, batch, rate, decay=0.8, decay_steps=max(1, int(steps / 22.5)), seed=seed)
-
-
-def _fit(lab: Lab, preset: str, learn: Dataset, test: Dataset, recipe: Recipe) -> Any:
-    """Return the trained network."""
-    fast_conv = "6x6" if preset == "mnist" and lab.device == "cpu" else None
-    return lab.fit(PRESETS[preset], learn, test, recipe, f"{preset}-{recipe.seed}", fast_conv)
 
 
 def _errors(lab: Lab, fit: Callable[[], Any]) -> Values:
@@ -71,7 +68,7 @@ def _exported(lab: Lab, fit: Callable[[], Any], learn: Dataset, test: Dataset) -
 
     net = fit()
     lab.spent = 0.0  # the training was a trial of its own
-    shown = some(learn, 512).batch(slice(None))[0]
+    shown = subset(learn, 512).batch(slice(None))[0]
     values = {}
     with tempfile.TemporaryDirectory() as folder:
         for precision in EXPORTS:

@@ -44,9 +44,8 @@ def run(lab: Lab) -> None:
     for seed in lab.seeds:
         for network, spec in specs.items():
 
-            def error(network: str = network, seed: int = seed) -> Values:
-                net = fit(network, seed)
-                return {"error": 100 * (1 - accuracy(net, held_out))}
+            def error() -> Values:
+                return {"error": 100 * (1 - accuracy(fit(network, seed), held_out))}
 
             sizes = {"images": len(pairs), "test": len(held_out), "parameters": spec.parameter_count}
             lab.trial(error, data=data, **sizes, epochs=1, network=network, seed=seed)

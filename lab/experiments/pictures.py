@@ -30,9 +30,10 @@ from capscore.figures import (
 )  # fmt: skip
 from lab.experiments.attack import STRENGTHS
 from lab.experiments.equivariance import FACTORS, Reading
+from lab.experiments.linear import r_squared
 from lab.experiments.pooling import drawn_back
 from lab.experiments.quadrants import rearranged, told_apart
-from lab.experiments.trials import Values, look
+from lab.experiments.trials import Values, outputs
 
 COLORS = {"CapsNet": BLUE, "CNN": ORANGE}
 
@@ -57,7 +58,7 @@ def equivariance(found: Mapping[str, Mapping[str, Reading]], points: int = 300) 
             ax.set(xlim=(low, high), ylim=(low - room, high + room))
             ax.plot([low, high], [low, high], color=INK, lw=0.8)
             ax.plot(reading.true[:points], reading.read[:points], ".", ms=2.5, alpha=0.5, color=COLORS[network])
-            ax.set_title(f"R² {reading.explained:.2f}", loc="left", size=BODY, color=INK, pad=4)
+            ax.set_title(f"R² {reading.r_squared:.2f}", loc="left", size=BODY, color=INK, pad=4)
     return fig
 
 
@@ -65,7 +66,7 @@ def parts(nets: Mapping[str, Any], digits: Dataset, shown: int = 8) -> Figure:
     """Show digits, the same rearranged, and how sure each network is of both; below, of all of them."""
     images, _ = digits.batch(slice(None))
     moved = rearranged(images)
-    sure = {name: [look(net, x)[0].max(1) for x in (images, moved)] for name, net in nets.items()}
+    sure = {name: [outputs(net, x)[0].max(1) for x in (images, moved)] for name, net in nets.items()}
     left = MARGIN + 0.95
     pitch = (WIDTH - MARGIN - left + 0.1) / shown
     side = pitch - 0.1
@@ -104,8 +105,7 @@ def pooling(nets: Mapping[str, Any], digits: Dataset, shown: int = 9) -> Figure:
     for name, net in nets.items():
         pixels, found = drawn_back(net, digits, len(digits) // 5)
         for stage, guess in found.items():
-            error = 1 - ((pixels - guess) ** 2).sum() / ((pixels - pixels.mean(0)) ** 2).sum()
-            rows.append((f"{name}\n{stage}", f"R² {error:.2f}", guess))
+            rows.append((f"{name}\n{stage}", f"R² {r_squared(pixels, guess):.2f}", guess))
     rows = [("image", "", pixels), *rows]
     left = MARGIN + 1.45
     pitch = (WIDTH - MARGIN - left - 0.6) / shown

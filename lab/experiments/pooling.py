@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from capscore import layers
 from capscore.data import Dataset
 from lab.baselines import CNN
-from lab.experiments.linear import explained, read
+from lab.experiments.linear import r_squared, read
 from lab.experiments.trials import Values
 
 
@@ -50,4 +50,4 @@ def drawn_back(net: Any, digits: Dataset, shown: int) -> tuple[NDArray[Any], dic
 def measure(net: Any, digits: Dataset) -> Values:
     """Return R² of the pixels of a fifth of the digits, for every stage."""
     pixels, found = drawn_back(net, digits, len(digits) // 5)
-    return {name: explained(pixels, guess) for name, guess in found.items()}
+    return {name: r_squared(pixels, guess) for name, guess in found.items()}

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from capscore.data import Dataset
-from lab.experiments.trials import Values, look
+from lab.experiments.trials import Values, outputs
 
 # Every order of the four quadrants in which none is where it was.
 MOVED = [order for order in itertools.permutations(range(4)) if all(a != b for a, b in enumerate(order))]
@@ -26,7 +26,7 @@ def rearranged(images: NDArray[Any], seed: int = 0) -> NDArray[Any]:
 
 def sure(net: Any, images: NDArray[Any]) -> NDArray[Any]:
     """Return how sure a network is of its answer [N]: the longest length, or the largest probability."""
-    most: NDArray[Any] = look(net, images)[0].max(1)
+    most: NDArray[Any] = outputs(net, images)[0].max(1)
     return most
 
 

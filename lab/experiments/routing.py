@@ -32,7 +32,7 @@ def run(lab: Lab) -> None:
         for count in TRAINED:
             spec = replace(base, capsules=(replace(base.capsules[-1], routing=DynamicRouting(count)),))
 
-            def measure(count: int = count, seed: int = seed, spec: Any = spec) -> Values:
+            def measure() -> Values:
                 recipe = lab.budget.recipe(len(learn), seed)
                 net = lab.fit(spec, learn, test, recipe, f"CapsNet-{count}-{seed}")
                 return changes(net, test.batch(slice(0, 500))[0])

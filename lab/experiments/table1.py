@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
-from capscore.data import Dataset
 from capscore.spec import PRESETS, CapsNetSpec, DynamicRouting
 from capscore.train import accuracy
 from lab import baselines
@@ -36,10 +34,9 @@ def run(lab: Lab) -> None:
         for network, spec, routing, drawn in rows:
             sizes = {"images": len(learn), "test": len(test), "parameters": spec.parameter_count}
             name = f"{network}-{routing}-{'drawn' if drawn else 'plain'}-{seed}"
-            measure = partial(_error, lab, spec, learn, test, seed, name)
-            lab.trial(measure, data=data, **sizes, network=network, routing=routing, reconstruction=drawn, seed=seed)
 
+            def error() -> Values:
+                net = lab.fit(spec, learn, test, lab.budget.recipe(len(learn), seed), name)
+                return {"error": 100 * (1 - accuracy(net, test))}  # of the last epoch, not the best
 
-def _error(lab: Lab, spec: CapsNetSpec | CNNSpec, learn: Dataset, test: Dataset, seed: int, name: str) -> Values:
-    net = lab.fit(spec, learn, test, lab.budget.recipe(len(learn), seed), name)
-    return {"error": 100 * (1 - accuracy(net, test))}  # of the last epoch, not the best
+            lab.trial(error, data=data, **sizes, network=network, routing=routing, reconstruction=drawn, seed=seed)

@@ -165,7 +165,7 @@ class Lab:
         train_set, test = load(name, data_dir=self.data_dir)
         assert isinstance(train_set, Dataset)
         assert isinstance(test, Dataset)
-        return name, some(train_set, self.budget.images), some(test, self.budget.test)
+        return name, subset(train_set, self.budget.images), subset(test, self.budget.test)
 
     def say(self, line: str) -> None:
         """Tell of what goes on."""
@@ -181,7 +181,7 @@ class Lab:
         return {"spends": asdict(self.budget), "hardware": hardware, "versions": versions}
 
 
-def some(data: Dataset, count: int | None, seed: int = 0) -> Dataset:
+def subset(data: Dataset, count: int | None, seed: int = 0) -> Dataset:
     """Return `count` images drawn at random, or all of them."""
     if count is None or count >= len(data):
         return data
@@ -189,11 +189,11 @@ def some(data: Dataset, count: int | None, seed: int = 0) -> Dataset:
     return Dataset(data.images[chosen], data.labels[chosen], data.classes)
 
 
-def look(net: Any, images: NDArray[Any], batch: int = 250) -> tuple[NDArray[Any], NDArray[Any]]:
+def outputs(net: Any, images: NDArray[Any], batch: int = 250) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return lengths [N, J] and capsules [N, J, D] of images [N, C, H, W]; of a CNN [N, 1, D], its last features."""
     with torch.inference_mode():
-        outputs = [net(images[i : i + batch]) for i in range(0, len(images), batch)]
-    lengths, capsules = (np.concatenate([net.ops.to_numpy(o[k]) for o in outputs]) for k in (0, 1))
+        found = [net(images[i : i + batch]) for i in range(0, len(images), batch)]
+    lengths, capsules = (np.concatenate([net.ops.to_numpy(o[k]) for o in found]) for k in (0, 1))
     return lengths, capsules
 
 
