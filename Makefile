@@ -25,7 +25,7 @@ lint: $(VENV)/test.stamp
 
 # Results as JSON and plots go to runs/bench; the figures of docs/performance.md are of quiet machines.
 bench: $(VENV)/demo.stamp
-	$(BIN)/capscore bench --scaling --out runs/bench $(ARGS)
+	$(BIN)/python -m lab bench --scaling --out runs/bench $(ARGS)
 
 # The site, in site/. Warnings are errors: a link that leads nowhere fails (with --quiet it would not).
 docs: $(VENV)/docs.stamp
@@ -35,8 +35,8 @@ docs: $(VENV)/docs.stamp
 # stopped.
 EXPERIMENTS ?= mnist multimnist affnist claims
 results: $(VENV)/demo.stamp
-	for name in $(EXPERIMENTS); do $(BIN)/capscore experiment $$name --budget hour $(ARGS) || exit; done
-	$(BIN)/capscore results
+	for name in $(EXPERIMENTS); do $(BIN)/python -m lab experiment $$name --budget hour $(ARGS) || exit; done
+	$(BIN)/python -m lab results
 
 # The pictures of the chapters. What the network learned stays in runs/docs; without it a minute of training comes first.
 figures: $(VENV)/demo.stamp

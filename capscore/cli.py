@@ -1,4 +1,4 @@
-"""The `capscore` command: train, eval, predict, export, inspect, verify, explore, demo, bench, experiment, results."""
+"""The `capscore` command: train, eval, predict, export, inspect, verify, explore, demo."""
 
 from __future__ import annotations
 
@@ -22,8 +22,6 @@ from rich.table import Table
 from . import PRESETS, CapsNetSpec, __version__, backend, modelfile
 from .data import NAMES, Samples, load, read_image
 from .errors import CapscoreError, ModelFileError, SpecError, TrainingError
-from .experiments import NAMES as EXPERIMENTS
-from .experiments import experiment
 from .report import Screen, TensorBoard
 from .train import BEST, LAST, LOG, Recipe, Reporter, Stopped, accuracy, alone, check_dataset, train
 from .verify import verify
@@ -36,7 +34,6 @@ app = typer.Typer(
 )
 console = Console(emoji=False)  # a file may be called :smile:.png
 
-CORES = os.cpu_count() or 1
 DEMO = Recipe(epochs=20, batch=32, rate=3e-3, decay_steps=50, reconstruction=0.002)
 
 ModelPath = Annotated[Path, typer.Argument(help="A .safetensors model or an .onnx export.", show_default=False)]
@@ -51,8 +48,6 @@ Provider = Annotated[
     str | None,
     typer.Option(help=".onnx: auto (CUDA if it is there, else the CPU), cpu, cuda, tensorrt or ONNX Runtime's name."),
 ]
-Results = Annotated[Path, typer.Option(help="Folder of the results' JSON files.")]
-Images = Annotated[Path, typer.Option(help="Folder for the pictures, results-*.png.")]
 Threads = Annotated[int | None, typer.Option(help=".onnx on the CPU: how many; all cores if not given.")]
 
 
@@ -387,94 +382,6 @@ def demo_command(
         _say(f"   {path}")
     if not agree:
         raise typer.Exit(1)
-
-
-@app.command("experiment")
-def experiment_command(
-    name: Annotated[str, typer.Argument(help=f"{', '.join(EXPERIMENTS)}.", show_default=False)],
-    budget: Annotated[
-        str, typer.Option(help="smoke: it runs; quick, hour: as long on a laptop; full: as the paper, on a GPU.")
-    ] = "quick",
-    trials: Annotated[int | None, typer.Option(min=1, help="How many seeds; else as the budget has it.")] = None,
-    data_dir: DataDir = None,
-    results: Results = Path("results"),
-    runs: Annotated[Path, typer.Option(help="Folder for unfinished and finished trainings.")] = Path(
-        "runs/experiments"
-    ),
-    images: Images = Path("docs/images"),
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; else a GPU if there is one.")] = None,
-) -> None:
-    """Repeat an experiment of the paper, or measure its claims; what is done already is kept, and not done again.
-
-    Every finished trial is added to results/NAME.json. Stop it at any moment; the same command goes on.
-    """
-    module = experiment(name)
-    from .experiments.lab import Lab
-
-    if budget not in module.BUDGETS:
-        raise TrainingError(f"{name} has no budget {budget!r}; choose one of {', '.join(module.BUDGETS)}")
-    spends = module.BUDGETS[budget]
-    spends = spends if trials is None else replace(spends, trials=trials)
-    lab = Lab(name, budget, spends, results, runs, images, data_dir, device, console)
-    try:
-        module.run(lab)
-    except KeyboardInterrupt:
-        _say("stopped; the same command goes on")
-        raise typer.Exit(130) from None
-    _say(f"{name}: done at budget {budget}: {lab.file}")
-
-
-@app.command("results")
-def results_command(
-    results: Results = Path("results"),
-    page: Annotated[Path, typer.Option(help="The page to write.")] = Path("docs/results.md"),
-) -> None:
-    """Write the page of all results: the paper, the best public re-implementation, capscore."""
-    backend("torch")
-    from .experiments.page import markdown
-
-    modelfile.write_atomically(page, markdown(results, page.parent).encode())
-    _say(str(page))
-
-
-@app.command("bench")
-def bench_command(
-    what: Annotated[str | None, typer.Option(help="Only these comparisons, separated by commas.")] = None,
-    batches: Annotated[str, typer.Option(help="Batch sizes, separated by commas.")] = "1,32,128",
-    preset: Annotated[str, typer.Option(help="Network: mnist or small.")] = "mnist",
-    rounds: Annotated[int, typer.Option(min=1, help="How often each contender is timed.")] = 7,
-    threads: Annotated[int, typer.Option(min=1, max=1024, help="Threads of PyTorch and ONNX Runtime.")] = CORES,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    scaling: Annotated[bool, typer.Option("--scaling", help="Also grow the routing layer and plot its cost.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Folder for the results as JSON and the plots.")] = None,
-) -> None:
-    """Time capscore beside a textbook network in PyTorch and beside the machine's own limits."""
-    from .benchmarks import suite
-    from .benchmarks.contenders import Settings, contenders
-
-    backend("torch")  # says what to install
-    known = contenders(device)
-    chosen = list(known) if what is None else [name.strip() for name in what.split(",")]
-    if unknown := [name for name in chosen if name not in known]:
-        raise CapscoreError(f"there is no comparison {unknown[0]!r}; choose from {', '.join(known)}")
-    if preset not in ("mnist", "small"):
-        raise CapscoreError(f"the benchmarks know the presets mnist and small, not {preset!r}")
-    sizes = batches.replace(",", " ").split()
-    if not sizes or not all(size.isdecimal() and int(size) for size in sizes):
-        raise CapscoreError(f"batches must be whole numbers of at least 1, such as 1,32,128, not {batches!r}")
-    if device not in ("cpu", "cuda") or (device == "cuda" and not backend("torch").torch.cuda.is_available()):
-        raise CapscoreError(f"the benchmarks run on cpu, or on cuda where PyTorch finds a GPU, not on {device!r}")
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-    settings = Settings(preset=preset, threads=threads, device=device)
-    results = suite.run(chosen, list(map(int, sizes)), rounds, settings)
-    if scaling:
-        results["scaling"] = suite.scaling(settings, rounds)
-    if out is not None:
-        name = f"{preset}-{device}"
-        suite.save(out / f"{name}.json", results)
-        suite.plots(results, out, name)
-        _say(f"written: {out}")
 
 
 def _training(

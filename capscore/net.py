@@ -241,7 +241,7 @@ def init_params(spec: CapsNetSpec, seed: int = 0) -> dict[str, NDArray[np.float6
     return {name: param.init.draw(rng, param.shape) for name, param in spec.params.items()}
 
 
-def through(ops: Ops[A], rows: Iterable[Row], params: Mapping[str, A], x: Any, run: Run) -> Any:
+def through(ops: Ops[Any], rows: Iterable[Row], params: Mapping[str, Any], x: Any, run: Run) -> Any:
     """Run one layer after another."""
     for row in rows:
         with scope(ops, row.name):
@@ -260,8 +260,8 @@ def forward(ops: Ops[A], spec: CapsNetSpec, params: Mapping[str, A], x: Any, run
 def primary_capsules(ops: Ops[A], spec: CapsNetSpec, params: Mapping[str, A], x: A) -> A:
     """Turn images [B, C, H, W] into the capsules u [B, N, K] that the first capsule layer sees."""
     first = next(i for i, row in enumerate(spec.rows) if isinstance(row.output, Grid))
-    u: Capsules[A] = through(ops, spec.rows[: first + 1], params, x, INFERENCE)
-    return u.pose
+    u: A = through(ops, spec.rows[: first + 1], params, x, INFERENCE).pose
+    return u
 
 
 def scores(ops: Ops[A], output: Capsules[A] | A) -> A:

@@ -7,6 +7,7 @@ checks its own fields when it is made; what comes from a stranger's file is ther
 from __future__ import annotations
 
 from dataclasses import MISSING, fields
+from inspect import isabstract
 from typing import Any, ClassVar
 
 from .errors import SpecError, short
@@ -54,9 +55,10 @@ def read(data: Any, where: str, kind: type[Value] | None = None) -> Any:
     values = dict(data)
     name = values.pop("type", None)
     if kind is None:
-        kind = Value.known.get(name) if isinstance(name, str) else None
-    if kind is None:
-        raise SpecError(f"{where}: type {short(name)} is unknown; there are {', '.join(sorted(Value.known))}")
+        concrete = {key: found for key, found in Value.known.items() if not isabstract(found)}
+        kind = concrete.get(name) if isinstance(name, str) else None
+        if kind is None:
+            raise SpecError(f"{where}: type {short(name)} is unknown; there are {', '.join(sorted(concrete))}")
     check_names({f.name: f.default is MISSING for f in fields(kind)}, values, where)  # type: ignore[arg-type]
     items = {field: read(item, f"{where}.{field}") for field, item in values.items()}
     try:

@@ -24,7 +24,7 @@ SUPPLIED: dict[Any, set[str]] = {
     np.empty_like: {"dtype", "order", "shape"},
     np.max: {"axis", "keepdims"},
     np.ones_like: {"dtype", "order", "shape"},
-    np.pad: {"mode"},
+    np.pad: {"mode", "constant_values"},
     np.squeeze: {"axis"},
     np.stack: {"axis"},
     np.sum: {"axis", "keepdims"},

@@ -16,7 +16,7 @@ from capscore.errors import ModelFileError, SpecError
 from capscore.train import BEST, LAST, Recipe, accuracy, train
 
 torch = need("torch", "torch")
-baselines = need("capscore.baselines", "torch")
+baselines = need("lab.baselines", "torch")
 
 TINY = baselines.CNNSpec((1, 28, 28), (Conv(4, 5, stride=2), Conv(6, 3, padding=1)), (12, 8), pool=2, dropout=0.5)
 RECIPE = Recipe(epochs=2, batch=32, seed=3)

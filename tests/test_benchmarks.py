@@ -15,14 +15,14 @@ from capscore import PRESETS
 from capscore.routing import LinearVotes, dynamic_routing
 
 torch = pytest.importorskip("torch")
-contenders: Any = need("capscore.benchmarks.contenders", "torch")
-suite: Any = need("capscore.benchmarks.suite", "torch")
+contenders: Any = need("lab.bench.contenders", "torch")
+suite: Any = need("lab.bench.suite", "torch")
 
 TINY = contenders.Settings(batch=2, preset="small", threads=1, inputs=12, iterations=2)
 
 
 def test_the_textbook_routes_as_the_paper_does() -> None:
-    from capscore.benchmarks.textbook import Routing
+    from lab.bench.textbook import Routing
 
     layer = Routing(12, iterations=3)
     u = np.random.default_rng(0).standard_normal((3, 12, 8)).astype(np.float32)
@@ -69,7 +69,7 @@ def test_results_are_saved_and_drawn(tmp_path: Path) -> None:
     grown = {what: [{"value": 1, **row}, {"value": 2, **row}] for what in ("batch", "inputs", "iterations")}
     results = {"tables": tables, "scaling": grown}
     suite.save(tmp_path / "new" / "x.json", results)
-    assert json.loads((tmp_path / "new" / "x.json").read_text()) == results
+    assert results.items() <= json.loads((tmp_path / "new" / "x.json").read_text()).items()
     suite.plots(results, tmp_path, "x")
     assert {p.name for p in tmp_path.glob("*.png")} == {"x-batch.png", "x-scaling.png"}
 
@@ -85,7 +85,7 @@ def test_results_are_saved_and_drawn(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_timed_is_named(options: list[str], message: str) -> None:
-    from capscore.cli import app
+    from lab.__main__ import app
 
     result = CliRunner().invoke(app, ["bench", *options])
     assert result.exit_code != 0
@@ -109,7 +109,7 @@ IN_README = {  # row of the README: contender in inference, whether it trains
 
 def measured(file: str) -> dict[tuple[str, int], dict[str, dict[str, float]]]:
     """The rows of a committed results file by comparison and batch."""
-    tables = json.loads((HERE / "benchmarks" / "results" / file).read_text())["tables"]
+    tables = json.loads((HERE / "lab" / "bench" / "results" / file).read_text())["tables"]
     return {(table["what"], table["batch"]): table["rows"] for table in tables}
 
 

@@ -16,7 +16,7 @@ from capscore import PRESETS, __version__, modelfile
 from capscore.backends import numpy as caps
 from capscore.data import load
 
-COMMANDS = ["train", "eval", "predict", "export", "inspect", "verify", "explore", "demo", "experiment", "results"]
+COMMANDS = ["train", "eval", "predict", "export", "inspect", "verify", "explore", "demo"]
 
 
 def capscore(*args, code=0, **options):
@@ -198,14 +198,13 @@ def test_pairs_of_digits_are_learned_and_evaluated(tmp_path):
     assert "of 2,000 test images of multimnist are wrong" in capscore("eval", best, *data)
 
 
-def test_an_experiment_and_the_page_of_results(tmp_path):
-    need("torch", "torch")
-    where = ["--results", tmp_path / "results"]
-    said = capscore("experiment", "affnist", "--budget", "smoke", "--runs", tmp_path / "runs", *where)
-    assert "done at budget smoke" in said
-    assert len(json.loads((tmp_path / "results" / "affnist.json").read_text())["trials"]) == 2
-    assert capscore("results", *where, "--page", tmp_path / "results.md").strip() == str(tmp_path / "results.md")
-    assert "not run" in (tmp_path / "results.md").read_text()
+def test_what_belongs_to_the_checkout_is_no_command(tmp_path):
+    page = tmp_path / "docs" / "results.md"
+    page.parent.mkdir()
+    page.write_text("of a user")
+    for command in ("results", "experiment", "bench"):
+        assert "No such command" in capscore(command, code=2, cwd=tmp_path)
+    assert page.read_text() == "of a user"
 
 
 def wrong(tmp_path, model):
@@ -253,10 +252,7 @@ def wrong(tmp_path, model):
         (["explore", onnx], "it is an export; this takes the .safetensors model"),
         (["eval", tmp_path / "empty"], "it is a folder"),
         (["predict", model, tmp_path / "empty"], "empty is a folder: name files, PNG or JPEG"),
-        (["experiment", "table1", "--budget", "smoke", "--device", "nonsense"], "cannot use the device 'nonsense'"),
         (["verify", garbage], "cannot read the model"),
-        (["experiment", "table2"], "choose one of mnist, table1"),
-        (["experiment", "table1", "--budget", "huge"], "choose one of smoke, quick, hour, full"),
     ]
 
 

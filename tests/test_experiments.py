@@ -20,30 +20,32 @@ from capscore.errors import CapscoreError, ModelFileError, TrainingError
 
 need("torch", "torch")
 need("matplotlib", "plot")
+from matplotlib.figure import Figure
 from rich.console import Console
 
-from capscore import baselines, figures
+from capscore import figures
 from capscore.backends import torch as caps
-from capscore.experiments import (
+from lab import ROOT, baselines
+from lab.experiments import (
     NAMES,
     attack,
     efficiency,
     equivariance,
     experiment,
-    lab,
     linear,
     page,
     pooling,
     quadrants,
     routing,
+    trials,
 )
-from capscore.experiments import ensemble as ensembles
+from lab.experiments import ensemble as ensembles
 
 
-def the_lab(name: str, folder, size: str = "smoke", **changes) -> lab.Lab:
+def the_lab(name: str, folder, size: str = "smoke", **changes) -> trials.Lab:
     budget = replace(experiment(name).BUDGETS[size], **changes)
     where = {"results": folder / "results", "runs": folder / "runs", "images": folder / "images"}
-    return lab.Lab(name, size, budget, **where, device="cpu", console=Console(quiet=True))
+    return trials.Lab(name, size, budget, **where, device="cpu", console=Console(quiet=True))
 
 
 def tiny_capsnet(**changes):
@@ -54,7 +56,7 @@ def test_a_training_on_other_data_is_another(tmp_path, digits):
     from capscore.train import Recipe
 
     here, recipe = the_lab("mnist", tmp_path), Recipe(epochs=1, batch=32)
-    for data in (digits, lab.some(digits, 119), digits):
+    for data in (digits, trials.subset(digits, 119), digits):
         here.fit(PRESETS["small"], data, digits, recipe, "net")
         assert len(here.rows) == 1
     assert len(list((tmp_path / "runs" / "mnist" / "smoke").iterdir())) == 2
@@ -63,7 +65,7 @@ def test_a_training_on_other_data_is_another(tmp_path, digits):
 @pytest.fixture(scope="module")
 def digits():
     _, test = load("digits")
-    return lab.some(test, 120)
+    return trials.subset(test, 120)
 
 
 @pytest.fixture(autouse=True)
@@ -87,32 +89,45 @@ def test_an_experiment_runs_and_what_is_done_is_not_done_again(name, tmp_path, m
         assert all(np.isfinite(list(trial["values"].values())))
     pictures = {"mnist": 1, "multimnist": 1, "routing": 1, "claims": 5}
     assert len(list(here.images.glob("results-*.png"))) == pictures.get(name, 0)
-    monkeypatch.setattr(lab.Lab, "draw", lambda *_: None)
+    monkeypatch.setattr(trials.Lab, "draw", lambda *_: None)
     module.run(here)
     assert here.file.read_bytes() == written
 
 
 def test_a_killed_experiment_goes_on(tmp_path):
     """kill -9 after the first trial: it is kept as it is, and the others have the numbers of an undisturbed run."""
-    program = [sys.executable, "-m", "capscore.cli", "experiment", "table1", "--budget", "smoke", "--device", "cpu"]
+    program = [sys.executable, "-m", "lab", "experiment", "table1", "--budget", "smoke", "--device", "cpu"]
     for option in ("results", "runs", "images"):
         program += [f"--{option}", str(tmp_path / "cut" / option)]
     file = tmp_path / "cut" / "results" / "table1.json"
-    process = subprocess.Popen(program, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(program, stdout=subprocess.DEVNULL, cwd=ROOT)
     while not file.exists():
         assert process.poll() is None
         time.sleep(0.002)
     process.kill()
     process.wait()
-    before = lab.read(file)
+    before = trials.read(file)
     assert len(before) >= 1
     experiment("table1").run(replace(the_lab("table1", tmp_path), results=file.parent, runs=tmp_path / "cut" / "runs"))
-    after = lab.read(file)
+    after = trials.read(file)
     assert after[: len(before)] == before
     experiment("table1").run(the_lab("table1", tmp_path))
-    whole = lab.read(tmp_path / "results" / "table1.json")
+    whole = trials.read(tmp_path / "results" / "table1.json")
     assert [(t["settings"], t["values"]) for t in after] == [(t["settings"], t["values"]) for t in whole]
     assert not list(file.parent.glob("*.part"))
+
+
+def test_a_picture_is_drawn_anew_but_not_over_that_of_somebody_else(tmp_path):
+    here, figure = the_lab("mnist", tmp_path), Figure()
+    for _ in range(2):
+        here.draw("mnist", lambda: figure)
+    other = here.images / "results-routing.png"
+    figure.savefig(other)
+    before = other.read_bytes()
+    with pytest.raises(CapscoreError, match=r"results-routing\.png is there and was not written by python -m lab"):
+        here.draw("routing", lambda: figure)
+    assert other.read_bytes() == before
+    assert {path.name for path in here.images.iterdir()} == {"results-mnist.png", "results-routing.png"}
 
 
 def test_ensembles_are_trained_on_standardised_patches(tmp_path, monkeypatch):
@@ -124,24 +139,25 @@ def test_ensembles_are_trained_on_standardised_patches(tmp_path, monkeypatch):
     monkeypatch.setattr(ensembles, "load", lambda *_, **__: (Framed(colour, 24, 24), Framed(colour, 24, 24)))
     here = the_lab("cifar10", tmp_path, images=32, test=20, batch=16)
     experiment("cifar10").run(here)
-    trials = lab.read(here.file)
-    assert [trial["settings"]["models"] for trial in trials] == [1, 1, 2]
-    assert trials[0]["settings"]["images"] == 32
+    done = trials.read(here.file)
+    assert [trial["settings"]["models"] for trial in done] == [1, 1, 2]
+    assert done[0]["settings"]["images"] == 32
 
 
 def test_unknown_names_damaged_files_and_missing_data(tmp_path, monkeypatch):
     with pytest.raises(TrainingError, match="choose one of mnist, table1, "):
         experiment("table2")
-    (tmp_path / "table1.json").write_text("[]")
-    with pytest.raises(ModelFileError, match="move it away"):
-        lab.read(tmp_path / "table1.json")
+    for other in ("[]", '{"trials": []}', '{"experiment": "table1", "trials": [{"seed": 1}]}'):
+        (tmp_path / "table1.json").write_text(other)
+        with pytest.raises(ModelFileError, match="does not hold results of the experiment table1: move it away"):
+            trials.read(tmp_path / "table1.json")
     monkeypatch.setenv("CAPSCORE_DATA", str(tmp_path))
     with pytest.raises(CapscoreError, match="cifar10"):
         experiment("cifar10").run(the_lab("cifar10", tmp_path))
 
 
 def test_the_summary_tells_n_mean_and_deviation_of_seeds():
-    trials = [
+    done = [
         {
             "settings": {"seed": seed, "network": net} if seed else {"network": net, "seed": seed},
             "values": {"error": error},
@@ -149,7 +165,7 @@ def test_the_summary_tells_n_mean_and_deviation_of_seeds():
         }
         for net, seed, error in (("a", 0, 1.0), ("b", 0, 5.0), ("a", 1, 2.0))
     ]
-    a, b = lab.summary(trials)
+    a, b = trials.summary(done)
     assert a == {
         "settings": {"network": "a"}, "seeds": [0, 1], "n": 2, "mean": {"error": 1.5}, "std": {"error": 0.5**0.5},
         "seconds": 4.0,
@@ -161,9 +177,9 @@ def test_a_linear_reader_reads_what_is_linear_and_nothing_else():
     rng = np.random.default_rng(0)
     x, noise = rng.normal(size=(300, 6)), rng.normal(size=(300, 2))
     values = x @ rng.normal(size=(6, 2)) + 3
-    assert linear.explained(values[200:], linear.read(x[:200], values[:200], x[200:], 1e-10)) > 0.999999
-    assert linear.explained(noise[200:], linear.read(x[:200], noise[:200], x[200:])) < 0.1
-    assert linear.explained(values, np.broadcast_to(values.mean(0), values.shape)) == 0
+    assert linear.r_squared(values[200:], linear.read(x[:200], values[:200], x[200:], 1e-10)) > 0.999999
+    assert linear.r_squared(noise[200:], linear.read(x[:200], noise[:200], x[200:])) < 0.1
+    assert linear.r_squared(values, np.broadcast_to(values.mean(0), values.shape)) == 0
 
 
 def test_poses_are_what_they_say():
@@ -194,9 +210,9 @@ def test_a_capsule_that_holds_the_pose_is_read(digits):
             return caps.asarray(np.ones((len(images), 1), np.float32)), capsules
 
     found = equivariance.readings(Holds(), digits)
-    assert found["shift right, px"].explained > 0.8
-    assert found["shift down, px"].explained > 0.8
-    assert found["scale"].explained < 0.5
+    assert found["shift right, px"].r_squared > 0.8
+    assert found["shift down, px"].r_squared > 0.8
+    assert found["scale"].r_squared < 0.5
 
 
 def test_quadrants_change_places_and_keep_their_pixels():
@@ -229,12 +245,12 @@ def test_attacks_stay_in_the_box_and_raise_the_error(kind, digits):
 
 
 def test_few_examples_recur(digits):
-    few = efficiency.few(digits, 3, 100, seed=0)
+    few = efficiency.few_examples(digits, 3, 100, seed=0)
     assert few is not None
     assert len(few) == 100
     assert len({image.tobytes() for image in few.images}) == 30
     assert set(np.bincount(few.labels)) <= {9, 10, 11, 12}
-    assert efficiency.few(digits, 1000, 100, seed=0) is None
+    assert efficiency.few_examples(digits, 1000, 100, seed=0) is None
 
 
 def test_pooling_stages_are_those_of_the_network(digits):
@@ -293,17 +309,17 @@ def record(experiment: str, value: float, seed: int = 0, **settings) -> dict:
 def test_the_page_says_what_was_run_and_what_was_not(tmp_path):
     nothing = page.markdown(tmp_path, tmp_path)
     assert nothing.count("not run | not run | not run") == len(page.PUBLISHED)
-    assert "`capscore experiment claims`: not run" in nothing
+    assert "`python -m lab experiment claims`: not run" in nothing
     best = {"network": "CapsNet", "routing": 3, "reconstruction": True}
     rows = [record("table1", error, seed, **best) for seed, error in enumerate((0.2, 0.3))]
-    lab.write(tmp_path / "table1.json", rows)
+    trials.write(tmp_path / "table1.json", rows)
     claims = [
         record("claims", error, seed, claim="efficiency", network=network, examples=10)
         for network, errors in (("CapsNet", (9.0, 9.2)), ("CNN", (5.0, 5.2)))
         for seed, error in enumerate(errors)
     ]
-    lab.write(tmp_path / "claims.json", claims)
-    lab.write(
+    trials.write(tmp_path / "claims.json", claims)
+    trials.write(
         tmp_path / "multimnist.json", [record("multimnist", e, network=n) for n, e in (("CapsNet", 6.0), ("CNN", 8.0))]
     )
     text = " ".join(page.markdown(tmp_path, tmp_path).split())  # wherever its lines end

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import glob
 import os
+import re
+import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -162,3 +166,44 @@ from capscore import *
 print(all(hasattr(capscore, n) for n in capscore.__all__), capscore.__version__)
 """
     assert python(code) == "True 0.1.0"
+
+
+# ---------------------------------------------------------------------------------------------------- the wheel
+
+ROOT = Path(__file__).parents[1]
+BUILD = "from setuptools.build_meta import build_wheel; print(build_wheel('dist'))"
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an unpacked wheel. It is built of a copy, since building writes beside the sources."""
+    folder = tmp_path_factory.mktemp("wheel")
+    for name in ("capscore", "backends", "export", "lab"):
+        shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
+        shutil.copy(ROOT / name, folder)
+    done = subprocess.run([sys.executable, "-c", BUILD], cwd=folder, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    (file,) = (folder / "dist").glob("*.whl")
+    with zipfile.ZipFile(file) as content:
+        content.extractall(folder / "unpacked")
+    return folder / "unpacked"
+
+
+def test_the_wheel_holds_every_module_of_capscore_and_nothing_else(wheel: Path) -> None:
+    top = {path.name for path in wheel.iterdir()}
+    assert top == {"capscore", "capscore-0.1.0.dist-info"}  # no lab, and no backends beside capscore
+    modules = {str(path.relative_to(wheel)) for path in wheel.rglob("*.py")}
+    assert modules == set(glob.glob("capscore/**/*.py", root_dir=ROOT, recursive=True))
+
+
+def test_capscore_runs_from_the_wheel_and_asks_nothing_of_the_lab(wheel: Path) -> None:
+    code = """
+import capscore.cli, capscore.export
+from capscore.data import load
+print(capscore.__file__, len(load("digits")[0]), capscore.backend_names())
+"""
+    found = f"{wheel}/capscore/__init__.py 5000 ['cupy', 'numpy', 'torch']"
+    assert python(code, PYTHONPATH=str(wheel)) == found
+    for path in wheel.rglob("*.py"):
+        assert not re.search(r"^\s*(from|import) lab\b", path.read_text(), re.MULTILINE), path

@@ -74,7 +74,7 @@ def test_the_path_of_a_node_tells_where_it_is(export: Callable[..., Any]) -> Non
     for name in (
         "stem.0/conv", "stem.0/relu", "primary/conv", "primary/squash/norm/length", "capsules.0/route/0/matmul",
         "capsules.0/route/1/softmax", "capsules.0/route/1/softmax/leak", "capsules.1/route/2/softmax",
-        "capsules.1/route/2/squash/div", "decoder/matmul", "decoder/sigmoid", "longest/cumsum",
+        "capsules.1/route/2/squash/div", "decoder.0/matmul", "decoder.2/sigmoid", "longest/cumsum",
     ):  # fmt: skip
         assert name in found, sorted(found)
     assert "capsules.1/route/3/softmax" not in found
@@ -157,7 +157,7 @@ def test_a_folder_that_is_not_there(onnx_export: ModuleType, tmp_path: Path) -> 
 
 def test_a_value_has_no_array_while_it_is_recorded(onnx_export: ModuleType) -> None:
     recorder = onnx_export.Recorder()
-    x = onnx_export.Value(recorder, "x")
+    x = onnx_export.Value(recorder, "x", shape=(4,))
     with pytest.raises(CapscoreError, match="relu has no value while a graph is recorded"):
         recorder.to_numpy(recorder.relu(x))
     np.testing.assert_array_equal(recorder.to_numpy(recorder.asarray([1.0, 2.0])), [1, 2])
@@ -165,7 +165,7 @@ def test_a_value_has_no_array_while_it_is_recorded(onnx_export: ModuleType) -> N
 
 def test_equal_constants_are_stored_once_and_others_apart(onnx_export: ModuleType) -> None:
     recorder = onnx_export.Recorder()
-    x = onnx_export.Value(recorder, "x")
+    x = onnx_export.Value(recorder, "x", shape=(4,))
     four, square, ints = np.zeros(4, np.float32), np.zeros((2, 2), np.float32), np.zeros(2, np.int64)
     for array in (four, four.copy(), square, ints, np.zeros(4, np.int32)):
         recorder.node("Add", x, recorder.constant(array, "zero"))
@@ -178,7 +178,7 @@ def test_scopes_close_even_after_an_error(onnx_export: ModuleType) -> None:
     recorder = onnx_export.Recorder()
     with pytest.raises(KeyError), recorder.scope("outer"):
         forward(recorder, PRESETS["small"], {}, recorder.input("images", (1, 28, 28)))
-    assert recorder.relu(onnx_export.Value(recorder, "x")).name == "relu"
+    assert recorder.relu(onnx_export.Value(recorder, "x", shape=(4,))).name == "relu"
 
 
 # ---------------------------------------------------------------------------------------------------------- sessions

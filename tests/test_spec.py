@@ -29,19 +29,20 @@ def test_parameter_counts_of_the_paper() -> None:
 
 
 def test_the_network_of_figure_1() -> None:
-    rows = {layer.name: layer for layer in PRESETS["mnist"].layers}
+    spec = PRESETS["mnist"]
+    rows = {row.name: row for row in (*spec.rows, *spec.decoder_rows)}
     assert list(rows) == ["stem.0", "primary", "capsules.0", "decoder.0", "decoder.1", "decoder.2"]
     assert rows["stem.0"].output == (256, 20, 20)
-    assert rows["primary"].output == (1152, 8)
-    assert rows["capsules.0"].output == (10, 16)
+    assert rows["primary"].output.dims == (1152, 8)
+    assert rows["capsules.0"].output.dims == (10, 16)
     assert rows["decoder.0"].output == (512,)
     assert rows["decoder.2"].output == (1, 28, 28)
-    assert rows["stem.0"].multiply_adds == 256 * 81 * 400
-    assert rows["primary"].multiply_adds == 256 * 256 * 81 * 36
-    assert rows["capsules.0"].parameters == {"capsules.0.weight": (1152, 10, 16, 8), "capsules.0.bias": (10, 16)}
-    spec = PRESETS["mnist"]
-    assert (spec.classes, spec.primary_map, spec.decoder_sizes) == (10, (6, 6), (512, 1024, 784))
-    assert spec.multiply_adds == sum(row.multiply_adds for row in rows.values())
+    assert rows["stem.0"].plan.multiply_adds == 256 * 81 * 400
+    assert rows["primary"].plan.multiply_adds == 256 * 256 * 81 * 36
+    shapes = {name: param.shape for name, param in rows["capsules.0"].parameters.items()}
+    assert shapes == {"capsules.0.weight": (1152, 10, 16, 8), "capsules.0.bias": (10, 16)}
+    assert (spec.classes, rows["primary"].output[:4], spec.image) == (10, (32, 6, 6, 8), (1, 28, 28))
+    assert spec.multiply_adds == sum(row.plan.multiply_adds for row in rows.values())
     assert spec.parameters["decoder.0.weight"] == (512, 160)
 
 
@@ -52,7 +53,7 @@ def test_names_of_the_parameters_in_order() -> None:
         "capsules.1.weight", "decoder.0.weight", "decoder.0.bias", "decoder.1.weight", "decoder.1.bias",
         "decoder.2.weight", "decoder.2.bias",
     ]  # fmt: skip
-    assert spec.votes_shape(1) == (4, 3, 6, 5)
+    assert spec.parameters["capsules.1.weight"] == (4, 3, 6, 5)
 
 
 class Watch:
@@ -132,29 +133,29 @@ PRIMARY = PrimaryCaps(types=1, dim=2, kernel=1)
     [
         (
             lambda: small_spec(input=(1, 5, 9), stem=(Conv(1, kernel=6),)),
-            r"stem\.0: kernel 6 is larger than its 5×9 input map with padding 0; "
+            r"layers\.0: kernel 6 is larger than its 5×9 input map with padding 0; "
             r"a kernel of at most 5 or a padding of at least 1 would fit",
         ),
         (
             lambda: small_spec(input=(1, 28, 28), stem=(Conv(1, 9), Conv(1, 9, stride=2), Conv(1, 9, padding=1))),
-            r"stem\.2: kernel 9 is larger than its 6×6 .* a kernel of at most 8 or a padding of at least 2",
+            r"layers\.2: kernel 9 is larger than its 6×6 .* a kernel of at most 8 or a padding of at least 2",
         ),
         (
             lambda: small_spec(input=(1, 6, 6), primary=PrimaryCaps(1, 1, kernel=9), stem=()),
-            r"primary: kernel 9 .* 6×6 .* at most 6 or a padding of at least 2",
+            r"layers\.0: kernel 9 .* 6×6 .* at most 6 or a padding of at least 2",
         ),
-        (lambda: small_spec(capsules=()), "capsules is empty"),
-        (lambda: small_spec(capsules=DenseCaps(3)), "capsules must be a tuple of DenseCaps layers, not DenseCaps"),
-        (lambda: small_spec(stem=(PRIMARY,)), "stem must be a tuple of Conv layers"),
-        (lambda: small_spec(primary=Conv(1, 1)), "primary must be a PrimaryCaps layer"),
-        (lambda: small_spec(decoder=(1, 2)), r"decoder must be a Decoder or None, not \(1, 2\)"),
+        (lambda: small_spec(capsules=()), "not one capsule for each class: end with DenseCaps"),
+        (lambda: small_spec(capsules=DenseCaps(3)), "capsules must be layers, not DenseCaps"),
+        (lambda: small_spec(stem=(PRIMARY,)), "PrimaryCaps takes a map, not Grid"),
+        (lambda: small_spec(primary=Conv(1, 1)), "capsules, not Map.*: PrimaryCaps makes them"),
+        (lambda: small_spec(decoder=(1, 2)), r"decoder must be a Drawing such as Decoder\(\) or None, not \(1, 2\)"),
         (lambda: small_spec(input=(28, 28)), r"three sizes, not \(28, 28\)"),
         (lambda: small_spec(input=(1, 0, 28)), r"input must be whole numbers from 1 .* not \(1, 0, 28\)"),
         (lambda: small_spec(input=(1, 28.0, 28)), "input must be whole numbers"),
         (lambda: Conv(0, 3), "Conv: channels must be a whole number from 1 to 1,000,000, not 0"),
         (lambda: Conv(1, True), "Conv: kernel must be a whole number"),
         (lambda: Conv(1, 3, padding=-1), "Conv: padding must be a whole number from 0"),
-        (lambda: Conv(1, 3, activation="gelu"), 'activation must be "relu" or "none", not \'gelu\''),
+        (lambda: Conv(1, 3, activation="tanh"), 'activation must be "relu" or .* or "none", not \'tanh\''),
         (lambda: PrimaryCaps(1, 2, 3, stride=0), "PrimaryCaps: stride must be"),
         (lambda: DenseCaps(10, dim=2.5), "DenseCaps: dim must be a whole number .* not 2.5"),
         (lambda: DenseCaps(10, routing=3), "routing must be a Routing such as .* not 3"),
@@ -219,7 +220,7 @@ def test_presets_survive_json(name: str) -> None:
 
 def test_json_may_leave_out_what_has_a_default() -> None:
     text = '{"input": [1, 8, 8], "primary": {"types": 1, "dim": 2, "kernel": 3}, "capsules": [{"count": 2}]}'
-    assert CapsNetSpec.from_json(text) == CapsNetSpec((1, 8, 8), PrimaryCaps(1, 2, 3), (DenseCaps(2),))
+    assert CapsNetSpec.from_json(text) == CapsNetSpec((1, 8, 8), (PrimaryCaps(1, 2, 3), DenseCaps(2)))
 
 
 WORDS = [
@@ -335,7 +336,7 @@ SPEC = PRESETS["mnist"].to_json()
         SPEC.replace("[512, 1024]", json.dumps([1] * 10**6)),
         SPEC.replace("[512, 1024]", '"abc"'),
         SPEC.replace("[512, 1024]", "{}"),
-        SPEC.replace('"stem": [', '"stem": [' + '{"channels": 1, "kernel": 1},' * 2000),
+        SPEC.replace('"layers": [', '"layers": [' + '{"type": "Conv", "channels": 1, "kernel": 1},' * 2000),
         SPEC.replace('"bias": true', '"bias": true, "bias": 1'),
         SPEC.replace('"input"', '"\\ud800"'),
         SPEC.replace('"input"', '"' + "k" * 10**6 + '"'),

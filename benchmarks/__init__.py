@@ -1,1 +1,0 @@
-"""Benchmarks: `capscore bench` runs `suite`; the other files measure one question each. Results in results/."""

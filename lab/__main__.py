@@ -1,0 +1,136 @@
+"""`python -m lab`: the paper's experiments, the page of their results, and the benchmarks; make runs the usual ones."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from capscore import backend
+from capscore.errors import CapscoreError, TrainingError
+from lab import ROOT, files
+from lab.experiments import NAMES, experiment
+
+app = typer.Typer(
+    help="Experiments and benchmarks of capscore's own networks.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console(emoji=False)  # a folder may be called :smile:
+
+CORES = os.cpu_count() or 1
+# Of this checkout, wherever the command is started: a user's own docs/ and results/ are another project's.
+RESULTS, RUNS = ROOT / "results", ROOT / "runs" / "experiments"
+PAGE, IMAGES = ROOT / "docs" / "results.md", ROOT / "docs" / "images"
+
+Results = Annotated[Path, typer.Option(help="Folder of the results' JSON files.", show_default="results")]
+
+
+@app.command("experiment")
+def experiment_command(
+    name: Annotated[str, typer.Argument(help=f"{', '.join(NAMES)}.", show_default=False)],
+    budget: Annotated[
+        str, typer.Option(help="smoke: it runs; quick, hour: as long on a laptop; full: as the paper, on a GPU.")
+    ] = "quick",
+    trials: Annotated[int | None, typer.Option(min=1, help="How many seeds; else as the budget has it.")] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder with mnist/, cifar10/ and so on; else CAPSCORE_DATA.")
+    ] = None,
+    results: Results = RESULTS,
+    runs: Annotated[Path, typer.Option(help="Folder for the trainings.", show_default="runs/experiments")] = RUNS,
+    images: Annotated[
+        Path, typer.Option(help="Folder for the pictures, results-*.png.", show_default="docs/images")
+    ] = IMAGES,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; else a GPU if there is one.")] = None,
+) -> None:
+    """Repeat an experiment of the paper, or measure its claims; what is done already is kept, and not done again.
+
+    Every finished trial is added to results/NAME.json. Stop it at any moment; the same command goes on.
+    """
+    module = experiment(name)
+    from lab.experiments.trials import Lab
+
+    if budget not in module.BUDGETS:
+        raise TrainingError(f"{name} has no budget {budget!r}; choose one of {', '.join(module.BUDGETS)}")
+    spends = module.BUDGETS[budget]
+    spends = spends if trials is None else replace(spends, trials=trials)
+    lab = Lab(name, budget, spends, results, runs, images, data_dir, device, console)
+    try:
+        module.run(lab)
+    except KeyboardInterrupt:
+        lab.say("stopped; the same command goes on")
+        raise typer.Exit(130) from None
+    lab.say(f"{name}: done at budget {budget}: {lab.file}")
+
+
+@app.command("results")
+def results_command(
+    results: Results = RESULTS,
+    out: Annotated[Path, typer.Option(help="The page to write.", show_default="docs/results.md")] = PAGE,
+) -> None:
+    """Write the page of all results: the paper, the best public re-implementation, capscore."""
+    backend("torch")  # says what to install
+    from lab.experiments.page import markdown
+
+    files.write(out, markdown(results, out.parent).encode())
+    print(out)
+
+
+@app.command("bench")
+def bench_command(
+    what: Annotated[str | None, typer.Option(help="Only these comparisons, separated by commas.")] = None,
+    batches: Annotated[str, typer.Option(help="Batch sizes, separated by commas.")] = "1,32,128",
+    preset: Annotated[str, typer.Option(help="Network: mnist or small.")] = "mnist",
+    rounds: Annotated[int, typer.Option(min=1, help="How often each contender is timed.")] = 7,
+    threads: Annotated[int, typer.Option(min=1, max=1024, help="Threads of PyTorch and ONNX Runtime.")] = CORES,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    scaling: Annotated[bool, typer.Option("--scaling", help="Also grow the routing layer and plot its cost.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for the results as JSON and the plots.")] = None,
+) -> None:
+    """Time capscore beside a textbook network in PyTorch and beside the machine's own limits."""
+    from lab.bench import suite
+    from lab.bench.contenders import Settings, contenders
+
+    backend("torch")  # says what to install
+    known = contenders(device)
+    chosen = list(known) if what is None else [name.strip() for name in what.split(",")]
+    if unknown := [name for name in chosen if name not in known]:
+        raise CapscoreError(f"there is no comparison {unknown[0]!r}; choose from {', '.join(known)}")
+    if preset not in ("mnist", "small"):
+        raise CapscoreError(f"the benchmarks know the presets mnist and small, not {preset!r}")
+    sizes = batches.replace(",", " ").split()
+    if not sizes or not all(size.isdecimal() and int(size) for size in sizes):
+        raise CapscoreError(f"batches must be whole numbers of at least 1, such as 1,32,128, not {batches!r}")
+    if device not in ("cpu", "cuda") or (device == "cuda" and not backend("torch").torch.cuda.is_available()):
+        raise CapscoreError(f"the benchmarks run on cpu, or on cuda where PyTorch finds a GPU, not on {device!r}")
+    name = f"{preset}-{device}"
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        for end in (".json", "-batch.png", "-scaling.png"):  # before, not after half an hour
+            files.check(out / f"{name}{end}")
+    settings = Settings(preset=preset, threads=threads, device=device)
+    results = suite.run(chosen, list(map(int, sizes)), rounds, settings)
+    if scaling:
+        results["scaling"] = suite.scaling(settings, rounds)
+    if out is not None:
+        suite.save(out / f"{name}.json", results)
+        suite.plots(results, out, name)
+        print(f"written: {out}")
+
+
+def main() -> None:
+    """Run the command; an error of the user's ends with one line and exit code 1."""
+    try:
+        app()
+    except (CapscoreError, OSError) as error:
+        sys.exit(f"lab: error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Benchmarks: `python -m lab bench` runs `suite`; the other files measure one question each. Results in results/."""

@@ -1,0 +1,63 @@
+"""Networks that differ by their seed, each on its own and all of them together, on standardised patches."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from capscore import PRESETS, DynamicRouting
+from capscore.data import Dataset, Framed, Samples, load, standardised
+from capscore.errors import DataError
+from capscore.train import accuracy
+from lab.experiments.trials import Lab, Values, subset
+
+
+def ensemble(lab: Lab, data: str, leaky: bool) -> None:
+    """Train one network for each seed on the patches of a dataset, and record the error of each, then of their mean."""
+    learn, test = (
+        _standardised(patches, count)
+        for patches, count in zip(load(data, data_dir=lab.data_dir), (lab.budget.images, lab.budget.test), strict=True)
+    )
+    small = PRESETS["small"]
+    last = replace(small.capsules[-1], count=len(learn.classes), routing=DynamicRouting(3, leaky))
+    spec = PRESETS[data] if lab.budget.paper else small.replace(input=learn.size, capsules=(last,))
+    settings = {"data": data, "images": len(learn), "test": len(test), "parameters": spec.parameter_count}
+
+    def fit(seed: int) -> Any:
+        recipe = lab.budget.recipe(len(learn), seed, shift=learn.shift)
+        return lab.fit(spec, learn, test, recipe, f"CapsNet-{seed}")
+
+    for seed in lab.seeds:
+
+        def one() -> Values:
+            return {"error": 100 * (1 - accuracy(fit(seed), test))}
+
+        lab.trial(one, **settings, network="CapsNet", models=1, seed=seed)
+
+    def together() -> Values:
+        return {"error": 100 * (1 - accuracy(_Mean([fit(seed) for seed in lab.seeds]), test))}
+
+    if len(lab.seeds) > 1:
+        lab.trial(together, **settings, network="CapsNet", models=len(lab.seeds))
+
+
+class _Mean:
+    """Several networks that answer as one: by the mean of their lengths."""
+
+    def __init__(self, nets: list[Any]) -> None:
+        self.nets = nets
+
+    def predict(self, images: Any) -> NDArray[Any]:
+        """Return the mean lengths [N, J]."""
+        mean: NDArray[Any] = np.mean([net.predict(images) for net in self.nets], 0)
+        return mean
+
+
+def _standardised(patches: Samples, count: int | None) -> Framed:
+    """Return the patches of `count` images, standardised as in the authors' code."""
+    if not isinstance(patches, Framed) or not isinstance(patches.source, Dataset):
+        raise DataError("an ensemble is trained on patches of images")
+    return Framed(standardised(subset(patches.source, count)), patches.height, patches.width)

@@ -1,0 +1,389 @@
+"""The page of results: what the paper says, the best public re-implementation, and what was measured here.
+
+Every number and every verdict is worked out from the JSON files; what is not in them was not run, and says so.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lab import files
+from lab.experiments import NAMES
+from lab.experiments.equivariance import FACTORS
+from lab.experiments.mnist import EXPORTS
+from lab.experiments.trials import read, summary
+
+Row = dict[str, Any]
+NOT_RUN = "not run"
+SHOWN = ("full", "hour", "quick")  # budgets, the largest first
+
+# Name, the paper, best public re-implementation; experiment, settings, value (an error in percent).
+PUBLISHED: list[tuple[str, str, str, str, dict[str, Any], str]] = [
+    ("MNIST, CNN", "0.39", "", "table1", {"network": "CNN"}, "error"),
+    *(
+        (
+            f"MNIST, CapsNet, routing {routing}, {'with' if drawn else 'no'} reconstruction",
+            paper,
+            best,
+            "table1",
+            {"network": "CapsNet", "routing": routing, "reconstruction": drawn},
+            "error",
+        )
+        for routing, drawn, paper, best in (
+            (1, False, "0.34 ± 0.032", ""),
+            (1, True, "0.29 ± 0.011", ""),
+            (3, False, "0.35 ± 0.036", ""),
+            (3, True, "**0.25 ± 0.005**", "0.28; on average 0.30 and 0.34"),
+        )
+    ),
+    ("MNIST, the paper's network, our recipe", "–", "", "mnist", {"network": "mnist"}, "error"),
+    ("MNIST, `small`, our recipe", "–", "", "mnist", {"network": "small"}, "error"),
+    ("MultiMNIST, CNN", "8.1", "", "multimnist", {"network": "CNN"}, "error"),
+    ("MultiMNIST, CapsNet", "**5.2**; routing 1: 7.5", "", "multimnist", {"network": "CapsNet"}, "error"),
+    ("digits moved on 40×40, CNN", "0.78", "", "affnist", {"network": "CNN"}, "moved"),
+    ("… the same on affNIST", "34", "", "affnist", {"network": "CNN"}, "affine"),
+    ("digits moved on 40×40, CapsNet", "0.77", "", "affnist", {"network": "CapsNet"}, "moved"),
+    ("… the same on affNIST", "**21**", "6.8, without routing", "affnist", {"network": "CapsNet"}, "affine"),
+    ("CIFAR-10, CapsNets, 7 in the paper", "10.6", "", "cifar10", {}, "error"),
+    ("smallNORB, CapsNet", "2.7", "", "smallnorb", {}, "error"),
+]  # fmt: skip
+
+
+class Both(NamedTuple):
+    """One value of both networks."""
+
+    capsnet: Row
+    cnn: Row
+    name: str
+
+    def verdict(self, more: bool) -> int:
+        """Return 1 if the CapsNet's value is better (`more` or less), -1 if the CNN's is, 0 if nobody can tell.
+
+        The difference has to be more than two standard errors; with a single seed there is none to go by.
+        """
+        a, b = (row["mean"][self.name] for row in (self.capsnet, self.cnn))
+        spreads = [(row["std"][self.name], row["n"]) for row in (self.capsnet, self.cnn)]
+        if any(std is None for std, _ in spreads):
+            return 0
+        error = math.sqrt(sum(std**2 / n for std, n in spreads))
+        return 0 if abs(a - b) <= 2 * error else (1 if (a > b) == more else -1)
+
+    def cells(self) -> str:
+        """Return both values as cells of a table."""
+        return f"{number(self.capsnet, self.name)} | {number(self.cnn, self.name)}"
+
+
+def number(row: Row, name: str) -> str:
+    """Return mean ± standard deviation, and of how many."""
+    mean, std = row["mean"][name], row["std"][name]
+    digits = 2 if abs(mean) >= 0.1 else 3
+    return f"{mean:.{digits}f}" + (f" ± {std:.{digits}f}" if std is not None else "")
+
+
+def markdown(folder: Path, beside: Path) -> str:
+    """Return the page that the results in `folder` make; it shows the pictures that are in `beside`/images."""
+    records = {name: read(folder / f"{name}.json") for name in NAMES}
+    found = {name: list(summary(trials)) for name, trials in records.items()}
+    parts = [
+        f"<!-- {files.MARK} -->",
+        "# Results",
+        "This page is written by `make results` from the files of `results/`, which `python -m lab experiment NAME` "
+        "adds to; nobody edits it. Errors are in percent, of the network after the last epoch, with the standard "
+        "deviation over seeds where there are several. The paper trained its networks for hundreds of epochs on GPUs; "
+        "the column *full* is that here. The columns *hour* and *quick* are small networks, whose parameters stand "
+        "below, after about an hour and after minutes on a CPU: they show that the experiments run and what they tend "
+        "to. They are no reproduction.",
+        "## The paper's numbers",
+        _table(found),
+        *_budgets(records),
+    ]
+    if rows := _largest(found["mnist"]):
+        parts += [
+            "## MNIST, epoch by epoch",
+            *_curves(rows),
+            _image("mnist", "Test error of both networks after every epoch, against minutes of training"),
+        ]
+    if rows := _largest(found["multimnist"]):
+        parts += [
+            "## Overlapping digits",
+            _overlap(rows),
+            _image("multimnist", "Pairs of overlapping digits, each drawn on its own in a colour"),
+        ]
+    parts += _claims(found["claims"])
+    if rows := _largest(found["routing"]):
+        parts += [
+            "## Does the routing settle?",
+            *_routing(rows),
+            _image("routing", "Change of logits and couplings at every pass"),
+        ]
+    drawn = [part for part in parts if part[:1] != "!" or (beside / part[part.index("](") + 2 : -1]).exists()]
+    return "\n\n".join(_wrapped(part) for part in drawn if part) + "\n"
+
+
+def _wrapped(part: str) -> str:
+    """Break the lines of a paragraph; tables, headings and pictures have their own."""
+    return part if part[0] in "|#!" else textwrap.fill(part, 118, break_long_words=False, break_on_hyphens=False)
+
+
+def _table(found: Mapping[str, list[Row]]) -> str:
+    lines = ["| test error, % | paper | best public | capscore, full | hour | quick |", "|---|---|---|---|---|---|"]
+    for name, paper, best, experiment, settings, value in PUBLISHED:
+        cells = [_cell(found[experiment], {"budget": budget, **settings}, value) for budget in SHOWN]
+        lines.append(f"| {name} | {paper} | {best or '–'} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(rows: list[Row], settings: Mapping[str, Any], value: str) -> str:
+    fitting = [row for row in rows if settings.items() <= row["settings"].items() and value in row["mean"]]
+    # Of an ensemble and its members the ensemble, and of several datasets the largest.
+    best = max(fitting, key=lambda row: (row["settings"].get("models", 1), row["settings"]["images"]), default=None)
+    if best is None:
+        return NOT_RUN
+    drawn = ", its transforms drawn here" if value == "affine" and best["settings"]["affnist"] != "official" else ""
+    return f"{number(best, value)} (n = {best['n']}{drawn})"
+
+
+def _largest(rows: list[Row]) -> list[Row]:
+    """Return the rows of the largest budget there is, and of the largest dataset within it."""
+    for budget in SHOWN:
+        if some := [row for row in rows if row["settings"]["budget"] == budget]:
+            most = max(row["settings"].get("images", 0) for row in some)
+            return [row for row in some if row["settings"].get("images", most) == most]
+    return []
+
+
+def _budgets(records: Mapping[str, list[Row]]) -> list[str]:
+    lines = [
+        "| experiment | budget | training images | parameters | epochs | seconds | on |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, trials in records.items():
+        for budget in dict.fromkeys(trial["settings"]["budget"] for trial in trials):
+            some = [trial for trial in trials if trial["settings"]["budget"] == budget]
+            told = [trial["settings"] for trial in some if "images" in trial["settings"]]
+            sizes = [f"{size:,}" for size in sorted({settings["parameters"] for settings in told})]
+            data = sorted({f"{settings['images']:,} of {settings['data']}" for settings in told})
+            epochs = sorted({trial["settings"].get("epochs", trial["spends"]["epochs"]) for trial in some})
+            lines.append(
+                f"| {name} | {budget} | {'; '.join(data)} | {'; '.join(sizes)} | "
+                f"{'; '.join(map(str, epochs))} | {sum(t['seconds'] for t in some):,.0f} | "
+                f"{'; '.join(dict.fromkeys(map(_where, some)))} |"
+            )
+    return ["What was run, and on what:", "\n".join(lines)] if len(lines) > 2 else []
+
+
+def _where(trial: Row) -> str:
+    hardware, versions = trial["hardware"], trial["versions"]
+    on = f"{hardware.get('gpu') or hardware['cpu']}, {hardware['threads']} thread{'s' * (hardware['threads'] > 1)}"
+    return f"{on}, torch {versions['torch']}, capscore {versions['capscore']}"
+
+
+def _curves(rows: list[Row]) -> list[str]:
+    lines = [
+        "| network | parameters | epochs | minutes | test error, % | exported: fp32 | fp16 | int8 |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    exported = {row["settings"]["network"]: row for row in rows if "export" in row["settings"]}
+    for row in (row for row in rows if "export" not in row["settings"]):
+        told = row["settings"]
+        file = exported.get(told["network"])
+        cells = [f"{number(file, p)} ({file['mean'][p + ' MB']:.2g} MB)" if file else NOT_RUN for p in EXPORTS]
+        lines.append(
+            f"| `{told['network']}` (n = {row['n']}) | {told['parameters']:,} | {told['epochs']} | "
+            f"{row['mean']['minutes']:.0f} | {number(row, 'error')} | {' | '.join(cells)} |"
+        )
+    return [
+        "The recipe of this library: the rate of Adam falls to a 150th, `small` sees batches of 64 and learns at first "
+        'with 0.003, `mnist`, the network of the paper, batches of 128 and 0.001, on a CPU with `fast_conv="6x6"`. '
+        "The error is that after the last epoch, the minutes are those of training; exports are run by ONNX Runtime, "
+        "int8 calibrated on 512 training images.",
+        "\n".join(lines),
+    ]
+
+
+def _overlap(rows: list[Row]) -> str:
+    both = _both(rows, "error")
+    if both is None:
+        return ""
+    verdict = _judge([both], False, "capsules are better at overlapping digits", "measure")
+    return (
+        f"Two digits on top of each other, {both.capsnet['settings']['test']:,} test pairs; both have to be found. The "
+        f"CapsNet's error is {number(both.capsnet, 'error')} %, that of a CNN with as many parameters "
+        f"{number(both.cnn, 'error')} % (n = {both.capsnet['n']}). {verdict}"
+    )
+
+
+def _claims(rows: list[Row]) -> list[str]:
+    rows = [row for budget in SHOWN for row in rows if row["settings"]["budget"] == budget]
+    if not rows:
+        return ["## The claims about capsules", f"`python -m lab experiment claims`: {NOT_RUN}."]
+    largest = rows[0]["settings"]["budget"]
+    rows = [row for row in rows if row["settings"]["budget"] == largest]
+    sizes = {row["settings"]["network"]: row["settings"]["parameters"] for row in reversed(rows)}
+    parts = [
+        "## The claims about capsules",
+        f"The `small` CapsNet ({sizes.get('CapsNet', 0):,} parameters) against a usual CNN with max-pooling "
+        f"({sizes.get('CNN', 0):,}) whose last layer has as many features, 16, as a capsule has numbers; for data "
+        f"efficiency a CNN without that layer. Both are trained alike, at budget {largest}. A difference counts where "
+        "it is larger than two standard errors over the seeds.",
+    ]
+    for claim, write in (
+        ("equivariance", _equivariance),
+        ("part-whole", _part_whole),
+        ("pooling", _pooling),
+        ("adversarial", _adversarial),
+    ):
+        some = [row for row in rows if row["settings"]["claim"] == claim]
+        if len(some) == 2:  # both networks
+            parts += write(some)
+    if some := [row for row in rows if row["settings"]["claim"] == "efficiency"]:
+        parts += _efficiency(some)
+    return parts
+
+
+def _equivariance(rows: list[Row]) -> list[str]:
+    values = [both for name in FACTORS if (both := _both(rows, name))]
+    claim = "the pose of a digit is written linearly in its capsule, better than in a CNN,"
+    text = _judge(values, True, claim, "factors")
+    return [
+        "### Equivariance",
+        f"{text} R² of a linear reader, one for each class, on held-out digits; each digit in one random pose; both "
+        "networks have learned from digits shifted by up to 2 pixels and in no other way moved.",
+        _both_table(values, "R²"),
+        _image("equivariance", "True and read pose, for every factor and both networks"),
+    ]
+
+
+def _part_whole(rows: list[Row]) -> list[str]:
+    apart = _both(rows, "told apart")
+    if apart is None:
+        return []
+    falls = [row["mean"]["sure of digits"] - row["mean"]["sure of rearranged"] for row in (apart.capsnet, apart.cnn)]
+    kept = [row["mean"]["rearranged above 0.5"] for row in (apart.capsnet, apart.cnn)]
+    text = _judge([apart], True, "a CapsNet tells a whole from its rearranged parts better than a CNN", "measure")
+    return [
+        "### Parts and wholes",
+        f"{text} The longest length falls by {falls[0]:.2f} on average, the CNN's confidence by {falls[1]:.2f}; above "
+        f"½ stay {kept[0]:.0%} of the rearranged digits for the CapsNet and {kept[1]:.0%} for the CNN. *Told apart* is "
+        "how often a whole digit is the surer one of a whole and a rearranged one; ½ is chance.",
+        _both_table([both for name in apart.capsnet["mean"] if (both := _both(rows, name))], "quadrants rearranged"),
+        _image("parts", "Digits, the same with rearranged quadrants, and how sure both networks are"),
+    ]
+
+
+def _pooling(rows: list[Row]) -> list[str]:
+    lines = ["| drawn back from | R² of the pixels |", "|---|---|"]
+    lines += [f"| {row['settings']['network']}, {name} | {number(row, name)} |" for row in rows for name in row["mean"]]
+    lost = ""
+    for row in rows:
+        if row["settings"]["network"] == "CNN":
+            lost = "; ".join(
+                f"pooling {i} raises what is lost from {1 - row['mean'][f'before pool {i}']:.1%} to "
+                f"{1 - row['mean'][f'after pool {i}']:.1%} of the variance"
+                for i in (1, 2)
+            )
+    return [
+        "### What max-pooling throws away",
+        f"The best linear reader of a map draws the image again: {lost}. What is not in a map linearly may still be "
+        "there in another way.",
+        "\n".join(lines),
+        _image("pooling", "Digits drawn back from the maps before and after max-pooling"),
+    ]
+
+
+def _adversarial(rows: list[Row]) -> list[str]:
+    names = [name for name in rows[0]["mean"] if name != "clean"]
+    values = [both for name in ("clean", *names) if (both := _both(rows, name))]
+    parts = []
+    for kind in ("FGSM", "PGD"):
+        some = [both for both in values if both.name.startswith(kind)]
+        parts.append(_judge(some, False, f"a CapsNet withstands {kind} better than a CNN", "strengths"))
+    return [
+        "### Adversarial images",
+        " ".join(parts) + " Neither network was trained for it. Both attacks have the gradients of the whole network, "
+        "routing included, and raise the longest wrong length (or score) over the right one, which has a gradient "
+        "everywhere; error in percent of " + f"{rows[0]['settings']['test']:,} test digits.",
+        _both_table(values, "attack and ε"),
+        _image("adversarial", "Error against the strength of both attacks"),
+    ]
+
+
+def _efficiency(rows: list[Row]) -> list[str]:
+    counts = sorted({row["settings"]["examples"] for row in rows})
+    pairs = [(n, _both([row for row in rows if row["settings"]["examples"] == n], "error")) for n in counts]
+    known = [(n, both) for n, both in pairs if both is not None]
+    if not known:
+        return []
+    lines = ["| examples of each class | CapsNet | CNN |", "|---|---|---|"]
+    lines += [f"| {n:,} | {both.cells()} |" for n, both in known]
+    claim = "a CapsNet needs fewer examples than a CNN"
+    text = _judge([both for _, both in known], False, claim, "sizes of training set")
+    return [
+        "### Data efficiency",
+        f"{text} Test error in percent, after equally many steps.",
+        "\n".join(lines),
+        _image("efficiency", "Test error against the number of training examples of each class"),
+    ]
+
+
+def _routing(rows: list[Row]) -> list[str]:
+    passes = (1, 2, 3, 5, 9)
+    lines = [
+        "| iterations while learning | " + " | ".join(f"pass {r}" for r in passes) + " |",
+        "|---|" + "---|" * len(passes),
+    ]
+    for what in ("logits", "couplings"):
+        for row in rows:
+            cells = " | ".join(f"{row['mean'][f'{what} {r}']:.2g}" for r in passes)
+            lines.append(f"| {row['settings']['routing']}, change of the {what} (n = {row['n']}) | {cells} |")
+    three = next((row["mean"] for row in rows if row["settings"]["routing"] == 3), None)
+    settles = "" if three is None else _settles(three)
+    return [
+        "The mean absolute change at every pass, on test digits; the change of a logit is the agreement that a "
+        "pass adds to it. Ten passes are followed, however many there were while learning. The paper says that after "
+        f"500 epochs the change of the logits settles at 0.007 on the second pass, and near 1e-5 with five iterations. "
+        f"{settles}",
+        "\n".join(lines),
+    ]
+
+
+def _settles(mean: Mapping[str, float]) -> str:
+    """Say whether logits and couplings change less and less, for a network that learned with three iterations."""
+    said = []
+    for what in ("logits", "couplings"):
+        first, last = mean[f"{what} 1"], mean[f"{what} 9"]
+        said.append(f"the change of the {what} {'falls' if last < first else 'grows'} from {first:.2g} to {last:.2g}")
+    return f"Here, with three iterations while learning, {' and '.join(said)} between the first pass and the ninth."
+
+
+def _both(rows: list[Row], name: str) -> Both | None:
+    found = {row["settings"]["network"]: row for row in rows}
+    return Both(found["CapsNet"], found["CNN"], name) if {"CapsNet", "CNN"} <= set(found) else None
+
+
+def _both_table(values: list[Both], head: str) -> str:
+    lines = [f"| {head} | CapsNet (n = {values[0].capsnet['n']}) | CNN (n = {values[0].cnn['n']}) |", "|---|---|---|"]
+    return "\n".join(lines + [f"| {both.name} | {both.cells()} |" for both in values])
+
+
+def _judge(values: list[Both], more: bool, claim: str, of: str) -> str:
+    """Say whether a claim holds, from how often the CapsNet's value is better, that is `more` or less."""
+    if min(row["n"] for both in values for row in both[:2]) < 2:
+        return f"Whether {claim} cannot be told from a single seed."
+    total = len(values)
+    wins, losses = (sum(both.verdict(more) == sign for both in values) for sign in (1, -1))
+    if wins == total:
+        verdict = "holds"
+    elif losses > wins:
+        verdict = "does not hold"
+    else:
+        verdict = "holds in part" if wins else "could not be confirmed"
+    return f"The claim that {claim} **{verdict}** here (better in {wins} of {total} {of}, worse in {losses})."
+
+
+def _image(name: str, text: str) -> str:
+    return f"![{text}](images/results-{name}.png)"
