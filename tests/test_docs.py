@@ -142,7 +142,7 @@ def test_the_routing_of_the_guide_is_a_routing(routings: None, tmp_path: Path) -
     names: dict[str, Any] = {}
     exec(compile(snippets.blocks(DOCS / "guides/add-a-routing.md")[0].code, "add-a-routing.md", "exec"), names)
     layer = DenseCaps(3, 4, names["UniformRouting"]())
-    spec = CapsNetSpec((1, 12, 12), PrimaryCaps(2, 4, 5, 2), (layer,), decoder=None)
+    spec = CapsNetSpec((1, 12, 12), (PrimaryCaps(2, 4, 5, 2), layer), decoder=None)
     assert CapsNetSpec.from_json(spec.to_json()) == spec
     net = caps.CapsNet(spec)
     before = {name: p.copy() for name, p in net.params.items()}

@@ -345,7 +345,7 @@ def test_stacked_leaky_and_decoderless_networks_pass_their_verification(
 def test_so_few_images_have_their_votes_in_memory(onnx_export: ModuleType, tmp_path: Path, precision: str) -> None:
     """A file for one image is faster so; one for many, or for any number, has no votes."""
     spec = small_spec(capsules=(DenseCaps(5, 7, bias=False), DenseCaps(3, 6, DynamicRouting(4, leaky=True))))
-    n, j, d, _ = spec.votes_shape(0)
+    n, j, d, _ = spec.parameters["capsules.0.weight"]
     many = VOTES_BYTES // (4 * n * j * d) + 1
     for batch, votes in ((1, True), (many, False), (None, False)):
         path = tmp_path / f"{batch}.onnx"

@@ -67,7 +67,7 @@ def test_the_core_loads_no_other_library(code: str) -> None:
 def test_numpy_runs_trains_saves_and_loads_without_any_other_library(tmp_path: Path) -> None:
     code = f"""
 import numpy as np, capscore as caps
-net = caps.CapsNet(caps.CapsNetSpec((1, 6, 6), caps.PrimaryCaps(2, 3, 3), (caps.DenseCaps(2),)))
+net = caps.CapsNet(caps.CapsNetSpec((1, 6, 6), (caps.PrimaryCaps(2, 3, 3), caps.DenseCaps(2))))
 caps.Learner(net).step(np.zeros((2, 1, 6, 6), np.float32), np.eye(2, dtype=np.float32), 1e-3)
 net.save({str(tmp_path / "a")!r})
 print(caps.load({str(tmp_path / "a")!r})(np.zeros((1, 1, 6, 6), np.float32)).lengths.shape)

@@ -27,7 +27,7 @@ from capscore.errors import CapscoreError, ModelFileError, ShapeError
 from capscore.modelfile import Model, read, write_atomically
 
 CLASSES = ("zéro", "one", "二")
-TINY = CapsNetSpec((1, 4, 4), PrimaryCaps(1, 2, kernel=2, stride=2), (DenseCaps(2, dim=3),), decoder=Decoder((3,)))
+TINY = CapsNetSpec((1, 4, 4), (PrimaryCaps(1, 2, kernel=2, stride=2), DenseCaps(2, dim=3)), Decoder((3,)))
 
 
 # ------------------------------------------------------------------------------------------------------- round trips
