@@ -89,7 +89,7 @@ def test_agreement(caps: ModuleType, layers: int, iterations: int, leaky: bool) 
     net = network(caps, capsules=(DenseCaps(4, dim=5),) * (layers - 1) + last)
     images = random_images(net.spec, 3)
     output, found = net(images, couplings=True), figures.agreement(net, images)
-    n = net.spec.votes_shape(layers - 1)[0]
+    n = net.spec.rows[-1].input.dims[0]
     assert found.couplings.shape == (iterations, 3, n, 3)
     for ours, theirs in zip(found.couplings, output.couplings[-1], strict=True):
         close(ours, net.ops.to_numpy(theirs), FLOAT64)
@@ -122,7 +122,7 @@ def test_examples_take_the_classes_in_turn() -> None:
 def test_the_maps_show_the_couplings_to_the_winner_where_they_are(iterations: int) -> None:
     net = network(capsules=one_layer(iterations=iterations))
     images = random_images(net.spec, 2)
-    (height, width), types = net.spec.primary_map, net.spec.primary.types
+    types, height, width = net.spec.rows[-1].input[:3]
     output = net(images, couplings=True)
     shown = [ax.images[0].get_array() for ax in figures.couplings(net, images).axes if ax.images]
     turns = {1: [0], 3: [0, 1, 2], 9: [0, 4, 8]}[iterations]
