@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import math
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -443,7 +444,7 @@ def architecture() -> Figure:
     y = 3.65
     ax.add_patch(Rectangle((7.05, y - 0.05), 0.9, 0.1, fc=ORANGE, ec="none"))
     ax.text(7.5, y + 0.12, "one capsule, the others masked", ha="center", va="top", size=SMALL, color=GREY)
-    sizes = [row.output.dims[0] if len(row.output) == 1 else 784 for row in spec.decoder_rows]
+    sizes = [math.prod(row.output.dims) for row in spec.decoder_rows]
     x = 5.9
     for i, size in enumerate(sizes):
         tall = 0.25 + 0.65 * size / max(sizes)

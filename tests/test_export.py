@@ -297,7 +297,9 @@ def test_a_runtime_that_computes_a_node_wrong_is_named(
         return start(broken, level)
 
     monkeypatch.setattr(check, "_session", faulty)
-    with pytest.raises(ModelFileError, match=r"reconstruction differs .* first node that differs is decoder\.1/matmul;"):
+    with pytest.raises(
+        ModelFileError, match=r"reconstruction differs .* first node that differs is decoder\.1/matmul;"
+    ):
         onnx_export.export(network(), tmp_path / "m.onnx")
     assert not list(tmp_path.iterdir())
 
