@@ -85,10 +85,9 @@ def _wide(x: Tensor) -> Tensor:
 def _conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, tiles: str) -> Tensor:
     """Return the map [B, H', W', O] of `capscore.fast.cook_toom`, or with few images that of a direct convolution."""
     if len(x) < cook_toom.FEWEST:
-        return (
-            direct_conv2d(x.contiguous(), weight, bias, (stride,) * 2, (padding,) * 2).permute(0, 2, 3, 1).contiguous()
-        )
-    y = cook_toom.convolve(ops, x, weight, bias, _tiling(x, weight, stride, padding, tiles))
+        few = direct_conv2d(x.contiguous(), weight, bias, (stride,) * 2, (padding,) * 2)
+        return few.permute(0, 2, 3, 1).contiguous()
+    y: Tensor = cook_toom.convolve(ops, x, weight, bias, _tiling(x, weight, stride, padding, tiles))
     return y.permute(0, 2, 3, 1)
 
 

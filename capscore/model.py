@@ -40,7 +40,7 @@ class CapsNet(Generic[A]):
     params : name → array of any backend, as `spec.parameters` lists them; initialised from `seed` when None
     seed : of the initial parameters, the same numbers on every backend
     dtype : "float32" or "float64"
-    fast_conv : "3x3" or "6x6" for convolutions by fewer multiplications, which round more; see `capscore.fast.cook_toom`
+    fast_conv : "3x3" or "6x6" for convolutions by fewer multiplications; they round more, see `capscore.fast.cook_toom`
     classes : names of the classes, "0", "1", … when None
     provenance : JSON values to be kept with the model: where it comes from
     """

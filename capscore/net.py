@@ -260,8 +260,7 @@ def forward(ops: Ops[A], spec: CapsNetSpec, params: Mapping[str, A], x: Any, run
 def primary_capsules(ops: Ops[A], spec: CapsNetSpec, params: Mapping[str, A], x: A) -> A:
     """Turn images [B, C, H, W] into the capsules u [B, N, K] that the first capsule layer sees."""
     first = next(i for i, row in enumerate(spec.rows) if isinstance(row.output, Grid))
-    u: A = through(ops, spec.rows[: first + 1], params, x, INFERENCE).pose
-    return u
+    return through(ops, spec.rows[: first + 1], params, x, INFERENCE).pose  # type: ignore[no-any-return]
 
 
 def scores(ops: Ops[A], output: Capsules[A] | A) -> A:

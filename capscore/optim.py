@@ -43,9 +43,10 @@ class Optimiser(Value, ABC):
         """Return the gradients by name, shortened to `clip` if they are longer together."""
         if self.clip is None or not gradients:
             return dict(gradients)
-        squares = [ops.sum(g * g, tuple(range(len(g.shape)))) for g in gradients.values()]
-        total = ops.sqrt(sum(squares[1:], squares[0]))
-        share = ops.relu(self.clip / (total + 1e-6) * -1.0 + 1.0) * -1.0 + 1.0  # at most 1
+        squares: list[Any] = [ops.sum(g * g, tuple(range(len(g.shape)))) for g in gradients.values()]
+        total: Any = ops.sqrt(sum(squares[1:], squares[0]))
+        wanted = (total * 0.0 + self.clip) / (total + 1e-6)
+        share: Any = ops.relu(wanted * -1.0 + 1.0) * -1.0 + 1.0  # at most 1
         return {name: g * share for name, g in gradients.items()}
 
 
@@ -207,7 +208,7 @@ class OneCycle(Schedule):
     def share(self, step: int, total: int) -> float:
         """Return the share."""
         top = self.rise * total - 1
-        if step <= top:
+        if step <= top and top > 0:
             low, done = self.start, step / top
         else:
             low, done = self.end, min(1.0, (total - 1 - step) / max(1.0, total - 1 - top))
