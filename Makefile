@@ -22,6 +22,7 @@ lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # Results as JSON and plots go to runs/bench; the figures of docs/performance.md are of quiet machines.
 bench: $(VENV)/demo.stamp
