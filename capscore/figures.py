@@ -83,14 +83,14 @@ def agreement(net: CapsNet[Any], images: Any) -> Agreement:
 
     What leaky routing gives to no capsule counts in the entropy as one more share.
     """
-    ops, run = net.ops, Run(trace={})
+    ops, run = net.ops, Run(trace=[])
     x = ops.asarray(images, next(iter(net.params.values())))
     batch, last = x.shape[0], net.spec.rows[-1]
     forward(ops, net.spec, net.params, x, run)
-    iterations = (run.trace or {})[last.name]
-    length = np.stack([ops.to_numpy(lengths_of(ops, v)).T for _, v in iterations])
+    iterations = [each for each in run.trace or () if each.layer == last.name]
+    length = np.stack([ops.to_numpy(lengths_of(ops, v)).T for _, _, v in iterations])
     shape = last.output.dims[0], batch, last.input.dims[0]
-    found = [np.full(shape, c) if isinstance(c, float) else ops.to_numpy(c) for c, _ in iterations]  # [J, B, N]
+    found = [np.full(shape, c) if isinstance(c, float) else ops.to_numpy(c) for _, c, _ in iterations]  # [J, B, N]
     c = np.stack([each.transpose(1, 2, 0) for each in found]).astype(np.float64)
     shares = np.concatenate([c, np.clip(1 - c.sum(-1, keepdims=True), 0, 1)], -1)
     entropy = -(shares * np.log2(np.maximum(shares, 1e-300))).sum(-1).mean(-1)

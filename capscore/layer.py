@@ -90,6 +90,7 @@ class Capsules(NamedTuple, Generic[A]):
 class Iteration(NamedTuple, Generic[A]):
     """One iteration of a routing, as a trace keeps it."""
 
+    layer: str  # name of the layer that routes
     couplings: A | float  # [J, B, N], or the number that all of them equal
     capsules: A  # [J, B, D]
 
@@ -102,7 +103,7 @@ class Run(NamedTuple):
     seed: int = 0  # of what training draws at random, together with the step
     statistics: dict[str, Any] | None = None  # training leaves the new running statistics here, by parameter name
     batch_mean: Any = None  # mean(ops, x, axes) over the images of all processes; None: over those at hand
-    trace: dict[str, list[Iteration[Any]]] | None = None  # asked for: the iterations of every routing, by layer
+    trace: list[Iteration[Any]] | None = None  # where asked for: every iteration of every routing, in their order
     path: str = ""  # name of the layer that is running
     input: Shape = Vector(0)  # its shapes
     output: Shape = Vector(0)
@@ -115,7 +116,7 @@ class Run(NamedTuple):
     def iteration(self, couplings: Any, capsules: Any) -> None:
         """Note an iteration of a routing, if a trace was asked for."""
         if self.trace is not None:
-            self.trace.setdefault(self.path, []).append(Iteration(couplings, capsules))
+            self.trace.append(Iteration(self.path, couplings, capsules))
 
     def renew(self, name: str, value: Any) -> None:
         """Leave the new value of a running statistic of this layer."""

@@ -90,13 +90,13 @@ class CapsNet(Generic[A]):
         in its plain form, which keeps them, not in the backend's fused one.
         """
         x = self._images(images)
-        run = Run(trace={} if couplings else None)
+        run = Run(trace=[] if couplings else None)
         v = forward(with_tiles(self.ops, self.fast_conv), self.spec, self.params, x, run)
         found = scores(self.ops, v)
         if not isinstance(v, Capsules):
             return Output(None, None, scores=found)
         size = found if v.activation is None else lengths(self.ops, v.pose)
-        told = None if run.trace is None else tuple(self._couplings(c, x.shape[0]) for c in run.trace.items())
+        told = None if run.trace is None else self._couplings(run.trace, x.shape[0])
         return Output(size, v.pose, None, told, found)
 
     __call__ = forward
@@ -110,15 +110,21 @@ class CapsNet(Generic[A]):
         starts = range(0, max(1, len(images)), batch)
         return np.concatenate([to_host(self(images[i : i + batch]).scores) for i in starts])
 
-    def _couplings(self, told: tuple[str, list[Iteration[A]]], batch: int) -> tuple[A, ...]:
-        """Return the couplings of a layer as [B, N, J], the uniform first one written out."""
-        name, iterations = told
-        row = next(row for row in self.spec.rows if row.name == name)
-        shape, like = (batch, row.input.dims[0], row.output.dims[0]), next(iter(self.params.values()))
-        return tuple(
-            self.ops.asarray(np.full(shape, c), like) if isinstance(c, float) else self.ops.transpose(c, (1, 2, 0))
-            for c, _ in iterations
-        )
+    def _couplings(self, trace: list[Iteration[A]], batch: int) -> tuple[tuple[A, ...], ...]:
+        """Return the couplings of every layer and iteration as [B, N, J], uniform ones written out."""
+        like, told = next(iter(self.params.values())), []
+        for row in self.spec.rows:
+            shape = batch, row.input.dims[0], row.output.dims[0]
+            found = [each.couplings for each in trace if each.layer == row.name]
+            told.append(
+                tuple(
+                    self.ops.asarray(np.full(shape, c), like)
+                    if isinstance(c, float)
+                    else self.ops.transpose(c, (1, 2, 0))
+                    for c in found
+                )
+            )
+        return tuple(layer for layer in told if layer)
 
     def reconstruct(self, capsules: Any, labels: Any = None) -> A:
         """Draw images [B, C, H, W] from class capsules [B, J, D].

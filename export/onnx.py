@@ -448,7 +448,7 @@ def export(
         spec, params = _parameters(recorder, net)
         images = recorder.input("images", spec.input)
         x = images if not byte_images else recorder.node("Cast", images, to=TensorProto.FLOAT) * (1 / 255)
-        run = Run(trace={} if "couplings" in wanted else None)
+        run = Run(trace=[] if "couplings" in wanted else None)
         v = forward(with_tiles(recorder, fast_conv), spec, params, x, run)
         said = scores(recorder, v)
         found: dict[str, tuple[Any, tuple[int, ...]]] = {"scores": (said, (spec.classes,))}
@@ -526,9 +526,10 @@ def _couplings(recorder: Recorder, spec: CapsNetSpec, run: Run) -> dict[str, tup
     """Return the couplings of every routing and iteration but the uniform ones, as outputs [batch, N, J]."""
     found: dict[str, tuple[Value, tuple[int, ...]]] = {}
     for row in spec.rows:
-        for r, (c, _) in enumerate((run.trace or {}).get(row.name, ())):
+        shape = row.input.dims[0], row.output.dims[0]
+        iterations = [each for each in run.trace or () if each.layer == row.name]
+        for r, (_, c, _) in enumerate(iterations):
             if not isinstance(c, float):
-                shape = row.input.dims[0], row.output.dims[0]
                 found[f"couplings.{row.name.split('.')[1]}.{r}"] = (recorder.transpose(c, (1, 2, 0)), shape)
     return found
 

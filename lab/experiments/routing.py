@@ -56,13 +56,12 @@ def changes(net: Any, images: NDArray[Any]) -> Values:
     ops, spec = net.ops, net.spec
     longer = spec.replace(capsules=(replace(spec.capsules[-1], routing=DynamicRouting(PASSES)),))
     x = ops.asarray(images, next(net.parameters()))
-    run: Run = Run(trace={})
+    run = Run(trace=[])
     forward(ops, longer, net.params, x, run)
-    iterations = (run.trace or {})["capsules.0"]
     weight, bias = net.params["capsules.0.weight"], net.params.get("capsules.0.bias")
     votes = LinearVotes(ops, primary_capsules(ops, spec, net.params, x), weight, bias, tuple(weight.shape))
     values: Values = {}
-    for r, ((before, v), (after, _)) in enumerate(pairwise(iterations), start=1):
+    for r, ((_, before, v), (_, after, _)) in enumerate(pairwise(run.trace or ()), start=1):
         values[f"logits {r}"] = float(votes.agree(v).abs().mean())
         values[f"couplings {r}"] = float(abs(after - before).mean())
     return {name: value for name, value in values.items() if np.isfinite(value)}
