@@ -266,8 +266,9 @@ def primary_capsules(ops: Ops[A], spec: CapsNetSpec, params: Mapping[str, A], x:
 def scores(ops: Ops[A], output: Capsules[A] | A) -> A:
     """Return the class scores [B, J] of what `forward` returned: activations, else lengths, else the vector itself."""
     if not isinstance(output, Capsules):
-        return output  # type: ignore[no-any-return]
-    return lengths(ops, output.pose) if output.activation is None else output.activation
+        return output
+    found: A = lengths(ops, output.pose) if output.activation is None else output.activation
+    return found
 
 
 def reconstruct(
