@@ -13,8 +13,6 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-from threadpoolctl import ThreadpoolController
-
 from capscore.spec import CapsNetSpec
 
 SMALL = 10_000_000  # multiply-adds for an image
@@ -43,4 +41,6 @@ def _one_thread() -> Iterator[None]:
 @functools.cache
 def _blas() -> Any:
     """Return what sets the threads of the BLAS that NumPy has loaded, and of no other kind of library."""
+    from threadpoolctl import ThreadpoolController  # which sets a variable of the environment when it is imported
+
     return ThreadpoolController().select(user_api="blas")
