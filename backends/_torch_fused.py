@@ -58,7 +58,7 @@ def _patches_conv2d(x: Tensor, weight: Tensor, bias: Tensor, stride: int, paddin
 def dynamic_routing(routing: DynamicRouting, u: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return v [B, J, D] of u [B, N, K], weight [N, J, D, K] and bias [J, D]."""
     learning = torch.is_grad_enabled() and (u.requires_grad or weight.requires_grad)
-    precision = "float32"
+    precision = "tf32" if _allows_tf32() else "float32"
     if torch.is_autocast_enabled(u.device.type) and torch.get_autocast_dtype(u.device.type) == torch.bfloat16:
         precision = "bf16"
     with torch.autocast(u.device.type, enabled=False):
@@ -133,7 +133,7 @@ def _routing(
 ) -> tuple[Tensor, Tensor]:
     """Return v [B, J, D] and, if `learning`, what the gradient needs: by Triton on a GPU, else `capscore.streaming`."""
     if (kernels := _kernels(u, weight)) is not None:
-        v, states = kernels.forward(u, weight, bias, iterations, leaky, _allowed(precision))
+        v, states = kernels.forward(u, weight, bias, iterations, leaky, precision)
         return v.clone(), states if learning else u.new_empty(0)
     routing = DynamicRouting(iterations, leaky)
     if not learning:
@@ -164,7 +164,7 @@ def _routing_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of u, weight and bias (without one, nothing)."""
     if (kernels := _kernels(u, weight)) is not None:
-        found = kernels.backward(g, kept, u, weight, bias, iterations, leaky, _allowed(precision))
+        found = kernels.backward(g, kept, u, weight, bias, iterations, leaky, precision)
     else:
         found = STREAMING.backward(DynamicRouting(iterations, leaky), g, [*kept], u, weight, bias)
     du, dweight, dbias = found
@@ -176,15 +176,16 @@ def _(g: Tensor, kept: Tensor, u: Tensor, weight: Tensor, bias: Tensor | None, *
     return u.new_empty(u.shape), u.new_empty(weight.shape), u.new_empty(0 if bias is None else bias.shape)
 
 
-def _allowed(precision: str) -> str:
-    """Return tf32 for float32 where PyTorch may round the factors of matrix products so.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _allows_tf32() -> bool:
+    """Whether PyTorch may round the factors of matrix products to tf32.
 
-    Asked inside the ops, where its compiler does not follow, and by the newer of the two names, once there is one: the
-    older refuses to tell when the newer has been set.
+    Asked once, before the forward pass: the backward one computes the same votes. To the compiler the answer is a
+    constant, and it compiles again when the flag has changed. By the newer of the flag's two names, once there is one:
+    the older refuses to tell when the newer has been set.
     """
     matmul = torch.backends.cuda.matmul
-    tf32 = matmul.fp32_precision == "tf32" if hasattr(matmul, "fp32_precision") else matmul.allow_tf32
-    return "tf32" if precision == "float32" and tf32 else precision
+    return bool(matmul.fp32_precision == "tf32" if hasattr(matmul, "fp32_precision") else matmul.allow_tf32)
 
 
 def _kernels(u: Tensor, weight: Tensor) -> Any:

@@ -52,9 +52,9 @@ Array = Any  # cupy.ndarray; CuPy comes without types
 
 def asarray(x: Any, like: Array | None = None) -> Array:
     """Return `x`, an array of any backend, as a CuPy array; a torch tensor on the GPU is shared, not copied."""
-    if hasattr(x, "detach"):  # torch, whose tensors with gradients do not say where they lie
-        x = x.detach()
-    if not hasattr(x, "__cuda_array_interface__"):
+    if getattr(x, "is_cuda", False):  # torch's: by DLPack, CuPy's stream waits for what torch's has still to compute
+        x = cupy.from_dlpack(x.detach())
+    elif not hasattr(x, "__cuda_array_interface__"):
         x = to_host(x)
     return cupy.asarray(x, dtype=None if like is None else like.dtype)
 

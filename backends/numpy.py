@@ -7,12 +7,14 @@ them from here; that is why the arrays made below are made `like` the ones at ha
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from capscore import cook_toom, im2col, model
+from capscore.backends._numpy_threads import threads_for
 from capscore.ops import Axes, to_host
 from capscore.prepared import prepared
 from capscore.routing import DynamicRouting
@@ -138,9 +140,23 @@ class CapsNet(model.CapsNet[Array]):
 
     ops = sys.modules[__name__]
 
+    def forward(self, images: Any, couplings: bool = False) -> model.Output[Array]:
+        """Run the network; a small one with one thread of BLAS. See `capscore.model.CapsNet`."""
+        with threads_for(self.spec):
+            return super().forward(images, couplings)
+
+    __call__ = forward
+
 
 class Learner(model.Learner[Array]):
     """Trains a network on NumPy; see `capscore.model.Learner`."""
+
+    def step(
+        self, images: Any, targets: NDArray[Any], rate: float, parts: Sequence[tuple[Any, Any]] = ()
+    ) -> tuple[Array, Array]:
+        """Learn from one batch; a small network with one thread of BLAS. See `capscore.model.Learner`."""
+        with threads_for(self.net.spec):
+            return super().step(images, targets, rate, parts)
 
 
 load = CapsNet.load

@@ -19,6 +19,12 @@ from capscore.routing import DynamicRouting
 # A fresh large array costs page faults, in small pages more than the arithmetic in it: measured, docs/performance.md.
 # PyTorch reads this once, before its first large array; a value that is set already is respected.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+# Its threads wait for each other after every small piece of work. OpenMP would have them spin, which on a busy machine
+# takes the processor from those that work. It reads this when it is loaded; whoever has chosen a way is respected.
+if "torch" not in sys.modules and not any(
+    name.startswith(("OMP_WAIT_POLICY", "GOMP_", "KMP_BLOCKTIME", "KMP_LIBRARY")) for name in os.environ
+):
+    os.environ["OMP_WAIT_POLICY"] = "passive"
 
 try:
     import torch
@@ -34,9 +40,10 @@ torch.backends.cudnn.allow_tf32 = False  # float32 means float32; matrix product
 
 def asarray(x: Any, like: Tensor | None = None) -> Tensor:
     """Return `x`, an array of any backend, as a tensor, on the device and with the dtype of `like`."""
-    if not isinstance(x, Tensor):  # CuPy's arrays are shared on the GPU, all others come through the host
-        on_gpu = hasattr(x, "__cuda_array_interface__")
-        x = torch.as_tensor(x) if on_gpu else torch.from_numpy(to_host(x).copy())  # which may be turned around
+    if not isinstance(x, Tensor) and hasattr(x, "__cuda_array_interface__"):
+        x = torch.utils.dlpack.from_dlpack(x)  # CuPy's: shared on the GPU, and torch's stream waits for CuPy's
+    elif not isinstance(x, Tensor):  # all others come through the host
+        x = torch.from_numpy(to_host(x).copy())  # which may be turned around
     y: Tensor = x if like is None else x.to(like.device, like.dtype)
     return y
 

@@ -84,6 +84,14 @@ class _Session:
             wanted = NAMES["cpu"]
             self._session = _start(self.path, [(CPU, {})], threads)
         self.provider = wanted[0]
+        if TENSORRT in wanted and "NVIDIA_TF32_OVERRIDE" not in os.environ:  # ONNX Runtime has no option for it
+            warnings.warn(
+                "TensorRT may round the factors of float32 products to TF32, 11 bits: start Python with "
+                "NVIDIA_TF32_OVERRIDE=0 in the environment to forbid it to all of NVIDIA's libraries, "
+                "or with 1 to have no word of it",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         self._cuda_graph, self._lock = cuda_graph, threading.Lock()
         self._captured: Captured | None = None
 

@@ -13,6 +13,7 @@ from conftest import FLOAT32, FLOAT64, GRADIENT, NUMPY, backend, close, need, ra
 
 from capscore.errors import BackendError
 from capscore.model import objective
+from capscore.routing import DynamicRouting
 
 torch = need("torch", "torch")
 SPEC = small_spec()
@@ -235,22 +236,47 @@ def test_tf32_is_off(net: Any) -> None:
     assert not torch.backends.cuda.matmul.allow_tf32
 
 
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize(("name", "on", "off"), [("allow_tf32", True, False), ("fp32_precision", "tf32", "ieee")])
 def test_tf32_is_used_where_pytorch_allows_it_by_either_name(
-    net: Any, images: Any, name: str, on: Any, off: Any
+    name: str, on: Any, off: Any, compiled: bool, monkeypatch: Any
 ) -> None:
+    """The flag is read in the forward pass; the backward one computes the same votes, whatever it says by then."""
     from capscore.backends import _torch_fused
 
-    matmul = torch.backends.cuda.matmul
+    matmul, told = torch.backends.cuda.matmul, []
     if not hasattr(matmul, name):
         pytest.skip(f"this PyTorch has no {name}")
-    before = getattr(matmul, name)
-    assert _torch_fused._allowed("float32") == "float32"
+
+    class Kernels:
+        @staticmethod
+        def forward(u: Any, weight: Any, bias: Any, iterations: int, leaky: bool, precision: str) -> Any:
+            told.append(precision)
+            (b, _, _), (_, j, d, _) = u.shape, weight.shape
+            return u.new_zeros(b, j, d), u.new_zeros(2, iterations, b, j, d)
+
+        @staticmethod
+        def backward(g: Any, kept: Any, u: Any, weight: Any, bias: Any, *how: Any) -> Any:
+            told.append(how[-1])
+            return torch.zeros_like(u), torch.zeros_like(weight), torch.zeros_like(bias)
+
+    def loss(u: Any, weight: Any, bias: Any) -> Any:
+        return _torch_fused.dynamic_routing(DynamicRouting(2), u, weight, bias).sum()
+
+    monkeypatch.setattr(_torch_fused, "_kernels", lambda u, weight: Kernels)
+    shapes, before = ((2, 3, 4), (3, 5, 6, 4), (5, 6)), getattr(matmul, name)
+    arrays = [torch.ones(shape, requires_grad=True) for shape in shapes]
+    run = torch.compile(loss, backend="aot_eager", fullgraph=True) if compiled else loss
     try:
+        for flag, other in ((off, on), (on, off), (off, on)):
+            setattr(matmul, name, flag)
+            value = run(*arrays)
+            setattr(matmul, name, other)
+            value.backward()
         setattr(matmul, name, on)
-        assert [_torch_fused._allowed(p) for p in ("float32", "bf16")] == ["tf32", "bf16"]
-        net(images)
-        setattr(matmul, name, off)
-        assert _torch_fused._allowed("float32") == "float32"
+        with torch.autocast("cpu", torch.bfloat16):
+            run(*arrays).backward()
     finally:
         setattr(matmul, name, before)
+        torch._dynamo.reset()
+    assert told == ["float32"] * 2 + ["tf32"] * 2 + ["float32"] * 2 + ["bf16"] * 2
