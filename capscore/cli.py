@@ -299,8 +299,8 @@ def _doubt(told: Mapping[str, Any], rule: Rule | None, train_set: Samples, test:
         if told.get("training_images") == len(train_set):
             return f"{older}: its data are split by its seed, as they were"
         return f"{older}, and its data changed: it may have seen some of these images"
-    if told["split"] == {"rule": "own"}:  # it was trained on other data, with a test set of their own
-        return ""
+    if told["split"] == {"rule": "own"}:
+        return "the model was trained on data with a test set of their own: it may have seen some of these images"
     before, now = told.get("fingerprints"), fingerprint(test)
     before = before.get("held_out") if isinstance(before, dict) else None
     if isinstance(before, dict) and before.get("content") == now["content"]:  # in any order

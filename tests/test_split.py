@@ -452,3 +452,16 @@ def test_files_that_are_passed_over_are_counted_and_named(tmp_path: Path) -> Non
     for part in ("train", "test", "val"):
         write(tmp_path / "parts" / part, noise(30))
     assert "1 entries of parts were skipped (1 folders)" in load(str(tmp_path / "parts"))[0].notes[0]
+
+
+def test_a_model_of_data_with_a_test_set_doubts_another_split(tmp_path: Path) -> None:
+    data = noise(40)
+    for part in ("train", "test"):
+        write(tmp_path / "images" / part, data)
+    spec = spec_file(tmp_path, (1, 8, 8), 3)
+    run("train", "--data", tmp_path / "images", "--spec", spec, "--out", tmp_path / "run", "--epochs", 1, "--shift", 0,
+        "--backend", "numpy")  # fmt: skip
+    model = tmp_path / "run" / BEST
+    assert scored(run("eval", model, "--data", tmp_path / "images"))[1:] == (40, "test")
+    assert scored(run("eval", model, "--data", tmp_path / "images", "--split", "all"))[1:] == (80, "training")
+    assert "may have seen some" in run("eval", model, "--data", tmp_path / "images" / "train")
