@@ -413,18 +413,19 @@ def _restore(
         raise TrainingError(f"the training in {folder} had other settings: {which}; only epochs may change")
     state = {name.removeprefix(modelfile.STATE): array for name, array in model.state.items()}
     try:
+        images = known["training"]["images"]
+        if about["training_images"] != images or model.classes != net.classes:
+            raise TrainingError(
+                f"the training in {folder} was on other data: {short(about['training_images'])} images of "
+                f"{', '.join(model.classes)}; these are {images} of {', '.join(net.classes)}; "
+                "bring them back as they were, or begin a new training"
+            )
         for part, now in known.items() if "fingerprints" in about else ():
             if how := changes(about["fingerprints"][part], now):
                 raise TrainingError(
                     f"the training in {folder} was on other data: as {part.replace('_', '-')} images there are now "
                     f"{how}; bring the files back as they were, or begin a new training"
                 )
-        images = known["training"]["images"]
-        if about["training_images"] != images or model.classes != net.classes:
-            raise TrainingError(
-                f"the training in {folder} was on other data: {short(about['training_images'])} images of "
-                f"{', '.join(model.classes)}; these are {images} of {', '.join(net.classes)}"
-            )
         progress = Progress(**about["training"])
         progress.check(recipe.per_epoch(images), about["log"])
         if progress.steps:
