@@ -151,9 +151,9 @@ class CapsNet(Generic[A]):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], dtype: str = "float32", *, fast_conv: str | None = None) -> Self:
-        """Read a model file that any backend has written."""
+        """Read a model file that any backend has written; of a checkpoint, the model alone."""
         model = modelfile.read(path)
-        about: dict[str, Any] = {"classes": model.classes, "provenance": model.provenance}
+        about: dict[str, Any] = {"classes": model.classes, "provenance": modelfile.public(model.provenance)}
         return cls(model.spec, model.params, dtype=dtype, fast_conv=fast_conv, **about)
 
 

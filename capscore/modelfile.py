@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from .spec import CapsNetSpec
 
 FORMAT = 1
 STATE = "optimizer."
+CHECKPOINT = ("training", "log", "resume")  # entries of a provenance that only going on with a training asks for
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,14 @@ def preprocessing(spec: CapsNetSpec) -> dict[str, Any]:
     channels, height, width = spec.input
     color = {1: "grey", 3: "rgb"}.get(channels)
     return {"color": color, "height": height, "width": width, "resize": "bilinear", "scale": 1 / 255}
+
+
+def public(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a provenance without what only a checkpoint needs, and with file names for paths: to be passed on."""
+    told = {name: value for name, value in provenance.items() if name not in (*CHECKPOINT, "data_dir")}
+    if isinstance(data := told.get("data"), str):
+        told["data"] = PureWindowsPath(data).name  # of a path of either kind
+    return told
 
 
 def describe(spec: CapsNetSpec, classes: tuple[str, ...], provenance: Mapping[str, Any]) -> str:

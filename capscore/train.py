@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import __version__, modelfile
-from .data import Pairs, Resident, Samples, window
+from .data import Pairs, Resident, Samples, absent, by_name, changes, fingerprint, window
 from .errors import ShapeError, TrainingError, short
 from .model import CapsNet, Learner
 
@@ -139,22 +139,32 @@ def train(
     resume: bool = False,
     reporters: tuple[Reporter, ...] = (),
     checkpoint_seconds: float = 60.0,
+    resuming: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Train `net` in place and return the log's rows, one per epoch.
 
     `folder` receives `last.safetensors` (a model, and all that resuming needs; written every epoch, every
     `checkpoint_seconds` and when interrupted), `best.safetensors` (the model of highest held-out accuracy)
-    and `log.jsonl`. With `resume` training goes on from `last.safetensors`, to the bit on a CPU.
+    and `log.jsonl`. With `resume` training goes on from `last.safetensors`, to the bit on a CPU. `resuming` are JSON
+    values that only the checkpoint keeps, such as the path of the data. How the data were split, and fingerprints of
+    both parts, are kept with every file. Classes are matched by name.
 
     Raises
     ------
-    TrainingError : the loss is not finite, or the checkpoint belongs to other settings
+    TrainingError : the loss is not finite, the checkpoint belongs to other settings or data, or there is one class
     Stopped : by Ctrl-C or SIGTERM, a KeyboardInterrupt after a checkpoint was written
     KeyboardInterrupt : by a second one, at once
     """
     folder = Path(folder)
     for dataset, what in ((data, "training"), (held_out, "held-out")):
-        check_dataset(net, dataset, what)
+        if len(dataset.classes) != net.spec.classes:
+            raise ShapeError(f"the {what} set has {len(dataset.classes)} classes; the network has {net.spec.classes}")
+    data, held_out = check_dataset(net, data, "training"), check_dataset(net, held_out, "held-out")
+    if len(data.classes) - len(absent(data)) < 2:
+        raise TrainingError(
+            f"the training images show one class only ({', '.join(sorted({*data.classes} - {*absent(data)}))}): "
+            "a network learns to tell classes apart, so give it images of another one too"
+        )
     if learner.reconstruction != recipe.reconstruction:
         raise TrainingError(
             f"the learner weighs reconstruction by {learner.reconstruction}, the recipe by {recipe.reconstruction}: "
@@ -166,8 +176,10 @@ def train(
         _make(folder)
     with alone(folder) if learner.writes else nullcontext(), _Interrupts() as interrupts:
         per_epoch = recipe.per_epoch(len(data))
-        rows, progress = _restore(net, learner, recipe, folder, len(data)) if resume else _start(folder)
-        net.provenance |= _provenance(recipe, len(data))
+        known = {"training": fingerprint(data), "held_out": fingerprint(held_out)}
+        rows, progress = _restore(net, learner, recipe, folder, known) if resume else _start(folder)
+        split = getattr(held_out, "split", None) or {"rule": "own"}
+        net.provenance |= _provenance(recipe, len(data)) | {"split": dict(split), "fingerprints": known}
         data = learner.hold(data, recipe.shift)
         unread: list[tuple[Any, Any, NDArray[Any]]] = []  # loss, lengths and labels of the last steps
         began = saved = read = time.monotonic()
@@ -192,6 +204,7 @@ def train(
             state = learner.state() if progress.steps else {}
             # The log's rows are kept in the checkpoint: the two can then never tell of different moments.
             about = net.provenance | {"training": asdict(progress), "recipe": asdict(recipe), "log": rows}
+            about |= {"resume": dict(resuming or {})}
             arrays = {name: net.ops.to_numpy(p) for name, p in net.params.items()}
             named = {modelfile.STATE + name: array for name, array in state.items()}
             modelfile.save(folder / LAST, modelfile.Model(net.spec, arrays, net.classes, about, named))
@@ -312,22 +325,30 @@ def right(lengths: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def accuracy(net: Predictor, data: Samples, batch: int = 128) -> float:
-    """Return the share of images whose longest capsules are those of their labels."""
+    """Return the share of images whose longest capsules are those of their labels; by name, if `net` has `classes`."""
     correct = 0
+    data, _ = by_name(data, getattr(net, "classes", data.classes), "test")
     for start in range(0, len(data), batch):
         images, labels = data.batch(slice(start, start + batch))
         correct += int(right(net.predict(images), labels).sum())
     return correct / len(data)
 
 
-def check_dataset(net: CapsNet[Any], data: Samples, what: str) -> None:
-    """Raise ShapeError unless the images and classes of `data` are those of the network."""
+def check_dataset(
+    net: CapsNet[Any], data: Samples, what: str, say: Callable[[str], object] = lambda note: None
+) -> Samples:
+    """Return `data` with its labels numbered as the network's classes; `say` hears of names that differ.
+
+    Raises ShapeError unless there are images, of the network's size, and DataError if the classes are others.
+    """
     if not len(data):
         raise ShapeError(f"the {what} set has no images")
     if data.size != net.spec.input:
         raise ShapeError(f"the {what} images are {data.size}; the network takes {net.spec.input}")
-    if len(data.classes) != net.spec.classes:
-        raise ShapeError(f"the {what} set has {len(data.classes)} classes; the network has {net.spec.classes}")
+    matched, note = by_name(data, net.classes, what)
+    if note:
+        say(note)
+    return matched
 
 
 def _make(folder: Path) -> None:
@@ -376,7 +397,7 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def _restore(
-    net: CapsNet[Any], learner: Learner[Any], recipe: Recipe, folder: Path, images: int
+    net: CapsNet[Any], learner: Learner[Any], recipe: Recipe, folder: Path, known: Mapping[str, Any]
 ) -> tuple[list[dict[str, Any]], Progress]:
     """Take parameters, moments and progress from the last checkpoint, or say why it is not one of this training."""
     if not (folder / LAST).exists():
@@ -392,11 +413,19 @@ def _restore(
         raise TrainingError(f"the training in {folder} had other settings: {which}; only epochs may change")
     state = {name.removeprefix(modelfile.STATE): array for name, array in model.state.items()}
     try:
+        images = known["training"]["images"]
         if about["training_images"] != images or model.classes != net.classes:
             raise TrainingError(
                 f"the training in {folder} was on other data: {short(about['training_images'])} images of "
-                f"{', '.join(model.classes)}; these are {images} of {', '.join(net.classes)}"
+                f"{', '.join(model.classes)}; these are {images} of {', '.join(net.classes)}; "
+                "bring them back as they were, or begin a new training"
             )
+        for part, now in known.items() if "fingerprints" in about else ():
+            if how := changes(about["fingerprints"][part], now):
+                raise TrainingError(
+                    f"the training in {folder} was on other data: as {part.replace('_', '-')} images there are now "
+                    f"{how}; bring the files back as they were, or begin a new training"
+                )
         progress = Progress(**about["training"])
         progress.check(recipe.per_epoch(images), about["log"])
         if progress.steps:

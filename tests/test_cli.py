@@ -61,7 +61,7 @@ def test_eval_export_inspect_verify(model, tmp_path):
     assert capscore("eval", onnx) == right
     _, test = load("digits")
     np.savez(tmp_path / "letters.npz", images=test.images[::5], labels=test.labels[::5], classes=list("abcdefghij"))
-    assert "the dataset's are a, b" in capscore("eval", model, "--data", tmp_path / "letters.npz")
+    assert "the test set's are a, b" in capscore("eval", model, "--data", tmp_path / "letters.npz")
     for path in (model, onnx, "small"):
         table = capscore("inspect", path)
         assert "471,216" in table
@@ -145,8 +145,8 @@ def test_a_demo_that_was_stopped_knows_all_that_resuming_asks(tmp_path, monkeypa
 
     seen = {}
 
-    def stopped(net, *_):
-        seen.update(net.provenance)
+    def stopped(net, *_, **options):
+        seen.update(options["resuming"])
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli, "train", stopped)
@@ -170,7 +170,8 @@ def test_a_folder_of_colour_images_trains_and_keeps_its_class_names(tmp_path):
     capscore("train", "--spec", tmp_path / "spec.json", "--data", tmp_path / "images", "--out", tmp_path / "run",
              "--epochs", 15, "--batch", 8, "--shift", 1, "--backend", "numpy")  # fmt: skip
     model = tmp_path / "run" / "best.safetensors"
-    assert "0 of 6 test images" in capscore("eval", model, "--data", tmp_path / "images")
+    assert "accuracy 100.00%: 0 of" in (said := capscore("eval", model, "--data", tmp_path / "images"))
+    assert "held-out images of" in said
     found = json.loads(capscore("predict", model, tmp_path / "images" / "green" / "0.png", "--json"))
     assert found["class"] == "green"
     assert set(found["lengths"]) == {"red", "green", "blue"}
@@ -237,6 +238,7 @@ def wrong(tmp_path, model):
         (["train", "--backend", "tensorflow"], "there is no backend 'tensorflow'; choose one of cupy, numpy, torch"),
         (["train", "--backend", "numpy", "--amp", "--out", tmp_path / "amp"], "no option amp"),
         (["train", "--preset", "cifar10"], "1×28×28"),
+        (["eval", model, "--split", "test"], "choose one of held-out, train, all"),
         (["predict", model, tmp_path / "garbage.png"], "garbage.png"),
         (["predict", model, tmp_path / "nowhere.png"], "nowhere.png is not there"),
         (["export", model, tmp_path / "no" / "folder.onnx"], "is its folder there and writable?"),

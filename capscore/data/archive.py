@@ -10,7 +10,9 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from capscore.data.dataset import Dataset, split
+from capscore.data.classes import numbered
+from capscore.data.dataset import Dataset
+from capscore.data.split import Rule
 from capscore.data.stream import read_up_to
 from capscore.errors import DataError
 
@@ -26,13 +28,14 @@ LAYOUTS = (
 LAYOUT_TEXT = "; or ".join(map(", ".join, LAYOUTS))
 
 
-def read_npz(path: Path, size: tuple[int, int, int] | None, seed: int) -> tuple[Dataset, Dataset]:
+def read_npz(path: Path, size: tuple[int, int, int] | None, rule: Rule) -> tuple[Dataset, Dataset]:
     """Read (train, test) from an archive whose arrays are named as one of LAYOUTS.
 
     Images are uint8 or floats in [0, 1], of shape [N, H, W], [N, C, H, W] or [N, H, W, C] with C 1 or 3. Four
     dimensions are channels-last if they fit `size` (C, H, W) only so, or if only the last one is 1 or 3.
-    Labels are integers [N]. `classes` are the class names; without it the names are the numbers. A single set
-    is split by `seed`. Memory grows with what the file really holds, never with what its headers claim.
+    Labels are integers [N]. `classes` are the class names, of label 0 first, or of label 1 where labels go from 1 to
+    their number; without it the numbers that occur are the names. A single set is split by `rule`. Memory grows with
+    what the file really holds, never with what its headers claim.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -50,9 +53,10 @@ def read_npz(path: Path, size: tuple[int, int, int] | None, seed: int) -> tuple[
     except Exception as error:  # zipfile and numpy's header parser raise nearly anything on a damaged file
         raise DataError(f"cannot be read ({error!s:.200}): write it again with numpy.savez") from error
     labels = [_labels(arrays[key]) for key in layout[1::2]]
-    classes = _classes(arrays.get("classes"), labels)
-    sets = [Dataset(_images(arrays[k], size), y, classes) for k, y in zip(layout[::2], labels, strict=True)]
-    return split(sets[0], seed) if len(sets) == 1 else (sets[0], sets[1])
+    classes, labels, notes = _classes(arrays.get("classes"), labels)
+    pairs = zip(layout[::2], labels, strict=True)
+    sets = [Dataset(_images(arrays[key], size), y, classes, notes=notes) for key, y in pairs]
+    return rule(sets[0]) if len(sets) == 1 else (sets[0], sets[1])
 
 
 def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
@@ -98,10 +102,24 @@ def _labels(array: NDArray[Any]) -> NDArray[np.int64]:
     return array.astype(np.int64)
 
 
-def _classes(names: NDArray[Any] | None, labels: list[NDArray[np.int64]]) -> tuple[str, ...]:
+def _classes(
+    names: NDArray[Any] | None, labels: list[NDArray[np.int64]]
+) -> tuple[tuple[str, ...], list[NDArray[np.int64]], tuple[str, ...]]:
+    """Return the class names, the labels as indices into them, and a note where they were not so already."""
     if names is not None and (names.dtype.kind != "U" or names.ndim != 1):
         raise DataError(f"classes are {names.dtype} {names.shape}: store strings, one for each class")
-    count = max(int(array.max()) for array in labels) + 1 if names is None else len(names)
+    numbers = np.unique(np.concatenate([array.ravel() for array in labels]))
+    count = len(numbers if names is None else names)
     if count > MAX_CLASSES:
-        raise DataError(f"{count:,} classes: up to {MAX_CLASSES:,} are possible, number them from 0")
-    return tuple(map(str, range(count) if names is None else names.tolist()))
+        raise DataError(f"{count:,} classes: up to {MAX_CLASSES:,} are possible")
+    if names is not None:
+        called = tuple(map(str, names.tolist()))
+        if (numbers[0], numbers[-1]) != (1, count):
+            return called, labels, ()
+        note = f"the labels go from 1 to {count}: 1 is taken for {called[0]}, the first of the class names"
+        return called, [array - 1 for array in labels], (note,)
+    called = tuple(map(str, numbers.tolist()))
+    if called == numbered(count) or numbers[0] < 0:
+        return numbered(count), labels, ()
+    note = f"the labels are {numbers[0]} to {numbers[-1]}: the {count} numbers that occur are the names of the classes"
+    return called, [np.searchsorted(numbers, array) for array in labels], (note,)
