@@ -142,5 +142,13 @@ class CapsNet(model.CapsNet[Array]):
 class Learner(model.Learner[Array]):
     """Trains a network on NumPy; see `capscore.model.Learner`."""
 
+    @property
+    def workers(self) -> dict[str, int]:
+        """The threads of NumPy's matrix products."""
+        from threadpoolctl import threadpool_info
+
+        pools = [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+        return {"threads": max(pools)} if pools else {}
+
 
 load = CapsNet.load
