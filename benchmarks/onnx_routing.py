@@ -23,6 +23,7 @@ from capscore.backends import numpy as reference
 from capscore.benchmarks.machine import about, interleaved
 from capscore.export.onnx import Recorder, Value
 from capscore.layers import ArrayVotes, LinearVotes, Votes, squash
+from capscore.modelfile import write_atomically
 from capscore.routing import dynamic_routing
 
 N, J, D, K, ITERATIONS = 1152, 10, 16, 8, 3
@@ -119,7 +120,7 @@ def main() -> None:
             print(f"  {name:36s} {middle:8.2f} ({low:.2f}-{high:.2f})")
         results[f"ms at batch {batch}"] = ms
     if args.json:
-        args.json.write_text(json.dumps(results, indent=1) + "\n")
+        write_atomically(args.json, (json.dumps(results, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -164,6 +164,7 @@ def plots(results: dict[str, Any], folder: Path, name: str) -> None:
     import matplotlib.pyplot as plt
     from matplotlib.ticker import MaxNLocator
 
+    from capscore import figures
     from capscore.figures import BLUE, GREEN, ORANGE, PURPLE
 
     engines = {"numpy": ORANGE, "ONNX": GREEN, "cupy": PURPLE}  # whatever is none of them is PyTorch
@@ -201,7 +202,7 @@ def plots(results: dict[str, Any], folder: Path, name: str) -> None:
             ax.minorticks_off()
             ax.spines[["top", "right"]].set_visible(False)
             ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-        figure.savefig(folder / f"{name}-batch.png", dpi=120)
+        figures.save(figure, folder / f"{name}-batch.png")
         plt.close(figure)
     if grown := results.get("scaling"):
         figure, axes = plt.subplots(1, len(grown), figsize=(4 * len(grown), 3.4), layout="constrained")
@@ -211,7 +212,7 @@ def plots(results: dict[str, Any], folder: Path, name: str) -> None:
             ax.set(xlabel=labels[what], ylabel="routing and gradient, ms", xlim=(0, None), ylim=(0, None))
             ax.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
             ax.xaxis.set_major_formatter("{x:,.0f}")
-        figure.savefig(folder / f"{name}-scaling.png", dpi=120)
+        figures.save(figure, folder / f"{name}-scaling.png")
         plt.close(figure)
 
 
