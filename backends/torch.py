@@ -230,13 +230,14 @@ class Learner(model.Learner[Tensor]):
 
     @property
     def frozen(self) -> tuple[str, ...]:
-        """Names of the parameters whose `requires_grad` is off; assigning names switches it off for these alone."""
+        """Names of the parameters whose `requires_grad` is off; to assign names switches it off for these alone."""
         return tuple(name for name, p in self.net.params.items() if not p.requires_grad)
 
     @frozen.setter
     def frozen(self, names: Sequence[str]) -> None:
+        chosen = model.check_names(self.net.spec, names)
         for name, p in self.net.params.items():
-            p.requires_grad_(name not in names)
+            p.requires_grad_(name not in chosen)
 
     @property
     def workers(self) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -46,10 +46,3 @@ def check_moments(params: Arrays, state: Arrays, steps: int) -> None:
     known = {f"{kind}.{name}" for kind in ("first", "second", "steps") for name in params}
     if unknown := [name for name in state if name not in known]:
         raise ValueError(f"{unknown[0]:.60} belongs to no parameter")
-
-
-def check_frozen(names: Any, params: Iterable[str]) -> None:
-    """Raise ValueError unless `names` is a list of parameters."""
-    known = set(params)
-    if not isinstance(names, list) or not all(isinstance(name, str) and name in known for name in names):
-        raise ValueError("its frozen parameters are not parameters of the network")

@@ -243,7 +243,7 @@ class Learner(Generic[A]):
     """Adam on a network's training loss (β 0.9 and 0.999, ε 1e-8), through the tape of `capscore.grad`."""
 
     writes = True  # whether this process writes checkpoints and reports: of several that train together, one does
-    frozen: tuple[str, ...] = ()  # names of the parameters that stay as they are
+    _frozen: tuple[str, ...] = ()
 
     def __init__(self, net: CapsNet[Any], reconstruction: float = 0.0005, **options: Any) -> None:
         if options:
@@ -251,6 +251,15 @@ class Learner(Generic[A]):
         self.net, self.reconstruction, self.steps = net, reconstruction, 0
         self.first = {name: np.zeros_like(p) for name, p in net.params.items()}
         self.second = {name: np.zeros_like(p) for name, p in net.params.items()}
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """Names of the parameters that stay as they are; assign others to change it. ShapeError: there is no such."""
+        return self._frozen
+
+    @frozen.setter
+    def frozen(self, names: Sequence[str]) -> None:
+        self._frozen = check_names(self.net.spec, names)
 
     @property
     def workers(self) -> dict[str, int]:
@@ -308,6 +317,15 @@ class Learner(Generic[A]):
         for name, like in self.net.params.items():
             self.first[name] = self.net.ops.asarray(state[f"first.{name}"].copy(), like)
             self.second[name] = self.net.ops.asarray(state[f"second.{name}"].copy(), like)
+
+
+def check_names(spec: CapsNetSpec, names: Sequence[str]) -> tuple[str, ...]:
+    """Return names of parameters as a tuple, or say which is none."""
+    chosen = (names,) if isinstance(names, str) else tuple(names)
+    known = list(spec.parameters)  # no dictionary: what a file names may not be hashable
+    if unknown := [name for name in chosen if name not in known]:
+        raise ShapeError(f"there is no parameter {short(unknown[0])} to freeze; there are {', '.join(spec.parameters)}")
+    return chosen
 
 
 def nothing_learns() -> TrainingError:

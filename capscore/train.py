@@ -446,7 +446,8 @@ def _restore(
         progress.check(recipe, images, about["log"])
         checkpoint.check_moments(model.params, state, progress.steps)
         checkpoint.check_finite(model.params)
-        checkpoint.check_frozen(about.get("frozen", []), model.params)
+        if "frozen" in about:  # a checkpoint of an earlier version does not tell
+            learner.frozen = tuple(about["frozen"])
     except (KeyError, TypeError, ValueError) as error:
         told = f"{error} is missing" if isinstance(error, KeyError) else error
         raise TrainingError(
@@ -461,8 +462,6 @@ def _restore(
             )
     if progress.steps:
         learner.restore(state, progress.steps)
-    if "frozen" in about:  # a checkpoint of an earlier version does not tell
-        learner.frozen = tuple(about["frozen"])
     net.assign(model.params)
     for what, count in learner.workers.items():
         if what in about and about[what] != count:

@@ -686,6 +686,17 @@ def test_what_is_thawed_in_between_resumes_to_the_bit(name, digits, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["numpy", "cupy", "torch"])
+def test_only_parameters_are_frozen(name):
+    caps = backend(name)
+    learner = caps.Learner(caps.CapsNet(TINY))
+    with pytest.raises(ShapeError, match=r"there is no parameter 'stem\.weight' to freeze; there are stem\.0\."):
+        learner.frozen = ("stem.weight",)
+    assert learner.frozen == ()
+    learner.frozen = "stem.0.weight"
+    assert learner.frozen == ("stem.0.weight",)
+
+
+@pytest.mark.parametrize("name", ["numpy", "cupy", "torch"])
 @pytest.mark.parametrize("learns", [[], ["decoder.0.weight"]], ids=["none", "unused"])
 def test_where_nothing_can_learn_a_clear_error_leaves_nothing(name, learns, digits, tmp_path):
     frozen = tuple(key for key in TINY.parameters if key not in learns)
@@ -748,8 +759,8 @@ TAMPERINGS = {
     "own steps": (lambda p, s, a: s.update({"steps." + WEIGHT: np.array([6.0])}), "no whole number from 0 to 5"),
     "half a step": (lambda p, s, a: s.update({"steps." + WEIGHT: np.array([0.5])}), "no whole number from 0 to 5"),
     "NaN steps": (lambda p, s, a: s.update({"steps." + WEIGHT: np.array([np.nan])}), "no whole number from 0 to 5"),
-    "frozen strangers": (lambda p, s, a: a.update(frozen=["x"]), "frozen parameters are not parameters"),
-    "frozen nonsense": (lambda p, s, a: a.update(frozen=[[1]]), "frozen parameters are not parameters"),
+    "frozen strangers": (lambda p, s, a: a.update(frozen=["x"]), "there is no parameter 'x' to freeze"),
+    "frozen nonsense": (lambda p, s, a: a.update(frozen=[[1]]), r"there is no parameter \[1\] to freeze"),
     "no progress": (lambda p, s, a: a.pop("training"), "'training' is missing"),
 }
 
