@@ -6,6 +6,7 @@ computes on its share of a batch, and the gradients are those of the whole batch
 
 from __future__ import annotations
 
+import gc
 import os
 from typing import Any
 
@@ -68,11 +69,28 @@ class Objective(nn.Module):
         return self.compute(net.ops, net.spec, net.params, images, targets, *how)
 
 
-def together(objective: nn.Module, team: Team, partly: bool) -> nn.Module:
+class Together:
+    """The objective of one process of several: its gradients are the mean over those of all."""
+
+    def __init__(self, objective: nn.Module, partly: bool) -> None:
+        self.objective, self.partly = objective, partly
+        self.learning: list[bool] = []
+        self.shared: nn.Module = objective
+
+    def __call__(self, *args: Any) -> Any:
+        """Return what the objective returns."""
+        learning = [p.requires_grad for p in self.objective.parameters()]
+        if learning != self.learning:  # PyTorch's engine waits for the gradients that it was told of when it was made
+            self.learning, self.shared = learning, self.objective
+            gc.collect()  # the former engine would take part as long as it is somewhere
+            if any(learning):  # else there is nothing to share, and PyTorch refuses
+                self.shared = nn.parallel.DistributedDataParallel(self.objective, find_unused_parameters=self.partly)
+        return self.shared(*args)
+
+
+def together(objective: nn.Module, team: Team, partly: bool) -> Any:
     """Return the objective whose gradients are the mean over the team's; `partly` if some parameters have no part."""
-    if team.size == 1:
-        return objective
-    return nn.parallel.DistributedDataParallel(objective, find_unused_parameters=partly)
+    return objective if team.size == 1 else Together(objective, partly)
 
 
 def explained(error: RuntimeError) -> TrainingError:

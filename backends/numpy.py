@@ -151,6 +151,15 @@ class CapsNet(model.CapsNet[Array]):
 class Learner(model.Learner[Array]):
     """Trains a network on NumPy; see `capscore.model.Learner`."""
 
+    @property
+    def workers(self) -> dict[str, int]:
+        """The threads of NumPy's matrix products."""
+        from threadpoolctl import threadpool_info
+
+        with threads_for(self.net.spec):
+            pools = [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+        return {"threads": max(pools)} if pools else {}
+
     def step(
         self, images: Any, targets: NDArray[Any], rate: float, parts: Sequence[tuple[Any, Any]] = ()
     ) -> tuple[Array, Array]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from capscore import model
 from capscore.cook_toom import Tiling
 from capscore.data import Samples, resident
-from capscore.errors import BackendError
-from capscore.modelfile import check_params
+from capscore.errors import BackendError, TrainingError
 from capscore.ops import Axes, to_host
 from capscore.routing import DynamicRouting
 
@@ -31,6 +30,7 @@ try:
 except ModuleNotFoundError as error:
     raise BackendError("the torch backend needs PyTorch: pip install 'capscore[torch]'") from error
 
+import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -183,12 +183,14 @@ class CapsNet(nn.Module, model.CapsNet[Tensor]):
 
     forward = model.CapsNet.forward
 
-    def assign(self, params: Mapping[str, Any]) -> None:
-        """Take other values for the parameters, in place: an optimiser keeps hold of them."""
-        arrays = check_params(self.spec, params)
-        with torch.no_grad():
+    def _replace(self, values: dict[str, Tensor]) -> None:
+        with torch.no_grad():  # in place: an optimiser keeps hold of the parameters
             for name, p in self.params.items():
-                p.copy_(asarray(arrays[name], p))
+                p.copy_(values[name])
+
+    def _reading(self) -> AbstractContextManager[None]:
+        # A compiler traces no lock; who compiled the network calls it in turns by himself, or by `predict`.
+        return nullcontext() if torch.compiler.is_compiling() else super()._reading()
 
     @torch.inference_mode()
     def predict(self, images: Any, batch: int = 128) -> NDArray[Any]:
@@ -233,6 +235,23 @@ class Learner(model.Learner[Tensor]):
         objective = _torch_parallel.Objective(net, reconstruction, compile)
         self.objective = _torch_parallel.together(objective, self.team, partly=not reconstruction)
 
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """Names of the parameters whose `requires_grad` is off; to assign names switches it off for these alone."""
+        return tuple(name for name, p in self.net.params.items() if not p.requires_grad)
+
+    @frozen.setter
+    def frozen(self, names: Sequence[str]) -> None:
+        chosen = model.check_names(self.net.spec, names)
+        for name, p in self.net.params.items():
+            p.requires_grad_(name not in chosen)
+
+    @property
+    def workers(self) -> dict[str, int]:
+        """The processes that train together, and on a CPU the threads of each."""
+        on_cpu = next(self.net.parameters()).device.type == "cpu"
+        return {"processes": self.team.size} | ({"threads": torch.get_num_threads()} if on_cpu else {})
+
     def hold(self, data: Samples, margin: int) -> Samples:
         """Return images to learn from, with `margin` around them, on the network's device."""
         like = next(self.net.parameters())
@@ -257,11 +276,13 @@ class Learner(model.Learner[Tensor]):
         try:
             with torch.autocast(like.device.type, torch.bfloat16, enabled=self.amp):
                 loss, lengths = self.objective(x, t, apart)
+            if not loss.requires_grad:
+                raise model.nothing_learns()
             loss = loss * factor
             loss.backward()
             loss, lengths = self.team.gather(loss.detach(), lengths.detach(), len(images))
         except RuntimeError as error:
-            if self.team.size == 1:
+            if self.team.size == 1 or isinstance(error, TrainingError):
                 raise
             raise _torch_parallel.explained(error) from error
         self.adam.param_groups[0]["lr"] = rate
@@ -270,20 +291,26 @@ class Learner(model.Learner[Tensor]):
         return loss, lengths
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """Return what a checkpoint must keep beside the parameters, as NumPy arrays by name."""
-        moments = {"first": "exp_avg", "second": "exp_avg_sq"}
-        return {
-            f"{ours}.{name}": to_numpy(self.adam.state[p][theirs] if self.steps else torch.zeros_like(p))
-            for name, p in self.net.params.items()
-            for ours, theirs in moments.items()
-        }
+        """Return what a checkpoint must keep beside the parameters, as NumPy arrays by name.
+
+        PyTorch counts the steps of every parameter, and keeps no moments of one that never had a gradient.
+        """
+        found: dict[str, NDArray[Any]] = {}
+        for name, p in self.net.params.items():
+            kept = self.adam.state.get(p, {})
+            for ours, theirs in (("first", "exp_avg"), ("second", "exp_avg_sq")):
+                found[f"{ours}.{name}"] = to_numpy(kept.get(theirs, torch.zeros_like(p)))
+            if (steps := int(kept.get("step", 0))) != self.steps:
+                found[f"steps.{name}"] = np.array([steps], np.float64)
+        return found
 
     def restore(self, state: Mapping[str, NDArray[Any]], steps: int) -> None:
         """Go on from the `state` of a learner, of any backend, that had made `steps`."""
         self.steps = steps
         for name, p in self.net.params.items():
+            (own,) = state.get(f"steps.{name}", [steps])
             self.adam.state[p] = {
-                "step": torch.tensor(float(steps), device=p.device),
+                "step": torch.tensor(float(own), device=p.device),
                 "exp_avg": asarray(state[f"first.{name}"], p),
                 "exp_avg_sq": asarray(state[f"second.{name}"], p),
             }

@@ -8,6 +8,7 @@ import math
 import os
 import shlex
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,10 +24,10 @@ from . import PRESETS, CapsNetSpec, __version__, backend, modelfile
 from .data import NAMES, Samples, absent, changes, fingerprint, load, read_image, rule_of, whole
 from .data.images import size_that_fits
 from .data.split import Rule
-from .errors import CapscoreError, ModelFileError, SpecError, TrainingError
+from .errors import CapscoreError, ModelFileError, SpecError, TrainingError, TrainingWarning
 from .fit import fitted
 from .report import Screen, TensorBoard
-from .train import BEST, LAST, LOG, Recipe, Reporter, Stopped, accuracy, alone, check_dataset, train
+from .train import BEST, LAST, LOG, Recipe, Reporter, Stopped, accuracy, alone, check_dataset, read_last, train
 from .verify import verify
 
 app = typer.Typer(
@@ -90,7 +91,7 @@ def train_command(
     compile: Annotated[bool, typer.Option("--compile", help="torch: compile the loss.")] = False,
     fast_conv: Annotated[str | None, typer.Option(help="3x3 or 6x6: convolutions by fewer multiplications.")] = None,
 ) -> None:
-    """Train a network; Ctrl-C (or SIGTERM) saves and says how to go on.
+    """Train a network; Ctrl-C (or SIGTERM, or a closed terminal) saves and says how to go on.
 
     Writes best.safetensors (highest held-out accuracy), last.safetensors (to resume from) and log.jsonl.
     """
@@ -100,7 +101,7 @@ def train_command(
         if other := set(given) - {"resume", "epochs", "device", "backend_name", "data", "data_dir"}:
             named = ", ".join("--" + name.replace("_", "-") for name in sorted(other))
             raise TrainingError(f"a training goes on as it began: without {named}, beside --resume")
-        model = modelfile.read(resume / LAST) if (resume / LAST).exists() else None
+        model = read_last(resume) if (resume / LAST).exists() else None
         if model is None or not _resumable(model.provenance):
             raise ModelFileError(f"there is no training to resume in {resume}: {LAST} is missing or no checkpoint")
         settings, classes = model.provenance.get("resume", model.provenance), model.classes
@@ -589,8 +590,20 @@ def _say(line: str) -> None:
     console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
+def _warn(message: Warning | str, category: type[Warning], *about: Any, **more: Any) -> None:
+    """Print capscore's own warnings as a note, others as Python does."""
+    if issubclass(category, TrainingWarning):
+        print(f"capscore: note: {message}", file=sys.stderr)
+    else:
+        _show_warning(message, category, *about, **more)
+
+
+_show_warning = warnings.showwarning
+
+
 def main() -> None:
     """Run the command; an error of the user's ends with one line and exit code 1."""
+    warnings.showwarning = _warn
     try:
         app()
     except CapscoreError as error:

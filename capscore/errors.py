@@ -37,6 +37,10 @@ class TrainingError(CapscoreError, RuntimeError):
     """Training that cannot start, continue or go on (a non-finite loss, a checkpoint of other settings)."""
 
 
+class TrainingWarning(UserWarning):
+    """What a training that goes on cannot promise any more; the command line prints it as a note."""
+
+
 class BackendError(CapscoreError, ImportError):
     """A backend that is unknown or whose library is not installed."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Generic, NamedTuple, Self
 
 import numpy as np
@@ -12,12 +13,13 @@ from numpy.typing import NDArray
 from . import layers, modelfile
 from .cook_toom import TILES
 from .data import Samples
-from .errors import ShapeError, check_whole, short
+from .errors import ShapeError, TrainingError, check_whole, short
 from .grad import Tape, Var, value_and_gradients
 from .init import init_params
 from .losses import margin_loss, reconstruction_loss
 from .ops import A, Ops, is_float, to_host
 from .spec import CapsNetSpec
+from .turns import Turns
 
 
 class Output(NamedTuple, Generic[A]):
@@ -62,7 +64,7 @@ class CapsNet(Generic[A]):
             raise ShapeError(f"the network's spec must be a CapsNetSpec, such as PRESETS['small'], not {short(spec)}")
         if fast_conv not in (None, *TILES):
             raise ShapeError(f"fast_conv must be None, {' or '.join(map(repr, TILES))}, not {short(fast_conv)}")
-        self.spec, self.fast_conv = spec, fast_conv
+        self.spec, self.fast_conv, self._turns = spec, fast_conv, Turns()
         self.classes = modelfile.check_classes(spec, classes)
         self.provenance = dict(provenance or {})
         arrays = init_params(spec, seed) if params is None else modelfile.check_params(spec, params)
@@ -72,9 +74,22 @@ class CapsNet(Generic[A]):
         self._params = params
 
     def assign(self, params: Mapping[str, Any]) -> None:
-        """Take other values for the parameters, checked like those of a new network."""
+        """Take other values for the parameters, checked like those of a new network.
+
+        Other threads see either all former values or all new ones: this waits until no thread is within `forward`,
+        `predict`, `reconstruct` or `save`.
+        """
         arrays = modelfile.check_params(self.spec, params)
-        self._adopt({name: self.ops.asarray(arrays[name].copy(), like) for name, like in self.params.items()})
+        values = {name: self.ops.asarray(arrays[name].copy(), like) for name, like in self.params.items()}
+        with self._turns.changing():
+            self._replace(values)
+
+    def _replace(self, values: dict[str, A]) -> None:
+        self._adopt(values)
+
+    def _reading(self) -> AbstractContextManager[None]:
+        """Return what lets no other thread assign parameters meanwhile."""
+        return self._turns.reading()
 
     @property
     def params(self) -> dict[str, A]:
@@ -89,7 +104,8 @@ class CapsNet(Generic[A]):
         """
         x = self._images(images)
         trace: list[list[A | float]] | None = [] if couplings else None
-        v = layers.forward(self.ops, self.spec, self.params, x, trace, self.fast_conv)
+        with self._reading():
+            v = layers.forward(self.ops, self.spec, self.params, x, trace, self.fast_conv)
         lengths = layers.lengths(self.ops, v)
         if trace is None:
             return Output(lengths, v)
@@ -104,11 +120,13 @@ class CapsNet(Generic[A]):
     def predict(self, images: Any, batch: int = 128) -> NDArray[Any]:
         """Return the lengths [N, J] for images [N, C, H, W] as a NumPy array, `batch` images at a time.
 
-        The class of an image is its longest capsule: `net.predict(images).argmax(1)`.
+        The class of an image is its longest capsule: `net.predict(images).argmax(1)`. All images meet the same
+        parameters, also while another thread assigns others.
         """
         check_whole("batch", batch, 1)
         starts = range(0, max(1, len(images)), batch)
-        return np.concatenate([to_host(self(images[i : i + batch]).lengths) for i in starts])
+        with self._reading():
+            return np.concatenate([to_host(self(images[i : i + batch]).lengths) for i in starts])
 
     def _couplings(self, trace: list[A | float], batch: int, n_in: int, n_out: int) -> tuple[A, ...]:
         """Return couplings as [B, N, J], the uniform first one written out."""
@@ -136,7 +154,8 @@ class CapsNet(Generic[A]):
             mask = self.ops.argmax_one_hot(layers.lengths(self.ops, v))
         else:
             mask = self.ops.asarray(one_hot(labels, v.shape[0], last.count), v)
-        drawn: A = layers.reconstruct(self.ops, self.spec, self.params, v, mask)
+        with self._reading():
+            drawn: A = layers.reconstruct(self.ops, self.spec, self.params, v, mask)
         return drawn
 
     def _images(self, images: Any) -> Any:
@@ -146,8 +165,9 @@ class CapsNet(Generic[A]):
 
     def save(self, path: str | os.PathLike[str], dtype: str | None = None) -> None:
         """Write the model as one .safetensors file, in `dtype` ("float16" halves it) or as it is."""
-        params = {name: self.ops.to_numpy(array) for name, array in self.params.items()}
-        modelfile.save(path, modelfile.Model(self.spec, params, self.classes, self.provenance), dtype)
+        with self._reading():
+            params = {name: self.ops.to_numpy(array) for name, array in self.params.items()}
+            modelfile.save(path, modelfile.Model(self.spec, params, self.classes, self.provenance), dtype)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], dtype: str = "float32", *, fast_conv: str | None = None) -> Self:
@@ -223,6 +243,7 @@ class Learner(Generic[A]):
     """Adam on a network's training loss (β 0.9 and 0.999, ε 1e-8), through the tape of `capscore.grad`."""
 
     writes = True  # whether this process writes checkpoints and reports: of several that train together, one does
+    _frozen: tuple[str, ...] = ()
 
     def __init__(self, net: CapsNet[Any], reconstruction: float = 0.0005, **options: Any) -> None:
         if options:
@@ -230,6 +251,20 @@ class Learner(Generic[A]):
         self.net, self.reconstruction, self.steps = net, reconstruction, 0
         self.first = {name: np.zeros_like(p) for name, p in net.params.items()}
         self.second = {name: np.zeros_like(p) for name, p in net.params.items()}
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """Names of the parameters that stay as they are; assign others to change it. ShapeError: there is no such."""
+        return self._frozen
+
+    @frozen.setter
+    def frozen(self, names: Sequence[str]) -> None:
+        self._frozen = check_names(self.net.spec, names)
+
+    @property
+    def workers(self) -> dict[str, int]:
+        """How many threads or processes share the sums, by what they are: others round these sums otherwise."""
+        return {}
 
     def hold(self, data: Samples, margin: int) -> Samples:
         """Return images to learn from, with a margin, where this backend computes: on a CPU, as they are."""
@@ -243,6 +278,10 @@ class Learner(Generic[A]):
         They are arrays of the backend: a GPU may still be working on them, and to read them is to wait for it.
         """
         net, ops, lengths = self.net, self.net.ops, []
+        used = [name for name in net.params if self.reconstruction or not name.startswith("decoder.")]
+        learning = [name for name in used if name not in self.frozen]
+        if not learning:
+            raise nothing_learns()
         images = ops.asarray(images)
         check_images(net.spec, images, least=1)
         like = next(iter(net.params.values()))
@@ -260,8 +299,8 @@ class Learner(Generic[A]):
         value, gradients = value_and_gradients(ops, loss, net.params)
         self.steps += 1
         slow, fast = 1 - 0.999**self.steps, 1 - 0.9**self.steps
-        for name, p in net.params.items():
-            g, m, v = gradients[name], self.first[name], self.second[name]
+        for name in learning:
+            p, g, m, v = net.params[name], gradients[name], self.first[name], self.second[name]
             m += (g - m) * (1 - 0.9)
             v += (g * g - v) * (1 - 0.999)
             p -= m / (np.sqrt(v) / slow**0.5 + 1e-8) * (rate / fast)
@@ -278,3 +317,20 @@ class Learner(Generic[A]):
         for name, like in self.net.params.items():
             self.first[name] = self.net.ops.asarray(state[f"first.{name}"].copy(), like)
             self.second[name] = self.net.ops.asarray(state[f"second.{name}"].copy(), like)
+
+
+def check_names(spec: CapsNetSpec, names: Sequence[str]) -> tuple[str, ...]:
+    """Return names of parameters as a tuple, or say which is none."""
+    chosen = (names,) if isinstance(names, str) else tuple(names)
+    known = list(spec.parameters)  # no dictionary: what a file names may not be hashable
+    if unknown := [name for name in chosen if name not in known]:
+        raise ShapeError(f"there is no parameter {short(unknown[0])} to freeze; there are {', '.join(spec.parameters)}")
+    return chosen
+
+
+def nothing_learns() -> TrainingError:
+    """Return what to tell when no parameter may change."""
+    return TrainingError(
+        "every parameter that the loss depends on is frozen, so nothing can be learned: learner.frozen = () lets all "
+        "of them learn"
+    )

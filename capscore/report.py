@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -65,7 +67,10 @@ class Screen:
             self.bar = None
 
     def _print(self, line: str) -> None:
-        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        try:
+            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        except SystemExit:  # rich ends the program where nobody reads the pipe; a training has to be saved first
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)) from None
 
 
 class TensorBoard:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import pickle
+import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -280,3 +283,109 @@ def test_tf32_is_used_where_pytorch_allows_it_by_either_name(
         setattr(matmul, name, before)
         torch._dynamo.reset()
     assert told == ["float32"] * 2 + ["tf32"] * 2 + ["float32"] * 2 + ["bf16"] * 2
+
+
+# ------------------------------------------------------------------------------------------------- threads and turns
+
+
+@pytest.mark.parametrize("call", ["predict", "forward", "reconstruct", "save"])
+@pytest.mark.parametrize("name", ["torch", "numpy"])
+def test_what_runs_while_parameters_are_assigned_sees_one_network(name: str, call: str, tmp_path: Path) -> None:
+    caps = backend(name)
+    x = random_images(SPEC, 6, dtype="float32")
+    ways = [random_params(SPEC, seed, dtype="float32") for seed in (1, 2)]
+    net = caps.CapsNet(SPEC, ways[0])
+
+    def ask(net: Any, thread: int = 0) -> bytes:
+        if call == "predict":
+            return net.predict(x, batch=2).tobytes()  # type: ignore[no-any-return]
+        if call == "forward":
+            return caps.to_numpy(net(x[:2]).capsules).tobytes()  # type: ignore[no-any-return]
+        if call == "reconstruct":
+            return caps.to_numpy(net.reconstruct(np.ones((2, 3, 6), np.float32), [0, 1])).tobytes()  # type: ignore[no-any-return]
+        net.save(tmp_path / str(thread))
+        return b"".join(caps.to_numpy(p).tobytes() for p in caps.load(tmp_path / str(thread)).params.values())
+
+    wanted = {ask(caps.CapsNet(SPEC, params)) for params in ways}
+    found: list[bytes] = []
+    done = threading.Event()
+
+    def asks(thread: int) -> None:
+        while not done.is_set():
+            found.append(ask(net, thread))
+
+    before, interval = list(net.parameters()) if name == "torch" else [], sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    threads = [threading.Thread(target=asks, args=(i,)) for i in range(3)]
+    try:
+        for thread in threads:
+            thread.start()
+        deadline = time.monotonic() + 3
+        while time.monotonic() < deadline:
+            for params in ways:
+                net.assign(params)
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+        sys.setswitchinterval(interval)
+    assert set(found) == wanted
+    if name == "torch":
+        assert all(a is b for a, b in zip(before, net.parameters(), strict=True))
+
+
+def test_an_assignment_waits_for_a_prediction_and_the_next_prediction_for_it(net: Any, images: Any) -> None:
+    order: list[str] = []
+    within, asked = threading.Event(), threading.Event()
+
+    def hold(*_: Any) -> None:
+        if not within.is_set():
+            within.set()
+            assert asked.wait(10)
+            time.sleep(0.05)  # the other thread has begun to assign
+            net.predict(images)  # who reads already may read again
+            order.append("predicted")
+
+    handle = net.register_forward_hook(hold)
+
+    def assigns() -> None:
+        assert within.wait(10)
+        asked.set()
+        net.assign(random_params(SPEC, 7))
+        order.append("assigned")
+
+    thread = threading.Thread(target=assigns)
+    thread.start()
+    before = net.predict(images, batch=1)
+    thread.join()
+    handle.remove()
+    assert order == ["predicted", "assigned"]
+    close(before, reference(images), FLOAT32)  # three batches, all by the former parameters
+    assert np.abs(net.predict(images) - before).max() > 1e-3
+
+
+def test_a_thread_may_assign_what_it_reads_itself(net: Any, images: Any) -> None:
+    handle = net.register_forward_hook(lambda *_: net.assign(random_params(SPEC, 7)))
+    net.predict(images)
+    handle.remove()
+    close(net.predict(images), NUMPY.CapsNet(SPEC, random_params(SPEC, 7))(images).lengths, FLOAT32)
+
+
+def test_a_backward_pass_after_an_assignment_is_refused(net: Any, images: Any) -> None:
+    loss = net(images).lengths.sum()
+    net.assign(random_params(SPEC, 7))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_a_copy_is_read_and_assigned_by_itself(net: Any, images: Any) -> None:
+    with net._reading():
+        copies = copy.deepcopy(net), pickle.loads(pickle.dumps(net))
+    changing = threading.Thread(target=lambda: [other.assign(random_params(SPEC, 7)) for other in copies])
+    with net._reading(), copies[0]._reading():
+        changing.start()
+        changing.join(0.2)
+        assert changing.is_alive()  # the first copy is read by this thread, and not by the one that assigns
+    changing.join()
+    for other in copies:
+        assert not np.array_equal(other.predict(images), net.predict(images))

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from capscore.data.affnist import read_affnist
 from capscore.data.cifar import read_cifar
@@ -13,6 +13,7 @@ from capscore.data.idx import read_idx_folder
 from capscore.data.norb import read_norb
 from capscore.data.svhn import read_svhn
 from capscore.errors import DataError
+from capscore.modelfile import usual_mode
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -124,6 +125,17 @@ class _Bar:
         self.progress.stop()
 
 
+@dataclass
+class _Http:
+    """A download whose file gets the user's usual mode: pooch makes it as a temporary one, for its owner alone."""
+
+    download: Any
+
+    def __call__(self, url: str, output: str, pooch: Any) -> None:
+        self.download(url, output, pooch)
+        os.chmod(output, usual_mode())
+
+
 def _download(name: str) -> Path:
     import pooch
     from rich.console import Console
@@ -141,7 +153,7 @@ def _download(name: str) -> Path:
             terminal = Console(stderr=True)
             with Progress(console=terminal, disable=not terminal.is_terminal) as progress:
                 bar = _Bar(progress, progress.add_task(f"{name} {file}", total=None))
-                http = pooch.HTTPDownloader(progressbar=bar, chunk_size=1 << 16)
+                http = _Http(pooch.HTTPDownloader(progressbar=bar, chunk_size=1 << 16))
                 try:
                     pooch.retrieve(mirror + file, checksum, file, folder, downloader=http)
                     break
