@@ -237,12 +237,12 @@ def _start(path: Path, providers: list[tuple[str, dict[str, str]]], threads: int
     names = [name for name, _ in providers]
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what is an error is raised; it would also be printed, with names from the file
     if CUDA in names and hasattr(onnxruntime, "preload_dlls"):
         with redirect_stdout(sys.stderr):  # it prints what it cannot load
             onnxruntime.preload_dlls()
     try:
-        session = onnxruntime.InferenceSession(os.fspath(path), options, providers, enable_fallback=0)
+        session = onnxruntime.InferenceSession(_source(path), options, providers, enable_fallback=0)
         lost = [name for name in names if name not in session.get_providers()]
         reason = "a library or the driver is missing"
     except Exception as error:  # ONNX Runtime's errors share no base class; those of providers are plain ones
@@ -254,6 +254,16 @@ def _start(path: Path, providers: list[tuple[str, dict[str, str]]], threads: int
         cure = f"; {cures[lost[0]]} brings the libraries" if lost[0] in cures else ""
         raise BackendError(f"this ONNX Runtime has {lost[0]} but cannot start it: {reason}{cure}")
     return session
+
+
+def _source(path: Path) -> str | bytes:
+    """Return the path, or the file itself where the path is not UTF-8, which ONNX Runtime cannot take."""
+    name = os.fspath(path)
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return path.read_bytes()
+    return name
 
 
 def _reason(error: Exception) -> str:
