@@ -13,7 +13,7 @@ from capscore.cook_toom import Tiling
 from capscore.data import Samples, resident
 from capscore.errors import BackendError
 from capscore.modelfile import check_params
-from capscore.ops import Axes, to_host
+from capscore.ops import Axes, check_plain, to_host
 from capscore.routing import DynamicRouting
 
 # A fresh large array costs page faults, in small pages more than the arithmetic in it: measured, docs/performance.md.
@@ -37,6 +37,8 @@ def asarray(x: Any, like: Tensor | None = None) -> Tensor:
     if not isinstance(x, Tensor):  # CuPy's arrays are shared on the GPU, all others come through the host
         on_gpu = hasattr(x, "__cuda_array_interface__")
         x = torch.as_tensor(x) if on_gpu else torch.from_numpy(to_host(x).copy())  # which may be turned around
+    elif x.layout != torch.strided or x.is_quantized or x.is_nested or (like is not None and x.is_meta > like.is_meta):
+        check_plain(x)  # which says why not
     y: Tensor = x if like is None else x.to(like.device, like.dtype)
     return y
 
@@ -285,6 +287,7 @@ class Learner(model.Learner[Tensor]):
 def _send(x: Any, device: torch.device) -> Tensor:
     """Return an array on a device; one of the host is sent there without waiting for work that goes on."""
     there = asarray(x)
+    check_plain(there)
     if device.type == "cuda" and there.device.type == "cpu":
         there = there.pin_memory()
     return there.to(device, non_blocking=True)

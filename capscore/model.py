@@ -16,7 +16,7 @@ from .errors import ShapeError, check_whole, short
 from .grad import Tape, Var, value_and_gradients
 from .init import init_params
 from .losses import margin_loss, reconstruction_loss
-from .ops import A, Ops, is_float, to_host
+from .ops import A, Ops, array, is_float, to_host
 from .spec import CapsNetSpec
 
 
@@ -64,6 +64,8 @@ class CapsNet(Generic[A]):
             raise ShapeError(f"fast_conv must be None, {' or '.join(map(repr, TILES))}, not {short(fast_conv)}")
         self.spec, self.fast_conv = spec, fast_conv
         self.classes = modelfile.check_classes(spec, classes)
+        if not isinstance(provenance, Mapping | None):
+            raise ShapeError(f"provenance must be names with JSON values, not {short(provenance)}")
         self.provenance = dict(provenance or {})
         arrays = init_params(spec, seed) if params is None else modelfile.check_params(spec, params)
         self._adopt({name: self.ops.asarray(array.astype(dtype)) for name, array in arrays.items()})
@@ -107,6 +109,8 @@ class CapsNet(Generic[A]):
         The class of an image is its longest capsule: `net.predict(images).argmax(1)`.
         """
         check_whole("batch", batch, 1)
+        images = array(images)
+        check_images(self.spec, images)
         starts = range(0, max(1, len(images)), batch)
         return np.concatenate([to_host(self(images[i : i + batch]).lengths) for i in starts])
 

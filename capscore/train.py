@@ -321,7 +321,12 @@ def accuracy(net: Predictor, data: Samples, batch: int = 128) -> float:
 
 
 def check_dataset(net: CapsNet[Any], data: Samples, what: str) -> None:
-    """Raise ShapeError unless the images and classes of `data` are those of the network."""
+    """Raise ShapeError unless `data` is `Samples` whose images and classes are those of the network."""
+    if not isinstance(data, Samples):
+        raise ShapeError(
+            f"the {what} set is {short(data)}, a {type(data).__name__}: give a capscore.data.Dataset(images, labels, "
+            "classes) of NumPy arrays, or what capscore.data.load returns; training shuffles and batches it itself"
+        )
     if not len(data):
         raise ShapeError(f"the {what} set has no images")
     if data.size != net.spec.input:

@@ -11,7 +11,7 @@ from typing import Any
 
 from capscore.errors import BackendError, ModelFileError, short
 from capscore.export import LARGEST
-from capscore.modelfile import understand
+from capscore.modelfile import as_path, understand
 from capscore.spec import CapsNetSpec
 
 try:
@@ -60,7 +60,7 @@ def read(path: str | os.PathLike[str]) -> OnnxFile:
     Raises ModelFileError for a file that is damaged, foreign, too large, not of one piece (external data), not
     flat (subgraphs), or whose graph is not that of its spec.
     """
-    path = Path(path)
+    path = as_path(path)
     try:
         if not path.is_file():
             raise ModelFileError("there is no such file")

@@ -20,7 +20,7 @@ from capscore.errors import BackendError, CapscoreError, ModelFileError, ShapeEr
 from capscore.export import onnxfile
 from capscore.export.binding import HOST, Bound, Captured, gpu_library, library_of
 from capscore.model import Output, check_images, one_hot
-from capscore.ops import is_float, to_host
+from capscore.ops import array, is_float, to_host
 
 try:
     import onnxruntime
@@ -145,13 +145,13 @@ class Session(_Session):
         session runs there too, and the outputs are arrays of the same library; else they are NumPy's. An output that
         the file lacks is None; couplings begin with the second iteration, those of the first being all equal.
         """
-        x = images if hasattr(images, "dtype") else to_host(images)
+        x = array(images)
         check_images(self.spec, x, self.dtype)
         found = self._run(x)
         couplings: list[list[Any]] = [[] for _ in self.spec.capsules]
-        for name, array in found.items():  # in the order of the file: by layer, then by iteration
+        for name, coupling in found.items():  # in the order of the file: by layer, then by iteration
             if match := onnxfile.COUPLINGS.fullmatch(name):
-                couplings[int(match[1])].append(array)
+                couplings[int(match[1])].append(coupling)
         by_layer = tuple(map(tuple, couplings)) if any(couplings) else None
         return Output(found["lengths"], found.get("capsules"), found.get("reconstruction"), by_layer)
 
@@ -163,13 +163,14 @@ class Session(_Session):
         """
         size = self.batch or batch
         check_whole("batch", size, 1)
+        images = array(images)
+        check_images(self.spec, images, self.dtype)
         found = []
         starts = range(0, max(1, len(images)), size)
         for start in track(starts, "batches") if progress else starts:
             part = images[start : start + size]
             count = len(part)
             if self.batch is not None and count < size:
-                check_images(self.spec, part, self.dtype)
                 part = np.concatenate([to_host(part), np.zeros((size - count, *self.spec.input), self.dtype)])
             found.append(to_host(self(part).lengths)[:count])
         return np.concatenate(found)
@@ -189,7 +190,7 @@ class DecoderSession(_Session):
         All but one capsule are masked: the longest stays, or the one of `labels` [B] (whole numbers).
         """
         last = self.spec.capsules[-1]
-        v = capsules if hasattr(capsules, "dtype") else to_host(capsules)
+        v = array(capsules)
         if tuple(v.shape[1:]) != (last.count, last.dim) or not is_float(v):
             wanted = f"floats [batch, {last.count}, {last.dim}]"
             raise ShapeError(f"capsules have shape {list(v.shape)} and dtype {v.dtype}; wanted {wanted}")
