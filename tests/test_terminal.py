@@ -132,7 +132,19 @@ def test_all_commands_take_names_that_are_not_utf8(folder: Path, tmp_path: Path)
     assert "exported" in capscore("export", model, exported, "--data", data, where=where)
     assert r"\xff1.png" in capscore("predict", exported, image, where=where)
     assert r"\xe9" in capscore("inspect", exported, where=where)
-    assert "last.safetensors" in os.listdir(tmp_path / "run")
+    os.rename(data + b"/a", data + b"/\xff")  # a class name has to be text: it goes into files that are
+    said = capscore("train", "--data", data, "--out", tmp_path / "other", "--backend", "numpy", where=where, code=1)
+    assert said.startswith(r"capscore: error: the class name '\udcff' is no Unicode text: rename it, or its folder")
+
+
+def test_tensorboard_says_which_folders_it_takes(tmp_path: Path) -> None:
+    need("tensorboard", "tensorboard")
+    from capscore.errors import TrainingError
+    from capscore.report import TensorBoard
+
+    with pytest.raises(TrainingError, match="its name is not UTF-8; choose another folder"):
+        TensorBoard(Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xe9"))).begin(1, 1, 1, 0)
+    TensorBoard(tmp_path).begin(1, 1, 1, 0)
 
 
 def test_what_onnx_runtime_says_of_a_node_is_not_sent(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
