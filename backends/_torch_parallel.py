@@ -15,23 +15,24 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from capscore import model
-from capscore.errors import TrainingError
+from capscore.errors import TrainingError, short
 
 
 class Team:
     """The processes that train together: this one alone unless torchrun started more."""
 
     def __init__(self, device: str | None) -> None:
-        self.size = int(os.environ.get("WORLD_SIZE", "1"))
-        self.rank = int(os.environ.get("RANK", "0"))
+        together = any(name in os.environ for name in ("WORLD_SIZE", "RANK"))
+        self.size = _number("WORLD_SIZE", 1) if together else 1
+        self.rank = _number("RANK", 0, self.size - 1) if together else 0
         self.device = device
         if self.size > 1:
             cuda = device is not None and device.startswith("cuda")
             if device == "cuda":
-                self.device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+                self.device = f"cuda:{_number('LOCAL_RANK', 0)}"
                 torch.cuda.set_device(self.device)  # else every process opens the first GPU too
             if not dist.is_initialized():
-                dist.init_process_group("nccl" if cuda else "gloo")
+                _meet("nccl" if cuda else "gloo")
 
     def share(self, batch: int) -> tuple[slice, float]:
         """Return this process's images of a batch, and the factor that makes the mean of all losses that of the batch.
@@ -52,6 +53,30 @@ class Team:
         whole = torch.cat([loss.reshape(1) / self.size, every.reshape(-1)])
         dist.all_reduce(whole)
         return whole[0], whole[1:].reshape(every.shape)
+
+
+def _number(name: str, least: int, most: int = 65535) -> int:
+    """Return a whole number of the environment that torchrun makes; TrainingError for any other environment."""
+    given = os.environ.get(name)
+    if given is None or not given.isdecimal() or not least <= int(given) <= most:
+        what = "is not set" if given is None else f"is {short(given)}, not a whole number of {least} to {most}"
+        raise TrainingError(
+            f"the environment variable {name} {what}: torchrun sets all that several processes need; "
+            "to train in one, unset WORLD_SIZE and RANK"
+        )
+    return int(given)
+
+
+def _meet(how: str) -> None:
+    port = _number("MASTER_PORT", 1)
+    try:
+        dist.init_process_group(how)
+    except (ValueError, RuntimeError) as error:  # a variable that is not set, a machine that is not there
+        where = f"{os.environ.get('MASTER_ADDR')}:{port}"
+        raise TrainingError(
+            f"the processes of this training cannot meet at MASTER_ADDR and MASTER_PORT, {where} "
+            f"({str(error).splitlines()[0]:.120}): start them with torchrun"
+        ) from None
 
 
 class Objective(nn.Module):

@@ -12,7 +12,7 @@ from capscore import model
 from capscore.cook_toom import Tiling
 from capscore.data import Samples, resident
 from capscore.errors import BackendError, TrainingError
-from capscore.ops import Axes, to_host
+from capscore.ops import Axes, check_plain, to_host
 from capscore.routing import DynamicRouting
 
 # A fresh large array costs page faults, in small pages more than the arithmetic in it: measured, docs/performance.md.
@@ -44,6 +44,8 @@ def asarray(x: Any, like: Tensor | None = None) -> Tensor:
         x = torch.utils.dlpack.from_dlpack(x)  # CuPy's: shared on the GPU, and torch's stream waits for CuPy's
     elif not isinstance(x, Tensor):  # all others come through the host
         x = torch.from_numpy(to_host(x).copy())  # which may be turned around
+    elif x.layout != torch.strided or x.is_quantized or x.is_nested or (like is not None and x.is_meta > like.is_meta):
+        check_plain(x)  # which says why not
     y: Tensor = x if like is None else x.to(like.device, like.dtype)
     return y
 
@@ -319,6 +321,7 @@ class Learner(model.Learner[Tensor]):
 def _send(x: Any, device: torch.device) -> Tensor:
     """Return an array on a device; one of the host is sent there without waiting for work that goes on."""
     there = asarray(x)
+    check_plain(there)
     if device.type == "cuda" and there.device.type == "cpu":
         there = there.pin_memory()
     return there.to(device, non_blocking=True)

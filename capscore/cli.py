@@ -16,8 +16,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from . import PRESETS, CapsNetSpec, __version__, backend, modelfile
@@ -27,6 +25,7 @@ from .data.split import Rule
 from .errors import CapscoreError, ModelFileError, SpecError, TrainingError, TrainingWarning
 from .fit import fitted
 from .report import Screen, TensorBoard
+from .terminal import Terminal, guard, json_line
 from .train import BEST, LAST, LOG, Recipe, Reporter, Stopped, accuracy, alone, check_dataset, read_last, train
 from .verify import verify
 
@@ -36,7 +35,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console(emoji=False)  # a file may be called :smile:.png
+console, errors = Terminal(), Terminal(stderr=True)
+UsageError: Any = typer.BadParameter.__base__  # of click, or of typer's own copy of it
 
 SPLITS = ("held-out", "train", "all")
 DEMO = Recipe(epochs=20, batch=32, rate=3e-3, decay_steps=50, reconstruction=0.002)
@@ -197,11 +197,11 @@ def predict_command(
         names = [net.classes[i] for i in order]
         if as_json:
             found = {net.classes[i]: round(float(n), 6) for i, n in enumerate(row)}
-            print(json.dumps({"file": str(path), "class": names[0], "lengths": found}))
+            file = os.fsencode(path).decode("utf-8", "backslashreplace")  # JSON has no words for other bytes
+            print(json_line({"file": file, "class": names[0], "lengths": found}))
         else:
             second = (names[1], f"{row[order[1]]:.3f}") if len(names) > 1 else ("", "")
-            cells = str(path), names[0], f"{row[order[0]]:.3f}", *second
-            table.add_row(*map(escape, cells))
+            table.add_row(str(path), names[0], f"{row[order[0]]:.3f}", *second)
     if not as_json:
         console.print(table)
 
@@ -587,13 +587,13 @@ def _size(shape: tuple[int, ...]) -> str:
 
 
 def _say(line: str) -> None:
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
+    console.say(line)
 
 
 def _warn(message: Warning | str, category: type[Warning], *about: Any, **more: Any) -> None:
     """Print capscore's own warnings as a note, others as Python does."""
     if issubclass(category, TrainingWarning):
-        print(f"capscore: note: {message}", file=sys.stderr)
+        errors.say(f"capscore: note: {message}")
     else:
         _show_warning(message, category, *about, **more)
 
@@ -602,10 +602,16 @@ _show_warning = warnings.showwarning
 
 
 def main() -> None:
-    """Run the command; an error of the user's ends with one line and exit code 1."""
+    """Run the command; an error of the user's ends with one line and exit code 1, or 2 for a wrong option."""
     warnings.showwarning = _warn
+    guard()
+    code = 1
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
+    except UsageError as error:  # not left to typer, which would print it as it is
+        code, message = 2, error.format_message()
+        if message and error.ctx:
+            message = f"{message} (see {error.ctx.command_path} --help)"
     except CapscoreError as error:
         message = str(error)
     except MemoryError as error:
@@ -616,10 +622,9 @@ def main() -> None:
         if "allocate memory" not in str(error) and "out of memory" not in str(error):
             raise
         message = f"not enough memory: use a smaller batch or network ({str(error).splitlines()[0]:.120})"
-    else:
-        return
-    print(f"capscore: error: {message}", file=sys.stderr)
-    sys.exit(1)
+    if message:  # none where the help was printed instead
+        errors.say(f"capscore: error: {message}")
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ def short(value: Any) -> str:
     """Return the repr of a value from anywhere, cut to what a message can hold."""
     try:
         text = repr(value)
-    except (ValueError, RecursionError):  # an integer of thousands of digits, lists within lists within lists
-        text = f"<{type(value).__name__} too large to print>"
+    except Exception:  # an integer of thousands of digits, lists within lists, characters beyond Unicode
+        text = f"<{type(value).__name__} that cannot be printed>"
     return text if len(text) <= 60 else text[:57] + "..."
 
 

@@ -17,7 +17,7 @@ from .errors import ShapeError, TrainingError, check_whole, short
 from .grad import Tape, Var, value_and_gradients
 from .init import init_params
 from .losses import margin_loss, reconstruction_loss
-from .ops import A, Ops, is_float, to_host
+from .ops import A, Ops, array, is_float, to_host
 from .spec import CapsNetSpec
 from .turns import Turns
 
@@ -66,6 +66,8 @@ class CapsNet(Generic[A]):
             raise ShapeError(f"fast_conv must be None, {' or '.join(map(repr, TILES))}, not {short(fast_conv)}")
         self.spec, self.fast_conv, self._turns = spec, fast_conv, Turns()
         self.classes = modelfile.check_classes(spec, classes)
+        if not isinstance(provenance, Mapping | None):
+            raise ShapeError(f"provenance must be names with JSON values, not {short(provenance)}")
         self.provenance = dict(provenance or {})
         arrays = init_params(spec, seed) if params is None else modelfile.check_params(spec, params)
         self._adopt({name: self.ops.asarray(array.astype(dtype)) for name, array in arrays.items()})
@@ -124,6 +126,8 @@ class CapsNet(Generic[A]):
         parameters, also while another thread assigns others.
         """
         check_whole("batch", batch, 1)
+        images = array(images)
+        check_images(self.spec, images)
         starts = range(0, max(1, len(images)), batch)
         with self._reading():
             return np.concatenate([to_host(self(images[i : i + batch]).lengths) for i in starts])

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import CapscoreError, ModelFileError, ShapeError
+from .errors import CapscoreError, ModelFileError, ShapeError, short
 from .ops import to_host
 from .spec import CapsNetSpec
 
@@ -44,6 +44,8 @@ class Model:
 
 def check_params(spec: CapsNetSpec, params: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
     """Return `params` as NumPy arrays in the spec's order, or say which is missing, unknown or misshapen."""
+    if not hasattr(params, "keys"):  # torch's containers of parameters are no Mapping
+        raise ShapeError(f"parameters must be arrays by name, such as {min(spec.parameters)}, not {short(params)}")
     if missing := [name for name in spec.parameters if name not in params]:
         raise ShapeError(f"parameter {', '.join(missing[:3])} is missing; the spec has {len(spec.parameters)}")
     if unknown := [name for name in params if name not in spec.parameters]:
@@ -67,9 +69,14 @@ def check_classes(spec: CapsNetSpec, classes: Any) -> tuple[str, ...]:
         return tuple(str(i) for i in range(spec.classes))
     names = tuple(classes) if isinstance(classes, list | tuple) else ()
     if len(names) != spec.classes or not all(isinstance(name, str) for name in names):
-        raise ShapeError(f"classes must be {spec.classes} names, one per class capsule, not {classes!r:.200}")
+        raise ShapeError(f"classes must be {spec.classes} names, one per class capsule, not {short(classes)}")
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:  # half a character, or a byte of a folder's name that is not UTF-8
+            raise ShapeError(f"the class name {short(name)} is no Unicode text: rename it, or its folder") from None
     if len(set(names)) < len(names):
-        raise ShapeError(f"every class needs a name of its own, not {names!r:.200}")
+        raise ShapeError(f"every class needs a name of its own, not {short(names)}")
     return names
 
 
@@ -137,7 +144,7 @@ def read(path: str | os.PathLike[str], kind: Any = CapsNetSpec) -> Model:
     """Read an untrusted model file whose spec is of class `kind`. ModelFileError says what is wrong with it."""
     from safetensors import SafetensorError, safe_open
 
-    path = Path(path)
+    path = as_path(path)
     try:
         if not path.is_file():
             raise ModelFileError("it is a folder" if path.is_dir() else "there is no such file")
@@ -163,6 +170,14 @@ def read(path: str | os.PathLike[str], kind: Any = CapsNetSpec) -> Model:
         ) from None
     except (CapscoreError, OSError, TypeError, ValueError, KeyError) as error:
         raise ModelFileError(f"cannot read the model {path}: {error}") from None
+
+
+def as_path(path: Any) -> Path:
+    """Return the path of a file; ModelFileError for what cannot be one."""
+    try:
+        return Path(path)
+    except TypeError:
+        raise ModelFileError(f"a model is read from a path, a str or Path, not {short(path)}") from None
 
 
 def _digest(about: dict[str, Any], tensors: Mapping[str, NDArray[Any]]) -> str:

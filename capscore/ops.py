@@ -112,19 +112,39 @@ def is_float(x: Any) -> bool:
     return "float" in getattr(x.dtype, "name", str(x.dtype))  # NumPy's ">f4" is named float32
 
 
+def array(x: Any) -> Any:
+    """Return any library's array as it is, anything else as NumPy's; ShapeError if it does not hold numbers."""
+    check_plain(x)
+    return x if all(hasattr(x, name) for name in ("dtype", "shape", "__getitem__")) else to_host(x)
+
+
+def check_plain(x: Any) -> None:
+    """Raise ShapeError for a tensor that does not hold all its numbers one by one, and say how to get one that does."""
+    kinds = {
+        "nested": (getattr(x, "is_nested", False), "torch.nested.to_padded_tensor makes it one array"),
+        "sparse": (str(getattr(x, "layout", "torch.strided")) != "torch.strided", ".to_dense() makes it one"),
+        "quantised": (getattr(x, "is_quantized", False), ".dequantize() makes it one"),
+        "meta": (getattr(x, "is_meta", False), "it has a shape but no numbers: make it on a device"),
+    }
+    for kind, (found, cure) in kinds.items():
+        if found:
+            raise ShapeError(f"wanted an array of numbers, not a {kind} tensor; {cure}")
+
+
 def to_host(x: Any) -> NDArray[Any]:
     """Return any library's array (torch and CuPy included, on a GPU or with gradients) as a NumPy array.
 
-    bfloat16, which NumPy lacks, becomes float32, and long doubles, which all others lack, float64; bytes in another
-    order are brought into this machine's.
+    bfloat16 and float8, which NumPy lacks, become float32, and long doubles, which all others lack, float64; bytes in
+    another order are brought into this machine's.
 
     Raises
     ------
     ShapeError: `x` holds something else than numbers.
     """
     if hasattr(x, "detach"):  # torch
+        check_plain(x)
         x = x.detach().cpu()
-        x = x.float() if "bfloat16" in str(x.dtype) else x
+        x = x.float() if str(x.dtype).startswith(("torch.bfloat16", "torch.float8")) else x
     try:
         host = np.asarray(x)
     except ValueError:  # lists of unequal lengths

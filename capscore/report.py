@@ -11,6 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from .errors import TrainingError
+
 
 class Screen:
     """A live bar for each epoch on a terminal; elsewhere a plain line now and then, and one per epoch."""
@@ -87,7 +89,12 @@ class TensorBoard:
 
     def begin(self, epoch: int, epochs: int, steps: int, step: int) -> None:
         """Open the file, now that training has found the folder fit for it."""
-        self.writer = self.writer or self.open(str(self.folder))
+        try:
+            self.writer = self.writer or self.open(str(self.folder))
+        except UnicodeEncodeError:  # other than Python's own, its functions take no other names
+            raise TrainingError(
+                f"TensorBoard cannot write into {self.folder}: its name is not UTF-8; choose another folder"
+            ) from None
 
     def step(self, images: int, loss: float, accuracy: float) -> None:
         """Nothing is written within an epoch."""

@@ -374,8 +374,13 @@ def check_dataset(
 ) -> Samples:
     """Return `data` with its labels numbered as the network's classes; `say` hears of names that differ.
 
-    Raises ShapeError unless there are images, of the network's size, and DataError if the classes are others.
+    Raises ShapeError unless these are `Samples`, of the network's size, and DataError if the classes are others.
     """
+    if not isinstance(data, Samples):
+        raise ShapeError(
+            f"the {what} set is {short(data)}, a {type(data).__name__}: give a capscore.data.Dataset(images, labels, "
+            "classes) of NumPy arrays, or what capscore.data.load returns; training shuffles and batches it itself"
+        )
     if not len(data):
         raise ShapeError(f"the {what} set has no images")
     if data.size != net.spec.input:

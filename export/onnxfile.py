@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from capscore.errors import BackendError, ModelFileError, short
 from capscore.export import LARGEST
-from capscore.modelfile import understand
+from capscore.modelfile import as_path, understand
 from capscore.spec import CapsNetSpec
 
 try:
     import onnx
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError, Message
+    from google.protobuf.unknown_fields import UnknownFieldSet
 except ModuleNotFoundError as error:
     raise BackendError("reading ONNX files needs the onnx package: pip install 'capscore[onnx]'") from error
 
 COUPLINGS = re.compile(r"couplings\.(\d{1,3})\.(\d{1,3})")  # of a capsule layer and a routing iteration
+KINDS = {  # of messages that make up a capscore model
+    "ModelProto", "GraphProto", "NodeProto", "AttributeProto", "TensorProto", "ValueInfoProto", "TypeProto",
+    "TypeProto.Tensor", "TensorShapeProto", "TensorShapeProto.Dimension", "OperatorSetIdProto",
+    "StringStringEntryProto",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,7 @@ def read(path: str | os.PathLike[str]) -> OnnxFile:
     Raises ModelFileError for a file that is damaged, foreign, too large, not of one piece (external data), not
     flat (subgraphs), or whose graph is not that of its spec.
     """
-    path = Path(path)
+    path = as_path(path)
     try:
         if not path.is_file():
             raise ModelFileError("there is no such file")
@@ -82,21 +88,34 @@ def read(path: str | os.PathLike[str]) -> OnnxFile:
 
 
 def _check_one_flat_file(model: Any) -> None:
-    graph = model.graph
-    stored = [*graph.initializer, *(part for x in graph.sparse_initializer for part in (x.values, x.indices))]
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("g") or attribute.graphs:
-                raise ModelFileError(f"its node {short(node.name)} ({node.op_type:.30}) has a graph of its own")
-            stored += [attribute.t, *attribute.tensors, attribute.sparse_tensor.values]
-    if model.functions:
-        raise ModelFileError(f"it defines the function {short(model.functions[0].name)}; a capscore model is flat")
-    for tensor in stored:
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+    """Refuse all that is not in a capscore model: another file's data, subgraphs, functions, what is unknown."""
+    again = "`capscore export` writes it again"
+    for where, message in _messages(model):
+        kind = message.DESCRIPTOR.full_name.removeprefix("onnx.")
+        if kind not in KINDS or (kind == "GraphProto" and where != ".graph"):
+            raise ModelFileError(f"its {where} is a {kind}: a capscore model is one flat graph of nodes; {again}")
+        if kind == "TensorProto" and (message.external_data or message.data_location != onnx.TensorProto.DEFAULT):
             raise ModelFileError(
-                f"the data of {short(tensor.name)} is in another file, which is not followed: "
-                "a capscore model is one file; `capscore export` writes it again"
+                f"the data of {where} is in another file, which is not followed: a capscore model is one file; {again}"
             )
+        if len(UnknownFieldSet(message)):
+            raise ModelFileError(f"its {where or 'beginning'} says what this version of onnx does not know; {again}")
+
+
+def _messages(message: Message, where: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield a message and all within it, in whatever fields, each with the way to it. All text must be UTF-8."""
+    yield where, message
+    for field in message.DESCRIPTOR.fields:
+        if field.type not in (field.TYPE_STRING, field.TYPE_MESSAGE):
+            continue
+        value = getattr(message, field.name)
+        alone = isinstance(value, str | bytes | Message)
+        for inner in [value] if alone else value:
+            if isinstance(inner, bytes):  # where another reader's rules allow what Python's str cannot hold
+                raise ModelFileError(f"its {where}.{field.name} is not UTF-8: {short(inner)}")
+            if isinstance(inner, Message) and (not alone or message.HasField(field.name)):
+                which = "" if alone else f" {short(getattr(inner, 'name', ''))}"
+                yield from _messages(inner, f"{where}.{field.name}{which}")
 
 
 def _tensors(values: Sequence[Any]) -> tuple[list[int | None], list[Tensor]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -55,20 +56,35 @@ def quantize(model: onnx.ModelProto, images: NDArray[Any], byte_images: bool) ->
         inferred = onnx.shape_inference.infer_shapes(model)
         helper.set_model_props(inferred, {"onnx.quant.pre_process": "onnxruntime.quant"})  # it is flat already
         onnx.save(inferred, plain)
-        quantize_static(
-            str(plain),
-            str(quantised),
-            _Images(images, batch),
-            quant_format=QuantFormat.QDQ,
-            nodes_to_quantize=chosen,
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-        )
+        try:
+            with warnings.catch_warnings(), np.errstate(all="ignore"):
+                warnings.simplefilter("ignore", RuntimeWarning)  # of scales that overflow: an assertion follows
+                quantize_static(
+                    str(plain),
+                    str(quantised),
+                    _Images(images, batch),
+                    quant_format=QuantFormat.QDQ,
+                    nodes_to_quantize=chosen,
+                    per_channel=True,
+                    activation_type=QuantType.QUInt8,
+                    weight_type=QuantType.QInt8,
+                )
+        except (AssertionError, ValueError) as error:
+            largest = {tensor.name: _largest(tensor) for tensor in model.graph.initializer}
+            name = max(largest, key=lambda name: largest[name])
+            raise ShapeError(
+                f"ONNX Runtime finds no int8 scales ({str(error).splitlines()[0]:.80}); the largest value is "
+                f"{largest[name]:.1e}, in {name}: export it as fp32"
+            ) from None
         smaller = onnx.load(quantised)
     _narrow_routing_weights(smaller)
     onnx.checker.check_model(smaller, full_check=True)
     return smaller
+
+
+def _largest(tensor: TensorProto) -> float:
+    array = numpy_helper.to_array(tensor)
+    return float(np.abs(array).max(initial=0)) if array.dtype.kind == "f" else 0.0
 
 
 def _in_decoder(node: onnx.NodeProto) -> bool:

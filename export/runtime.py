@@ -20,7 +20,7 @@ from capscore.errors import BackendError, CapscoreError, ModelFileError, ShapeEr
 from capscore.export import onnxfile
 from capscore.export.binding import HOST, Bound, Captured, gpu_library, library_of
 from capscore.model import Output, check_images, one_hot
-from capscore.ops import is_float, to_host
+from capscore.ops import array, is_float, to_host
 
 try:
     import onnxruntime
@@ -153,13 +153,13 @@ class Session(_Session):
         session runs there too, and the outputs are arrays of the same library; else they are NumPy's. An output that
         the file lacks is None; couplings begin with the second iteration, those of the first being all equal.
         """
-        x = images if hasattr(images, "dtype") else to_host(images)
+        x = array(images)
         check_images(self.spec, x, self.dtype)
         found = self._run(x)
         couplings: list[list[Any]] = [[] for _ in self.spec.capsules]
-        for name, array in found.items():  # in the order of the file: by layer, then by iteration
+        for name, coupling in found.items():  # in the order of the file: by layer, then by iteration
             if match := onnxfile.COUPLINGS.fullmatch(name):
-                couplings[int(match[1])].append(array)
+                couplings[int(match[1])].append(coupling)
         by_layer = tuple(map(tuple, couplings)) if any(couplings) else None
         return Output(found["lengths"], found.get("capsules"), found.get("reconstruction"), by_layer)
 
@@ -171,13 +171,14 @@ class Session(_Session):
         """
         size = self.batch or batch
         check_whole("batch", size, 1)
+        images = array(images)
+        check_images(self.spec, images, self.dtype)
         found = []
         starts = range(0, max(1, len(images)), size)
         for start in track(starts, "batches") if progress else starts:
             part = images[start : start + size]
             count = len(part)
             if self.batch is not None and count < size:
-                check_images(self.spec, part, self.dtype)
                 part = np.concatenate([to_host(part), np.zeros((size - count, *self.spec.input), self.dtype)])
             found.append(to_host(self(part).lengths)[:count])
         return np.concatenate(found)
@@ -197,7 +198,7 @@ class DecoderSession(_Session):
         All but one capsule are masked: the longest stays, or the one of `labels` [B] (whole numbers).
         """
         last = self.spec.capsules[-1]
-        v = capsules if hasattr(capsules, "dtype") else to_host(capsules)
+        v = array(capsules)
         if tuple(v.shape[1:]) != (last.count, last.dim) or not is_float(v):
             wanted = f"floats [batch, {last.count}, {last.dim}]"
             raise ShapeError(f"capsules have shape {list(v.shape)} and dtype {v.dtype}; wanted {wanted}")
@@ -245,12 +246,12 @@ def _start(path: Path, providers: list[tuple[str, dict[str, str]]], threads: int
     names = [name for name, _ in providers]
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what is an error is raised; it would also be printed, with names from the file
     if CUDA in names and hasattr(onnxruntime, "preload_dlls"):
         with redirect_stdout(sys.stderr):  # it prints what it cannot load
             onnxruntime.preload_dlls()
     try:
-        session = onnxruntime.InferenceSession(os.fspath(path), options, providers, enable_fallback=0)
+        session = onnxruntime.InferenceSession(_source(path), options, providers, enable_fallback=0)
         lost = [name for name in names if name not in session.get_providers()]
         reason = "a library or the driver is missing"
     except Exception as error:  # ONNX Runtime's errors share no base class; those of providers are plain ones
@@ -262,6 +263,16 @@ def _start(path: Path, providers: list[tuple[str, dict[str, str]]], threads: int
         cure = f"; {cures[lost[0]]} brings the libraries" if lost[0] in cures else ""
         raise BackendError(f"this ONNX Runtime has {lost[0]} but cannot start it: {reason}{cure}")
     return session
+
+
+def _source(path: Path) -> str | bytes:
+    """Return the path, or the file itself where the path is not UTF-8, which ONNX Runtime cannot take."""
+    name = os.fspath(path)
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return path.read_bytes()
+    return name
 
 
 def _reason(error: Exception) -> str:

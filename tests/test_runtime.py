@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -501,6 +501,38 @@ def branch(model: Any) -> None:
     node.attribute.add(name="then_branch", type=5).g.name = "inner"
 
 
+def sparse(model: Any) -> None:
+    node = model.graph.node.add(op_type="Constant", name="far", output=["far"])
+    node.attribute.add(name="value", type=11).sparse_tensor.indices.data_location = 1
+
+
+def unknown(model: Any) -> None:
+    model.graph.MergeFromString(b"\xfa\x3f\x03abc")  # a field 1023 of three bytes
+
+
+def undecodable(field: str) -> Callable[[Any], None]:
+    def change(model: Any) -> None:
+        message = getattr(model.graph, field)[0]
+        content = message.SerializeToString()
+        at = content.index(message.name.encode())
+        end = at + len(message.name)
+        message.ParseFromString(content[: end - 1] + b"\xff" + content[end:])
+
+    return change
+
+
+def ways(descriptor: Any, passed: tuple[str, ...] = ()) -> Iterator[list[Any]]:
+    """Yield the fields that lead from a message to a tensor, by every way that passes no kind of message twice."""
+    for field in descriptor.fields:
+        inner = field.message_type
+        if inner is None or inner.name in passed:
+            continue
+        if inner.name == "TensorProto":
+            yield [field]
+        for way in ways(inner, (*passed, inner.name)):
+            yield [field, *way]
+
+
 def sizes(i: int, value: int) -> Callable[[Any], None]:
     def change(model: Any) -> None:
         model.graph.input[0].type.tensor_type.shape.dim[i].dim_value = value
@@ -517,8 +549,16 @@ def other_spec(model: Any) -> None:
 REFUSED = {
     "external data": (outside, "is in another file, which is not followed: a capscore model is one file"),
     "an external constant": (constant_outside, "is in another file"),
-    "a subgraph": (branch, r"its node 'branch' \(If\) has a graph of its own"),
-    "a function": (lambda m: m.functions.add(name="f"), "it defines the function 'f'; a capscore model is flat"),
+    "a subgraph": (
+        branch,
+        r"its \.graph\.node 'branch'\.attribute 'then_branch'\.g is a GraphProto: a capscore model is",
+    ),
+    "a function": (lambda m: m.functions.add(name="f"), r"its \.functions 'f' is a FunctionProto: .* one flat graph"),
+    "training": (lambda m: m.training_info.add(), r"its \.training_info '' is a TrainingInfoProto"),
+    "a sparse constant": (sparse, r"its \.graph\.node 'far'\.attribute 'value'\.sparse_tensor is a SparseTensorProto"),
+    "what is unknown": (unknown, r"its \.graph says what this version of onnx does not know"),
+    "a name in no encoding": (undecodable("output"), r"its \.graph\.output .*\.name is not UTF-8: b'len.*xff'"),
+    "a node's name in no encoding": (undecodable("node"), r"its \.graph\.node .*\.output is not UTF-8: b'.*xff'"),
     "no metadata": (lambda m: m.ClearField("metadata_props"), "no capscore metadata"),
     "metadata of another graph": (other_spec, r"its images are \[2, 7, 6\]; its spec says \[2, 9, 9\]"),
     "another output": (
@@ -534,6 +574,29 @@ REFUSED = {
     "doubles": (lambda m: setattr(m.graph.input[0].type.tensor_type, "elem_type", 11), "neither of float32 nor of"),
     "lengths of bytes": (lambda m: setattr(m.graph.output[1].type.tensor_type, "elem_type", 2), "uint8, not float32"),
 }
+
+
+def test_data_elsewhere_is_refused_wherever_a_tensor_can_be(runtime: ModuleType, damaged: Callable[..., Path]) -> None:
+    onnx = need("onnx", "onnx")
+    found = list(ways(onnx.ModelProto.DESCRIPTOR, ("ModelProto",)))
+    told = {".".join(field.name for field in way) for way in found}
+    assert {"training_info.initialization.node.attribute.t", "graph.node.attribute.sparse_tensor.indices",
+            "graph.node.attribute.sparse_tensors.values", "functions.node.attribute.tensors",
+            "graph.sparse_initializer.values"} - told == set()  # fmt: skip
+
+    def at(way: list[Any]) -> Callable[[Any], None]:
+        def change(message: Any) -> None:
+            for field in way:
+                place = getattr(message, field.name)
+                message = place.add() if hasattr(place, "add") else place
+            message.data_location = 1
+            message.external_data.add(key="location", value="/etc/passwd")
+
+        return change
+
+    for way in found:
+        with pytest.raises(ModelFileError, match=r"in another file|is a \w+: a capscore model is one flat graph"):
+            runtime.Session(damaged(at(way)))
 
 
 @pytest.mark.parametrize("what", REFUSED)

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from capscore.errors import DataError
 Index = slice | NDArray[np.integer]
 
 
+@runtime_checkable
 class Samples(Protocol):
     """Labelled images that can be asked for by their positions; where they come from is their own affair."""
 
@@ -77,6 +78,9 @@ class Dataset:
     def __post_init__(self) -> None:
         """Check the arrays."""
         images, labels, classes = self.images, self.labels, self.classes
+        for name, given in (("images", images), ("labels", labels)):
+            if not isinstance(given, np.ndarray):
+                raise DataError(f"{name} are a {type(given).__name__}: make them a NumPy array")
         if images.dtype not in (np.uint8, np.float32):
             raise DataError(f"images are {images.dtype}: store uint8 in 0..255 or float32 in [0, 1]")
         if images.ndim != 4 or 0 in images.shape:

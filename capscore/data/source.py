@@ -138,8 +138,9 @@ class _Http:
 
 def _download(name: str) -> Path:
     import pooch
-    from rich.console import Console
     from rich.progress import Progress
+
+    from capscore.terminal import Terminal
 
     source, folder = SOURCES[name], Path(pooch.os_cache("capscore")) / name
     if not source.checksums:
@@ -150,7 +151,7 @@ def _download(name: str) -> Path:
     for file, checksum in source.checksums.items():
         failures = []
         for mirror in source.mirrors:
-            terminal = Console(stderr=True)
+            terminal = Terminal(stderr=True)
             with Progress(console=terminal, disable=not terminal.is_terminal) as progress:
                 bar = _Bar(progress, progress.add_task(f"{name} {file}", total=None))
                 http = _Http(pooch.HTTPDownloader(progressbar=bar, chunk_size=1 << 16))
