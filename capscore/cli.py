@@ -8,6 +8,7 @@ import math
 import os
 import shlex
 import sys
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from rich.table import Table
 
 from . import PRESETS, CapsNetSpec, __version__, backend, modelfile
 from .data import NAMES, Samples, load, read_image
-from .errors import CapscoreError, ModelFileError, SpecError, TrainingError
+from .errors import CapscoreError, DataWarning, ModelFileError, SpecError, TrainingError
 from .experiments import NAMES as EXPERIMENTS
 from .experiments import experiment
 from .report import Screen, TensorBoard
@@ -162,9 +163,9 @@ def eval_command(
 @app.command("predict")
 def predict_command(
     model: ModelPath,
-    images: Annotated[list[Path], typer.Argument(help="PNG or JPEG files.", show_default=False)],
+    images: Annotated[list[Path], typer.Argument(help="PNG, JPEG, BMP, GIF, TIFF or WebP files.", show_default=False)],
     invert: Annotated[
-        bool, typer.Option("--invert", help="The images are dark on light; the model's, light on dark.")
+        bool, typer.Option("--invert", help="The images are dark on light (transparency: white); the model's are not.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines: file, class, all lengths.")] = False,
     backend_name: Backend = None,
@@ -173,7 +174,7 @@ def predict_command(
 ) -> None:
     """Say which class image files show, and how long its capsule is."""
     net = _open(model, backend_name, provider, threads)
-    pixels = np.stack([read_image(path, net.spec.input) for path in images])
+    pixels = np.stack([read_image(path, net.spec.input, "white" if invert else None) for path in images])
     pixels = 255 - pixels if invert else pixels
     lengths = net.predict(pixels if _takes_bytes(net) else pixels.astype(np.float32) / 255)
     table = Table("file", "class", "length", "next", "length", box=None)
@@ -591,8 +592,16 @@ def _say(line: str) -> None:
     console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
+def _note(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any, **__: Any) -> None:
+    """Print a warning: of data as a line for users, else as Python does."""
+    said = f"note: {message}\n" if issubclass(category, DataWarning) else ""
+    print(said or warnings.formatwarning(message, category, filename, lineno), end="", file=sys.stderr)
+
+
 def main() -> None:
     """Run the command; an error of the user's ends with one line and exit code 1."""
+    warnings.simplefilter("always", DataWarning)
+    warnings.showwarning = _note
     try:
         app()
     except CapscoreError as error:

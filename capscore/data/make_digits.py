@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from capscore.data import DIGITS
 from capscore.data.dataset import Dataset
 from capscore.data.idx import read_idx_folder
+from capscore.data.memory import Budget
 from capscore.data.source import SOURCES
 
 
@@ -25,7 +26,7 @@ def draw(dataset: Dataset, per_class: int, rng: np.random.Generator) -> tuple[ND
 def main(mnist: Path, target: Path) -> None:
     """Write 500 training and 100 test images of every digit in the folder `mnist` to `target`."""
     rng = np.random.default_rng(0)
-    train, test = read_idx_folder(mnist, SOURCES["mnist"].classes)
+    train, test = read_idx_folder(mnist, SOURCES["mnist"].classes, Budget())
     x_train, y_train = draw(train, 500, rng)
     x_test, y_test = draw(test, 100, rng)
     np.savez_compressed(target, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
