@@ -110,12 +110,13 @@ def _halved(path: Path, memory: Budget) -> NDArray[np.uint8]:
     with _matrix(path, memory) as (stream, dtype, shape):
         if dtype != np.uint8 or shape[1:] != PAIR:
             raise DataError(f"{path} holds {dtype} {shape}: the pictures are bytes of [N, 2, 96, 96], fetch it again")
-        blocks = []
+        halved = bytearray()
         for start in track(range(0, shape[0], BLOCK), path.name):
             with memory.passing():
                 block = _entries(stream, path, dtype, (min(BLOCK, shape[0] - start), *PAIR), memory)
+                memory.take(2 * block.nbytes, path)
                 sums = block.reshape(-1, 2, 48, 2, 48, 2).sum(axis=(3, 5), dtype=np.uint16)
-            memory.take(block.nbytes // 2, path)  # a quarter, and again when the blocks are joined
-            blocks.append(((sums + 2) // 4).astype(np.uint8))
+                halved += ((sums + 2) // 4).astype(np.uint8).tobytes()
+            memory.take(block.nbytes // 4, path)
         _ended(stream, path)
-    return np.concatenate(blocks)
+    return np.frombuffer(halved, np.uint8).reshape(-1, 2, 48, 48)

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")  # as PIL calls them
 NAMES = "PNG, JPEG, BMP, GIF, TIFF or WebP"
-PER_PIXEL = 24  # bytes at most: what decoders and the steps from there to an array hold at once
+PER_PIXEL = {"WEBP": 28}  # bytes: the most that a decoder and the steps from there to an array hold at once
+PER_PIXEL_ELSE = 20
+DEFLATE = 8 * 1032  # pixels of a bit that a byte of a PNG can hold at most
 FAINT = 16  # of 255: an image whose values lie closer together has nothing to see
 BLANK = "blank or nearly so: scale the values if they use fewer bits than the file says, else replace the image"
 BLOCK = 1 << 18  # pixels that are scaled to 8 bits at once
@@ -75,7 +77,9 @@ def read_noting(
     """Read as `read_image` does, but return what it would warn of. The budget is left as it was."""
     if size and size[0] not in (1, 3):
         raise DataError(f"size {size} asks for {size[0]} channels: images are read with 1 (grey) or 3 (RGB)")
-    with _decoded(path, memory, size) as (image, several):
+    with _opened(path, memory, size) as file:
+        several = bool(getattr(file, "is_animated", False))
+        image = _decoded(file, path)
         grey = size[0] == 1 if size else image.mode in ("1", "L", "LA")
         image, laid = _without_alpha(image, paper)
         image = _as(image, "L" if grey else "RGB")
@@ -96,8 +100,8 @@ def read_noting(
 
 def ink(path: str | Path, memory: Budget) -> tuple[float, float] | None:
     """How bright an image is on black, and how opaque: means, 0 to 255. None if nothing in it is transparent."""
-    with _decoded(path, memory) as (image, _):
-        clear = _clear(image)
+    with _opened(path, memory) as file:
+        clear = _clear(_decoded(file, path)) if _has_alpha(file) else None
         return None if clear is None else _ink(*clear)
 
 
@@ -108,14 +112,9 @@ def paper_for(ink: tuple[float, float]) -> Paper:
 
 
 @contextmanager
-def _decoded(
-    path: str | Path, memory: Budget, size: tuple[int, int, int] | None = None
-) -> Iterator[tuple["Picture", bool]]:
-    """Give an image of 8 bits, turned as its camera noted, and whether the file has more frames.
-
-    What goes wrong in the file, here or inside, ends in DataError.
-    """
-    from PIL import Image, ImageOps
+def _opened(path: str | Path, memory: Budget, size: tuple[int, int, int] | None = None) -> Iterator["ImageFile"]:
+    """Open a file that there is memory to decode; what goes wrong with it, here or inside, ends in DataError."""
+    from PIL import Image
 
     if not Path(path).is_file():
         raise DataError(f"{path} is {'a folder' if Path(path).is_dir() else 'not there'}: name files, {NAMES}")
@@ -124,12 +123,11 @@ def _decoded(
             warnings.simplefilter("ignore")  # what PIL finds odd but reads
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=FORMATS) as file:
-                memory.take(_cost(file, size) + 2 * Path(path).stat().st_size, path)
-                several = bool(getattr(file, "is_animated", False))
-                file.load()
-                ImageOps.exif_transpose(file, in_place=True)
-                image = _in_8_bits(file, path)
-            yield image, several
+                held = Path(path).stat().st_size
+                if file.format == "PNG" and file.width * file.height > DEFLATE * held:
+                    raise DataError(f"{path} claims {file.width}×{file.height} pixels in {held:,} bytes: replace it")
+                memory.take(_cost(file, size) + 2 * held, path)
+                yield file
     except DataError:
         raise
     except Exception as error:  # PIL's decoders raise nearly anything on a damaged file
@@ -141,7 +139,8 @@ def _cost(file: "ImageFile", size: tuple[int, int, int] | None) -> int:
     width, height = file.size
     tile = [_tag(file, tag, 0) for tag in TILE]  # decoded whole, however much of it is outside
     _, rows, columns = size or (0, 0, 0)
-    return PER_PIXEL * (max(width, tile[0]) * max(height, tile[1]) + rows * columns) + 4 * max(width, height) * columns
+    each = PER_PIXEL.get(file.format or "", PER_PIXEL_ELSE)
+    return each * (max(width, tile[0]) * max(height, tile[1]) + rows * columns) + 4 * max(width, height) * columns
 
 
 def _tag(file: "ImageFile", tag: int, default: int) -> int:
@@ -150,10 +149,12 @@ def _tag(file: "ImageFile", tag: int, default: int) -> int:
     return int(value[0] if isinstance(value, tuple) else value)
 
 
-def _in_8_bits(file: "ImageFile", path: str | Path) -> "Picture":
-    """Scale what has more bits; the value that stands for transparency still does."""
-    from PIL import Image
+def _decoded(file: "ImageFile", path: str | Path) -> "Picture":
+    """Return the image, turned as its camera noted, in 8 bits; the value that stands for transparency still does."""
+    from PIL import Image, ImageOps
 
+    file.load()
+    ImageOps.exif_transpose(file, in_place=True)
     clear = file.info.get("transparency")
     if file.format == "PNG":
         bits, declared = _png_bits(path)
@@ -227,9 +228,13 @@ def _without_alpha(image: "Picture", paper: Paper | None) -> tuple["Picture", Pa
     return _on(paper, *clear), paper
 
 
+def _has_alpha(image: "Picture") -> bool:
+    return image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info
+
+
 def _clear(image: "Picture") -> tuple["Picture", "Picture"] | None:
     """The colours and the opacity of an image, None if it is opaque everywhere."""
-    if image.mode not in ("LA", "PA", "RGBA", "RGBa") and "transparency" not in image.info:
+    if not _has_alpha(image):
         return None
     image = _as(image, "RGBA")
     alpha = image.getchannel("A")
