@@ -236,7 +236,7 @@ def norb(dims: tuple[int, ...], body: bytes, magic: int = 0x1E3D4C55, rank: int 
 )
 def test_read_matrix_refuses(folder: Path, content: bytes, message: str, pack: Callable[[bytes], bytes]) -> None:
     (folder / "x.mat").write_bytes(pack(content))
-    with peak_below(2 * MIB), pytest.raises(DataError, match=rf"x\.mat .*{message}"):
+    with peak_below(2 * MIB), pytest.raises(DataError, match=rf"x\.mat.*{message}"):
         read_matrix(folder / "x.mat")
 
 

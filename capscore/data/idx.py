@@ -13,14 +13,18 @@ from capscore.data.stream import opened, read_up_to
 from capscore.errors import DataError
 
 
-def read_idx(path: str | Path, memory: Budget | None = None) -> NDArray[np.uint8]:
+def read_idx(path: str | Path, memory: int | str | None = None) -> NDArray[np.uint8]:
     """Read an IDX file of unsigned bytes, gzipped or not, into an array of the 1 to 4 dimensions it declares.
 
-    Memory grows with what the file really holds, never with what its header claims. Raises DataError if the
-    file is missing, damaged, of another type, longer or shorter than declared, or too large for the memory.
+    Memory grows with what the file really holds, never with what its header claims, up to `memory` as `load` takes it.
+    Raises DataError if the file is missing, damaged, of another type, longer or shorter than declared, or too large.
     """
+    return _read(path, Budget(memory))
+
+
+def _read(path: str | Path, memory: Budget) -> NDArray[np.uint8]:
     with opened(path) as stream:
-        return _parse(stream, path, memory or Budget())
+        return _parse(stream, path, memory)
 
 
 def _parse(stream: IO[bytes], path: str | Path, memory: Budget) -> NDArray[np.uint8]:
@@ -64,7 +68,7 @@ def _read_file(folder: Path, file: str, rank: int, memory: Budget) -> NDArray[np
             f"{folder} has no {file} or {file}.gz: put the files there, leave out --data-dir and "
             "CAPSCORE_DATA to download them, or use the dataset digits"
         )
-    array = read_idx(path, memory)
+    array = _read(path, memory)
     if array.ndim != rank:
         raise DataError(f"{path} has shape {array.shape}: {rank} dimensions are needed, fetch the file again")
     return array

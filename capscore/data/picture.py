@@ -34,7 +34,7 @@ def read_image(
     path: str | Path,
     size: tuple[int, int, int] | None = None,
     paper: Paper | None = None,
-    memory: Budget | None = None,
+    memory: int | str | None = None,
 ) -> NDArray[np.uint8]:
     """Read a PNG, JPEG, BMP, GIF, TIFF or WebP file as uint8 [C, H, W], in the colour and size asked for or its own.
 
@@ -65,7 +65,7 @@ def read_image(
         The file is missing, damaged or too large for the memory, or its values are negative, not finite or of
         unknown range; or C is neither 1 nor 3.
     """
-    image, notes = read_noting(path, size, paper, memory or Budget())
+    image, notes = read_noting(path, size, paper, Budget(memory))
     for note in notes:
         warnings.warn(f"{path}: {note}", DataWarning, stacklevel=2)
     return image

@@ -92,7 +92,7 @@ def targets(folder: Path) -> dict[str, tuple[Read, list[bytes]]]:
         return load(str(path), memory=LIMIT)
 
     def one(path: Path) -> Any:
-        return read_image(path, memory=Budget(LIMIT))
+        return read_image(path, memory=LIMIT)
 
     def cifar(path: Path) -> Any:
         return [part.source for part in load("cifar10", data_dir=path.parents[1], memory=LIMIT)]
@@ -116,8 +116,8 @@ def targets(folder: Path) -> dict[str, tuple[Read, list[bytes]]]:
     matrices = [norb((3, 2, 1), bytes(6)), norb((2, 1, 1), bytes(8), 0x1E3D4C54, 1)]
     tar = archive(RECORDS)
     return {
-        "idx": (at("idx", lambda path: read_idx(path, Budget(LIMIT))), [IDX, gzip.compress(IDX)]),
-        "idx-gzipped": (at("idx", lambda path: read_idx(path, Budget(LIMIT)), gzip.compress), [IDX]),
+        "idx": (at("idx", lambda path: read_idx(path, LIMIT)), [IDX, gzip.compress(IDX)]),
+        "idx-gzipped": (at("idx", lambda path: read_idx(path, LIMIT), gzip.compress), [IDX]),
         "npz": (at("x.npz", dataset), ARCHIVES),
         "npz-images": (at("x.npz", dataset, member("images")), [IMAGES]),
         "npz-labels": (at("x.npz", dataset, member("labels")), [LABELS]),
