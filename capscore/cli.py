@@ -22,7 +22,7 @@ from . import PRESETS, CapsNetSpec, __version__, backend, modelfile
 from .data import NAMES, Samples, absent, changes, fingerprint, load, read_image, rule_of, whole
 from .data.images import size_that_fits
 from .data.split import Rule
-from .errors import CapscoreError, ModelFileError, SpecError, TrainingError, TrainingWarning
+from .errors import CapscoreError, DataWarning, ModelFileError, SpecError, TrainingError, TrainingWarning
 from .fit import fitted
 from .report import Screen, TensorBoard
 from .terminal import Terminal, guard, json_line
@@ -177,9 +177,9 @@ def eval_command(
 @app.command("predict")
 def predict_command(
     model: ModelPath,
-    images: Annotated[list[Path], typer.Argument(help="PNG or JPEG files.", show_default=False)],
+    images: Annotated[list[Path], typer.Argument(help="PNG, JPEG, BMP, GIF, TIFF or WebP files.", show_default=False)],
     invert: Annotated[
-        bool, typer.Option("--invert", help="The images are dark on light; the model's, light on dark.")
+        bool, typer.Option("--invert", help="The images are dark on light (transparency: white); the model's are not.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines: file, class, all lengths.")] = False,
     backend_name: Backend = None,
@@ -188,7 +188,7 @@ def predict_command(
 ) -> None:
     """Say which class image files show, and how long its capsule is."""
     net = _open(model, backend_name, provider, threads)
-    pixels = np.stack([read_image(path, net.spec.input) for path in images])
+    pixels = np.stack([read_image(path, net.spec.input, "white" if invert else None) for path in images])
     pixels = 255 - pixels if invert else pixels
     lengths = net.predict(pixels if _takes_bytes(net) else pixels.astype(np.float32) / 255)
     table = Table("file", "class", "length", "next", "length", box=None)
@@ -592,8 +592,8 @@ def _say(line: str) -> None:
 
 def _warn(message: Warning | str, category: type[Warning], *about: Any, **more: Any) -> None:
     """Print capscore's own warnings as a note, others as Python does."""
-    if issubclass(category, TrainingWarning):
-        errors.say(f"capscore: note: {message}")
+    if issubclass(category, TrainingWarning | DataWarning):
+        errors.say(f"note: {message}")
     else:
         _show_warning(message, category, *about, **more)
 
@@ -603,6 +603,7 @@ _show_warning = warnings.showwarning
 
 def main() -> None:
     """Run the command; an error of the user's ends with one line and exit code 1, or 2 for a wrong option."""
+    warnings.simplefilter("always", DataWarning)
     warnings.showwarning = _warn
     guard()
     code = 1

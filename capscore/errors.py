@@ -29,6 +29,10 @@ class DataError(CapscoreError, ValueError):
     """A dataset that is missing, damaged or does not fit the network."""
 
 
+class DataWarning(UserWarning):
+    """What happened to data that could be read but not just as it is; the command line prints it as a note."""
+
+
 class ModelFileError(CapscoreError, ValueError):
     """A model file that is damaged, foreign or does not fit its own spec."""
 

@@ -118,6 +118,34 @@ def test_predict_says_what_the_network_says(model, tmp_path):
     np.testing.assert_allclose(list(inverted["lengths"].values()), lengths[0], atol=2e-6)
 
 
+def test_predict_lays_transparency_on_what_invert_implies(model, tmp_path):
+    _, test = load("digits")
+    digit = test.images[3, 0]
+    black = Image.merge("LA", (Image.new("L", digit.T.shape, 0), Image.fromarray(digit)))  # ink on a signature pad
+    black.save(tmp_path / "black.png")
+    Image.merge("LA", (Image.new("L", digit.T.shape, 255), Image.fromarray(digit))).save(tmp_path / "white.png")
+    Image.fromarray(255 - digit).save(tmp_path / "paper.png")
+    Image.fromarray(digit).save(tmp_path / "plain.png")
+
+    def lengths(name, *options):
+        return list(json.loads(capscore("predict", model, tmp_path / name, "--json", *options))["lengths"].values())
+
+    assert lengths("black.png", "--invert") == lengths("paper.png", "--invert") == lengths("plain.png")
+    assert lengths("white.png") == lengths("plain.png")
+    assert lengths("black.png") == lengths("paper.png")
+
+
+def test_notes_on_images_are_lines_on_standard_error(model, tmp_path):
+    Image.new("L", (28, 28), 7).save(tmp_path / "grey.bmp")
+    done = subprocess.run(
+        [sys.executable, "-m", "capscore.cli", "predict", model, tmp_path / "grey.bmp", "--json"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    json.loads(done.stdout)
+    assert done.stderr.startswith(f"note: {tmp_path / 'grey.bmp'}: blank or nearly so")
+    assert done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("pressed", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_saves_and_the_command_it_names_goes_on(pressed, tmp_path):
     out = tmp_path / "my run"

@@ -202,7 +202,7 @@ def test_read_idx(tmp_path: Path, shape: tuple[int, ...], pack: Callable[[bytes]
         (b"\0\0\x08\x05" + b"\0\0\0\x01" * 5 + b"x", "1 to 4 dimensions"),
         (b"\0\0\x08\x02\0\0\0\x01\0", "no complete header"),
         (b"\0\0\x08\x01\0\0\0\0", "empty shape"),
-        (b"\0\0\x08\x03" + b"\0\0\x27\x10" * 3, "1,000,000,000,000 bytes.*the limit is 2,147,483,648"),
+        (b"\0\0\x08\x03" + b"\0\0\x27\x10" * 3, "1,000,000,000,001 bytes.*the limit is 4,294,967,296"),
         (b"\0\0\x08\x01\0\0\0\x05abc", "5 bytes.*only 3"),
         (b"\0\0\x08\x01\0\0\0\x02abc", "2 bytes.*holds more"),
         (gzip.compress(b"\0\0\x08\x01\0\0\0\x03abc")[:-6], "cannot be read.*fetch"),
@@ -312,10 +312,11 @@ def test_read_image_in_its_own_colour_and_size(tmp_path: Path) -> None:
 
 
 def test_read_image_in_another_colour_and_size(tmp_path: Path) -> None:
-    path = write_image(tmp_path / "x.png", np.full((8, 6, 3), (255, 0, 0), np.uint8))
+    red = np.full((8, 6, 3), (255, 0, 0), np.uint8)
+    red[4:] = 0
+    path = write_image(tmp_path / "x.png", red)
     grey = read_image(path, (1, 4, 2))
-    assert grey.shape == (1, 4, 2)
-    assert np.all(grey == 76)
+    assert grey.tolist() == [[[76, 76], [67, 67], [10, 10], [0, 0]]]
     np.testing.assert_array_equal(read_image(path, (3, 4, 2))[:, 0, 0], [255, 0, 0])
 
 
@@ -324,15 +325,8 @@ def test_read_image_scales_16_bits(tmp_path: Path) -> None:
     assert read_image(write_image(tmp_path / "x.png", deep)).tolist() == [[[0, 0, 1, 1, 127, 255]]]
 
 
-def test_read_image_lays_transparency_on_black(tmp_path: Path) -> None:
-    half = np.full((1, 1, 4), (255, 255, 255, 51), np.uint8)
-    assert read_image(write_image(tmp_path / "x.png", half)).ravel().tolist() == [51, 51, 51]
-    clear = write_image(tmp_path / "y.png", np.full((2, 2), 9, np.uint8), transparency=9)
-    assert read_image(clear).tolist() == [[[0, 0], [0, 0]]]
-
-
 def test_read_image_of_a_palette_and_of_one_bit(tmp_path: Path) -> None:
-    Image.fromarray(np.full((2, 2, 3), (9, 8, 7), np.uint8)).quantize(2).save(tmp_path / "p.png")
+    Image.fromarray(np.array([[(9, 8, 7), (200, 0, 0)]], np.uint8)).quantize(2).save(tmp_path / "p.png")
     assert read_image(tmp_path / "p.png")[:, 0, 0].tolist() == [9, 8, 7]
     Image.fromarray(np.eye(2, dtype=bool)).save(tmp_path / "b.png")
     assert read_image(tmp_path / "b.png").tolist() == [[[255, 0], [0, 255]]]
@@ -341,8 +335,8 @@ def test_read_image_of_a_palette_and_of_one_bit(tmp_path: Path) -> None:
 def test_read_image_turns_as_the_camera_noted(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # turn 90° clockwise
-    path = write_image(tmp_path / "x.png", np.array([[1, 2]], np.uint8), exif=exif)
-    assert read_image(path).tolist() == [[[1], [2]]]
+    path = write_image(tmp_path / "x.png", np.array([[1, 200]], np.uint8), exif=exif)
+    assert read_image(path).tolist() == [[[1], [200]]]
 
 
 def test_read_image_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -354,8 +348,8 @@ def test_read_image_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         read_image(tmp_path / "cut.png")
     with pytest.raises(DataError, match="absent"):
         read_image(tmp_path / "absent.png")
-    write_image(tmp_path / "not.png", pixels(5, 4), format="BMP")
-    with pytest.raises(DataError, match="cannot identify"):
+    write_image(tmp_path / "not.png", pixels(5, 4), format="PPM")
+    with pytest.raises(DataError, match=r"cannot be read as PNG, JPEG, BMP.*cannot identify"):
         read_image(tmp_path / "not.png")
     for limit in (15, 5):  # PIL warns above its limit and raises above twice that
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
@@ -368,7 +362,9 @@ def test_read_image_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_folder_is_split_by_class(tmp_path: Path) -> None:
     for name, value in (("cat", 10), ("ant", 20)):
         for i in range(5):
-            write_image(tmp_path / name / f"{i}.png", np.full((4, 4), value + i, np.uint8))
+            marked = np.full((4, 4), value + i, np.uint8)
+            marked[3, 3] = 255
+            write_image(tmp_path / name / f"{i}.png", marked)
     (tmp_path / "ant/.hidden.png").write_bytes(b"")
     (tmp_path / "ant/notes.txt").write_text("not an image")
     (tmp_path / ".git").mkdir()

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from capscore.data import DIGITS
 from capscore.data.dataset import Dataset
 from capscore.data.idx import read_idx_folder
+from capscore.data.memory import Budget
 from capscore.data.source import SOURCES
 from capscore.modelfile import write_atomically
 
@@ -27,7 +28,7 @@ def draw(dataset: Dataset, per_class: int, rng: np.random.Generator) -> tuple[ND
 def main(mnist: Path, target: Path) -> None:
     """Write 500 training and 100 test images of every digit in the folder `mnist` to `target`."""
     rng = np.random.default_rng(0)
-    train, test = read_idx_folder(mnist, SOURCES["mnist"].classes)
+    train, test = read_idx_folder(mnist, SOURCES["mnist"].classes, Budget())
     x_train, y_train = draw(train, 500, rng)
     x_test, y_test = draw(test, 100, rng)
     content = io.BytesIO()

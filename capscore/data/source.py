@@ -10,6 +10,7 @@ from capscore.data.affnist import read_affnist
 from capscore.data.cifar import read_cifar
 from capscore.data.dataset import Dataset
 from capscore.data.idx import read_idx_folder
+from capscore.data.memory import Budget
 from capscore.data.norb import read_norb
 from capscore.data.svhn import read_svhn
 from capscore.errors import DataError
@@ -23,13 +24,14 @@ if TYPE_CHECKING:
 class Source:
     """A published dataset: its classes, what reads its folder, and the addresses that serve its files.
 
-    `read` takes the folder and the classes and returns (train, test). `checksums` has the SHA-256 of each file, or
-    "md5:" and the MD5 where only that was published. Without them nothing is downloaded: `page` is where people find
-    the files. `patch` is the side in pixels of the patches that the paper's networks see, None for whole images.
+    `read` takes the folder, the classes and the memory and returns (train, test). `checksums` has the SHA-256 of each
+    file, or "md5:" and the MD5 where only that was published. Without them nothing is downloaded: `page` is where
+    people find the files. `patch` is the side in pixels of the patches that the paper's networks see, None for whole
+    images.
     """
 
     classes: tuple[str, ...]
-    read: Callable[[Path, tuple[str, ...]], tuple[Dataset, Dataset]]
+    read: Callable[[Path, tuple[str, ...], Budget], tuple[Dataset, Dataset]]
     mirrors: tuple[str, ...] = ()
     checksums: dict[str, str] = field(default_factory=dict)
     page: str = ""
