@@ -36,7 +36,7 @@ class Tensor:
 class OnnxFile:
     """What an exported file says of itself: one input, its outputs, and the network it was made from.
 
-    `batch` is None where any number of images will do.
+    `batch` is None where any number of images will do. `precision` is what the graph computes in: fp32, fp16 or int8.
     """
 
     path: Path
@@ -46,6 +46,7 @@ class OnnxFile:
     batch: int | None
     input: Tensor
     outputs: tuple[Tensor, ...]
+    precision: str
 
 
 def read(path: str | os.PathLike[str]) -> OnnxFile:
@@ -76,7 +77,7 @@ def read(path: str | os.PathLike[str]) -> OnnxFile:
             raise ModelFileError(f"its inputs and outputs have different batches: {short(batches + more)}")
         for tensor in (*inputs, *outputs):
             _check_tensor(spec, tensor)
-        return OnnxFile(path, spec, classes, provenance, batches[0], inputs[0], tuple(outputs))
+        return OnnxFile(path, spec, classes, provenance, batches[0], inputs[0], tuple(outputs), _precision(model.graph))
     except (ModelFileError, ValueError, OSError, DecodeError, MemoryError) as error:
         raise ModelFileError(f"cannot load the ONNX model {path}: {error}") from None
 
@@ -97,6 +98,13 @@ def _check_one_flat_file(model: Any) -> None:
                 f"the data of {short(tensor.name)} is in another file, which is not followed: "
                 "a capscore model is one file; `capscore export` writes it again"
             )
+
+
+def _precision(graph: Any) -> str:
+    """Return what a graph computes in, by its own nodes and constants: other tools quantise exports as well."""
+    if any("Quantize" in node.op_type for node in graph.node):
+        return "int8"
+    return "fp16" if any(x.data_type == onnx.TensorProto.FLOAT16 for x in graph.initializer) else "fp32"
 
 
 def _tensors(values: Sequence[Any]) -> tuple[list[int | None], list[Tensor]]:
