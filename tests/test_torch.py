@@ -200,7 +200,7 @@ def test_an_exported_program_runs_without_capscore(exportable: Any, strict: bool
 def test_the_onnx_exporters_of_pytorch(exportable: Any, dynamo: bool, tmp_path: Path) -> None:
     ort = need("onnxruntime", "onnx")
     if dynamo:
-        need("onnxscript", "onnx")
+        need("onnxscript", "onnxscript")
     x, path = torch.from_numpy(random_images(exportable.spec, 3, dtype="float32")), tmp_path / "net.onnx"
     free = {"dynamic_shapes": ({0: "batch"},)} if dynamo else {"dynamic_axes": {"images": {0: "batch"}}}
     names = {"input_names": ["images"], "output_names": ["lengths", "capsules"]}
