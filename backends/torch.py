@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import namedtuple
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -12,7 +13,7 @@ from capscore import model
 from capscore.cook_toom import Tiling
 from capscore.data import Samples, resident
 from capscore.errors import BackendError, TrainingError
-from capscore.ops import Axes, check_plain, to_host
+from capscore.ops import Axes, check_plain, check_range, to_host
 from capscore.routing import DynamicRouting
 
 # A fresh large array costs page faults, in small pages more than the arithmetic in it: measured, docs/performance.md.
@@ -88,7 +89,7 @@ def contiguous(x: Tensor) -> bool:
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int, fast: Tiling | None = None) -> Tensor:
     """Correlate x [B, C, H, W] with weight [O, C, k, k], plus bias [O]; `fast` is for the CPU, a GPU has its own."""
-    if x.device.type != "cpu":
+    if x.device.type != "cpu" or _torch_fused.exporting():
         return nn.functional.conv2d(x, weight, bias, stride, padding)
     if fast is None:
         return _torch_fused.direct_conv2d(x, weight, bias, stride, padding)
@@ -138,7 +139,7 @@ def softmax(x: Tensor, axis: int, leaky: bool = False) -> Tensor:
     """Return the softmax over `axis`, with an extra zero logit in the sum when `leaky`."""
     if not leaky:
         return x.softmax(axis)
-    largest = x.detach().amax(axis, keepdim=True).clamp_min(0)
+    largest = x.detach().amax(axis, keepdim=True).relu()
     e = (x - largest).exp()
     return e / (e.sum(axis, keepdim=True) + (-largest).exp())
 
@@ -183,7 +184,23 @@ class CapsNet(nn.Module, model.CapsNet[Tensor]):
             leaf = getattr(leaf, part)
         return leaf  # type: ignore[no-any-return]
 
-    forward = model.CapsNet.forward
+    def forward(self, images: Any, couplings: bool = False) -> model.Output[Tensor]:
+        """Run the network: see `capscore.model.CapsNet.forward`.
+
+        While `torch.jit.trace` runs it, which refuses None, fields of the output that would be None are absent.
+        """
+        out = model.CapsNet.forward(self, images, couplings)
+        if not _torch_fused.tracing():
+            return out
+        there = {name: part for name, part in out._asdict().items() if part is not None}
+        return namedtuple("Output", there)(**there)  # type: ignore[return-value]
+
+    def _images(self, images: Any) -> Tensor:
+        x = asarray(images)
+        if not _torch_fused.tracing():
+            model.check_images(self.spec, x)
+            check_range(_look(x))
+        return asarray(x, next(iter(self.params.values())))
 
     def _replace(self, values: dict[str, Tensor]) -> None:
         with torch.no_grad():  # in place: an optimiser keeps hold of the parameters
@@ -198,6 +215,16 @@ class CapsNet(nn.Module, model.CapsNet[Tensor]):
     def predict(self, images: Any, batch: int = 128) -> NDArray[Any]:
         """Return the lengths [N, J] for images [N, C, H, W] as a NumPy array, without gradients."""
         return model.CapsNet.predict(self, images, batch)
+
+
+def _look(x: Tensor) -> NDArray[Any] | None:
+    """Return a tensor in host memory as NumPy's array; None elsewhere, and where PyTorch writes down what is done."""
+    if torch.compiler.is_compiling() or x.device.type != "cpu":
+        return None
+    try:
+        return to_host(x)
+    except RuntimeError:  # it has no numbers: fake, or one of many that `torch.func.vmap` maps over
+        return None
 
 
 @contextmanager
@@ -266,6 +293,7 @@ class Learner(model.Learner[Tensor]):
     ) -> tuple[Tensor, Tensor]:
         """Learn from one batch; return loss and lengths [B, J] before the step, unread. `parts`: see `objective`."""
         like = next(self.net.parameters())
+        check_range(images)
         images = asarray(images)
         model.check_images(self.net.spec, images, least=1)
         share, factor = self.team.share(len(images))

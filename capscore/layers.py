@@ -108,6 +108,7 @@ class ArrayVotes(Votes[A]):
         self.ops, self.bias, self.u_hat = ops, bias, u_hat
         known: tuple[int, int, int] = sizes or u_hat.shape[1:]
         self.n_in, self.n_out, self.d_out = known
+        self.n_out = int(self.n_out)  # where PyTorch traces, sizes are tensors: couplings would not be a number
         self.by_capsule = ops.transpose(u_hat, (2, 0, 1, 3))  # [J, B, N, D]
 
     def combine(self, c: A | float) -> A:
@@ -158,8 +159,8 @@ def dense_capsules(
     with scope(ops, f"capsules.{i}"):
         weight, bias = params[f"capsules.{i}.weight"], params.get(f"capsules.{i}.bias")
         fused = getattr(ops, "FUSED", {}).get(type(routing)) if trace is None else None
-        if fused is not None:
-            return fused(routing, u, weight, bias)  # type: ignore[no-any-return]
+        if fused is not None and (v := fused(routing, u, weight, bias)) is not None:
+            return v  # type: ignore[no-any-return]
         return routing(ops, LinearVotes(ops, u, weight, bias, spec.votes_shape(i)), trace)
 
 

@@ -17,7 +17,7 @@ from .errors import ShapeError, TrainingError, check_whole, short
 from .grad import Tape, Var, value_and_gradients
 from .init import init_params
 from .losses import margin_loss, reconstruction_loss
-from .ops import A, Ops, array, is_float, to_host
+from .ops import A, Ops, array, check_range, is_float, to_host
 from .spec import CapsNetSpec
 from .turns import Turns
 
@@ -101,7 +101,8 @@ class CapsNet(Generic[A]):
     def forward(self, images: Any, couplings: bool = False) -> Output[A]:
         """Run the network on images [B, C, H, W] in [0, 1], floats of any backend.
 
-        An image's result depends on that image alone; one that holds NaN gives NaN and harms no other.
+        An image's result depends on that image alone; one that holds NaN gives NaN and harms no other. Images in host
+        memory that are clearly beyond [0, 1], as bytes and standardised ones are, bring a RuntimeWarning.
         With `couplings`, the output also holds the coupling coefficients of every routing iteration.
         """
         x = self._images(images)
@@ -165,6 +166,7 @@ class CapsNet(Generic[A]):
     def _images(self, images: Any) -> Any:
         x = self.ops.asarray(images)
         check_images(self.spec, x)
+        check_range(images if isinstance(images, np.ndarray) else x)
         return self.ops.asarray(x, next(iter(self.params.values())))
 
     def save(self, path: str | os.PathLike[str], dtype: str | None = None) -> None:
@@ -184,10 +186,15 @@ class CapsNet(Generic[A]):
 def check_images(spec: CapsNetSpec, x: Any, dtype: str = "float", least: int = 0) -> None:
     """Raise ShapeError unless `x` is a batch of `least` images of the spec's size: floats, or of `dtype` uint8."""
     if dtype == "uint8" and "uint8" not in str(x.dtype):
-        raise ShapeError(f"images have dtype {x.dtype}; this model takes uint8, 0 to 255, and scales them itself")
-    if dtype != "uint8" and not is_float(x):
         raise ShapeError(
-            f"images have dtype {x.dtype}; wanted floats in [0, 1]: for bytes, images.astype('float32') / 255"
+            f"images have dtype {x.dtype}; this model takes uint8, 0 to 255, and scales them itself: floats in [0, 1] "
+            "times 255, rounded, as uint8"
+        )
+    if dtype != "uint8" and not is_float(x):
+        largest = "65535" if "uint16" in str(x.dtype) else "255"
+        raise ShapeError(
+            f"images have dtype {x.dtype}; wanted floats in [0, 1]: images / {largest} of whole numbers up to "
+            f"{largest}, images * 1.0 of zeros and ones"
         )
     shape, wanted = tuple(x.shape), spec.input
     if len(shape) == 4 and shape[1:] == wanted:
@@ -200,7 +207,8 @@ def check_images(spec: CapsNetSpec, x: Any, dtype: str = "float", least: int = 0
     elif len(shape) in (2, 3) and shape[-2:] == wanted[1:] and wanted[0] == 1:
         cure = f"; images.reshape(-1, {', '.join(map(str, wanted))}) names their one channel"
     elif len(shape) == 4 and shape[1:] == (*wanted[1:], wanted[0]):
-        cure = "; images.transpose(0, 3, 1, 2) puts the channels first"
+        turn = "permute" if hasattr(x, "permute") else "transpose"  # PyTorch's name for it
+        cure = f"; images.{turn}(0, 3, 1, 2) puts the channels first"
     raise ShapeError(f"images have shape {list(shape)}; wanted [batch, {', '.join(map(str, wanted))}]{cure}")
 
 
@@ -286,6 +294,7 @@ class Learner(Generic[A]):
         learning = [name for name in used if name not in self.frozen]
         if not learning:
             raise nothing_learns()
+        check_range(images)
         images = ops.asarray(images)
         check_images(net.spec, images, least=1)
         like = next(iter(net.params.values()))

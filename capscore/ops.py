@@ -11,6 +11,7 @@ operator. Their dtype is the array's own.
 
 from __future__ import annotations
 
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
@@ -34,6 +35,7 @@ class Array(Protocol):
 
 A = TypeVar("A", bound=Array)
 Axes = int | tuple[int, ...]
+OVERSHOOT = 1 / 8  # how far beyond [0, 1] images go without a word
 
 
 class Ops(Protocol[A]):
@@ -129,6 +131,28 @@ def check_plain(x: Any) -> None:
     for kind, (found, cure) in kinds.items():
         if found:
             raise ShapeError(f"wanted an array of numbers, not a {kind} tensor; {cure}")
+
+
+def check_range(images: Any, name: str = "images", precision: str = "fp32") -> None:
+    """Warn of floats that are clearly not in [0, 1]; for fp16 and int8, which hold no others, raise ShapeError.
+
+    NumPy arrays are looked at, NaN in them aside. Nothing is said of other arrays: they may lie on a GPU. An eighth
+    on either side is left to noise and overshooting filters.
+    """
+    if not isinstance(images, np.ndarray) or images.dtype.kind != "f" or not images.size:
+        return
+    low, high = np.fmin.reduce(images, None), np.fmax.reduce(images, None)
+    if not (low < -OVERSHOOT or high > 1 + OVERSHOOT):
+        return
+    cure = f"scale {name} to that"
+    if low >= 0 and 2 < high <= 65535:
+        cure = f"{name} / {255 if high <= 255 else 65535} for whole numbers as floats"
+    elif abs(low) <= 255 and high <= 255:
+        cure = f"{name} * std + mean undoes a standardisation, {name}.clip(0, 1) cuts what overshoots"
+    problem = f"{name} go from {low:.3g} to {high:.3g}; "
+    if precision != "fp32":
+        raise ShapeError(f"{problem}{precision} takes 0 to 1 alone: {cure}")
+    warnings.warn(f"{problem}wanted 0 to 1, or the answers are of no worth: {cure}", RuntimeWarning, stacklevel=2)
 
 
 def to_host(x: Any) -> NDArray[Any]:

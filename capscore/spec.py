@@ -209,13 +209,13 @@ class CapsNetSpec:
         """Output size of every decoder layer, the pixels last; empty without a decoder."""
         return () if self.decoder is None else (*self.decoder.hidden, math.prod(self.input))
 
-    @cached_property
+    @property
     def stem_maps(self) -> tuple[tuple[int, int, int], ...]:
         """Channels, height and width of the map that each convolution of the stem makes."""
         outputs = [layer.output for layer in self.layers[: len(self.stem)]]
         return tuple((channels, height, width) for channels, height, width in outputs)
 
-    @cached_property
+    @property
     def primary_map(self) -> tuple[int, int]:
         """Height and width of the primary capsules' map."""
         shape = self.stem_maps[-1] if self.stem else self.input

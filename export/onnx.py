@@ -78,7 +78,7 @@ class Recorder:
     norms, softmax and sums stay in float32, and so does what is computed from them.
     """
 
-    def __init__(self, opset: int = 18, half: bool = False, batch: int | None = None) -> None:
+    def __init__(self, opset: int = 17, half: bool = False, batch: int | None = None) -> None:
         self.opset, self.half, self.batch = opset, half, batch
         self.FUSED = {DynamicRouting: self.routing}
         self.nodes: list[onnx.NodeProto] = []
@@ -204,7 +204,9 @@ class Recorder:
         if fast is not None and fast.pays(cook_toom.FEWEST if self.batch is None else self.batch):
             return cook_toom.record(self, x, self.to_numpy(weight), bias, fast)
         inputs = [self.cast(value, self.half) for value in (x, weight, bias)]
-        return self.node("Conv", *inputs, strides=[stride] * 2, pads=[padding] * 4, half=self.half)
+        # What a runtime could read off the weight, or take as the default, is written out: not all of them do.
+        written: dict[str, Any] = {"kernel_shape": self.to_numpy(weight).shape[2:], "dilations": [1, 1], "group": 1}
+        return self.node("Conv", *inputs, strides=[stride] * 2, pads=[padding] * 4, half=self.half, **written)
 
     def sum(self, x: Value, axis: Axes, keepdims: bool = False) -> Value:
         """ReduceSum."""
@@ -330,7 +332,7 @@ def export(
     *,
     precision: str = "fp32",
     batch: int | None = None,
-    opset: int = 18,
+    opset: int = 17,
     outputs: Sequence[str] | None = None,
     byte_images: bool = False,
     calibration: Any = None,
@@ -414,7 +416,7 @@ def export_decoder(
     *,
     precision: str = "fp32",
     batch: int | None = None,
-    opset: int = 18,
+    opset: int = 17,
     verify: bool = True,
 ) -> Report:
     """Write the decoder as a model of its own, `capsules` [batch, J, D] → `reconstruction` [batch, C, H, W].

@@ -42,7 +42,7 @@ class Tensor:
 class OnnxFile:
     """What an exported file says of itself: one input, its outputs, and the network it was made from.
 
-    `batch` is None where any number of images will do.
+    `batch` is None where any number of images will do. `precision` is what the graph computes in: fp32, fp16 or int8.
     """
 
     path: Path
@@ -52,6 +52,7 @@ class OnnxFile:
     batch: int | None
     input: Tensor
     outputs: tuple[Tensor, ...]
+    precision: str
 
 
 def read(path: str | os.PathLike[str]) -> OnnxFile:
@@ -82,7 +83,7 @@ def read(path: str | os.PathLike[str]) -> OnnxFile:
             raise ModelFileError(f"its inputs and outputs have different batches: {short(batches + more)}")
         for tensor in (*inputs, *outputs):
             _check_tensor(spec, tensor)
-        return OnnxFile(path, spec, classes, provenance, batches[0], inputs[0], tuple(outputs))
+        return OnnxFile(path, spec, classes, provenance, batches[0], inputs[0], tuple(outputs), _precision(model.graph))
     except (ModelFileError, ValueError, OSError, DecodeError, MemoryError) as error:
         raise ModelFileError(f"cannot load the ONNX model {path}: {error}") from None
 
@@ -116,6 +117,13 @@ def _messages(message: Message, where: str = "") -> Iterator[tuple[str, Any]]:
             if isinstance(inner, Message) and (not alone or message.HasField(field.name)):
                 which = "" if alone else f" {short(getattr(inner, 'name', ''))}"
                 yield from _messages(inner, f"{where}.{field.name}{which}")
+
+
+def _precision(graph: Any) -> str:
+    """Return what a graph computes in, by its own nodes and constants: other tools quantise exports as well."""
+    if any("Quantize" in node.op_type for node in graph.node):
+        return "int8"
+    return "fp16" if any(x.data_type == onnx.TensorProto.FLOAT16 for x in graph.initializer) else "fp32"
 
 
 def _tensors(values: Sequence[Any]) -> tuple[list[int | None], list[Tensor]]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from capscore.errors import BackendError, ShapeError
+from capscore.ops import check_range
 
 try:
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
@@ -49,6 +50,7 @@ def quantize(model: onnx.ModelProto, images: NDArray[Any], byte_images: bool) ->
         raise ShapeError(f"{len(images)} calibration images are too few: wanted at least {batch}")
     if not np.isfinite(images).all():
         raise ShapeError("calibration images hold NaN or infinity: they show int8 no range")
+    check_range(images, "calibration images", "int8")
     images = np.round(images * 255).astype(np.uint8) if byte_images else images.astype(np.float32)
     chosen = [node.name for node in model.graph.node if node.op_type == "Conv" or _in_decoder(node)]
     with tempfile.TemporaryDirectory() as folder:

@@ -20,7 +20,7 @@ from capscore.errors import BackendError, CapscoreError, ModelFileError, ShapeEr
 from capscore.export import onnxfile
 from capscore.export.binding import HOST, Bound, Captured, gpu_library, library_of
 from capscore.model import Output, check_images, one_hot
-from capscore.ops import array, is_float, to_host
+from capscore.ops import array, check_range, is_float, to_host
 
 try:
     import onnxruntime
@@ -62,7 +62,7 @@ class _Session:
             )
         self.path, self.spec, self.classes = self.file.path, self.file.spec, self.file.classes
         self.provenance, self.batch, self.dtype = self.file.provenance, self.file.batch, self.file.input.dtype
-        self.device = device
+        self.device, self.precision = device, self.file.precision
         if not isinstance(threads, int) or not 0 <= threads <= MOST_THREADS:
             raise CapscoreError(
                 f"threads must be 0 (as many as there are cores) to {MOST_THREADS}, not {short(threads)}"
@@ -104,13 +104,17 @@ class _Session:
             )
         library = library_of(x) if self.provider in (CUDA, TENSORRT) else HOST
         try:
+            x = library.adopt(x, self.dtype, self.device)
             if not self._cuda_graph:
-                return self._bind(library, x).run()
-            with self._lock:
-                if self._captured is None:
-                    self._captured = Captured(self._bind(gpu_library() if library is HOST else library, x, copy=True))
-            found = self._captured.run(x, self.dtype)
-            return {name: library.adopt(y, "float32", self.device) for name, y in found.items()}
+                found = self._bind(library, x).run()
+            else:
+                with self._lock:
+                    if self._captured is None:
+                        lasting = gpu_library() if library is HOST else library
+                        self._captured = Captured(self._bind(lasting, x, copy=True))
+                found = self._captured.run(x, self.dtype)
+                found = {name: library.adopt(y, "float32", self.device) for name, y in found.items()}
+            return found if self.precision != "int8" else _with_nan(x, found)
         except CapscoreError:
             raise
         except Exception as error:  # what a graph does not keep of its promises shows when it runs; so does memory
@@ -127,8 +131,8 @@ class Session(_Session):
     """An exported model in ONNX Runtime: called on images, it returns the same `Output` as the network.
 
     `spec`, `classes` and `provenance` are those of the network; `provider` is ONNX Runtime's name of where it runs,
-    `batch` the number of images it takes (None for any) and `dtype` that of the images. It may be called from
-    several threads.
+    `batch` the number of images it takes (None for any), `dtype` that of the images and `precision` that of the graph.
+    It may be called from several threads.
 
     Parameters
     ----------
@@ -152,9 +156,14 @@ class Session(_Session):
         Images of any backend will do. CuPy arrays and torch tensors on a GPU are read there without a copy if the
         session runs there too, and the outputs are arrays of the same library; else they are NumPy's. An output that
         the file lacks is None; couplings begin with the second iteration, those of the first being all equal.
+
+        An image that holds NaN gives NaN. Images in host memory that are clearly beyond [0, 1] bring a RuntimeWarning,
+        and a ShapeError where the file is fp16 or int8: the one overflows, the other cuts them off.
         """
         x = array(images)
         check_images(self.spec, x, self.dtype)
+        if library_of(x) is HOST:
+            check_range(to_host(x), precision=self.precision)
         found = self._run(x)
         couplings: list[list[Any]] = [[] for _ in self.spec.capsules]
         for name, coupling in found.items():  # in the order of the file: by layer, then by iteration
@@ -208,6 +217,17 @@ class DecoderSession(_Session):
                 raise ShapeError(f"labels have shape {list(chosen.shape)}; an exported decoder takes one per image")
             v = to_host(v) * one_hot(chosen, v.shape[0], last.count)[:, :, None]  # the graph keeps the longest
         return self._run(v)["reconstruction"]
+
+
+def _with_nan(x: Any, found: dict[str, Any]) -> dict[str, Any]:
+    """Return outputs that are NaN where the input was, for a graph of whole numbers, which have none.
+
+    It is computed where the arrays lie, in any library, and nothing waits for it.
+    """
+    if not is_float(x):
+        return found
+    nan = (x * 0.0).sum(axis=tuple(range(1, x.ndim)))  # [B], 0 where all is finite
+    return {name: y + nan.reshape(-1, *[1] * (y.ndim - 1)) for name, y in found.items()}
 
 
 def _pair() -> str | None:

@@ -309,6 +309,27 @@ def test_tensors_are_read_where_they_lie(
         session(x[0])
 
 
+@pytest.mark.parametrize("graph", [False, True], ids=["", "cuda_graph"])
+def test_nan_in_int8_is_put_back_where_the_tensors_lie(
+    runtime: ModuleType, make: Callable[..., Path], gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch, graph: bool
+) -> None:
+    torch = need("torch", "torch")
+    seen = random_images(SPEC, 64, dtype="float32")
+    path = make(precision="int8", batch=3, calibration=seen.tolist())
+    session, images = runtime.Session(path, "cpu", 1), random_images(SPEC, 3, dtype="float32")
+    session._cuda_graph = graph
+    good = session(torch.from_numpy(images))
+    images[1, 0, 2, 2] = np.nan
+    from_host = session(images).lengths
+    monkeypatch.setattr(runtime, "to_host", None)  # nothing goes there
+    out = session(torch.from_numpy(images))
+    for found, wanted in ((out.lengths, good.lengths), (out.capsules, good.capsules)):
+        assert isinstance(found, torch.Tensor)
+        assert torch.isnan(found[1]).all()
+        torch.testing.assert_close(found[[0, 2]], wanted[[0, 2]], rtol=0, atol=0)
+    assert np.isnan(from_host[1]).all()
+
+
 def test_fixed_addresses(runtime: ModuleType, make: Callable[..., Path], net: Any, gpu: FakeGpu) -> None:
     torch = need("torch", "torch")
     session = runtime.Session(make(batch=2), "cpu", 1)

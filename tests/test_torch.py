@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
+import subprocess
 import sys
 import threading
 import time
@@ -16,7 +18,8 @@ from conftest import FLOAT32, FLOAT64, GRADIENT, NUMPY, backend, close, need, ra
 
 from capscore.errors import BackendError
 from capscore.model import objective
-from capscore.routing import DynamicRouting
+from capscore.routing import DynamicRouting, dynamic_routing
+from capscore.spec import Conv
 
 torch = need("torch", "torch")
 SPEC = small_spec()
@@ -122,6 +125,130 @@ def test_exports_with_a_symbolic_batch(net: Any) -> None:
         images = torch.from_numpy(random_images(SPEC, batch, seed=batch, dtype="float32"))
         lengths = program.module()(images)[0]
         close(lengths.detach().numpy(), reference(images), FLOAT32)
+
+
+# What other programs read: no operator of capscore's own, any batch, the same results
+
+
+@pytest.fixture(params=[None, "6x6"])
+def exportable(request: pytest.FixtureRequest) -> Any:
+    """A network whose layers have both operators, for maps that the tiles fit."""
+    spec = small_spec(input=(2, 20, 20), stem=(Conv(96, kernel=3),))  # what tiles are for
+    return backend("torch").CapsNet(spec, random_params(spec), fast_conv=request.param)
+
+
+class Lengths(torch.nn.Module):
+    """A module that holds a network, as an application's does."""
+
+    def __init__(self, net: Any) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: Any) -> Any:
+        return self.net(images).lengths
+
+
+def agrees(found: Any, net: Any) -> None:
+    """Assert that `found` (images → outputs, the first of them lengths) is the network, at any batch."""
+    for batch in (1, 2, 7, 40):
+        x = torch.from_numpy(random_images(net.spec, batch, seed=batch, dtype="float32"))
+        first = found(x)[0]
+        close(
+            np.asarray(first.detach() if hasattr(first, "detach") else first), net(x).lengths.detach().numpy(), FLOAT32
+        )
+
+
+def elsewhere(code: str, *args: Any) -> str:
+    """Run Python in a process of its own, where capscore is never imported."""
+    whole = f"import sys, torch\n{code}\nassert 'capscore' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", whole, *map(str, args)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_trace_runs_without_capscore(exportable: Any, batch: int, tmp_path: Path) -> None:
+    x = torch.from_numpy(random_images(exportable.spec, batch, dtype="float32"))
+    traced = torch.jit.trace(exportable, (x,))
+    agrees(traced, exportable)
+    torch.jit.save(traced, tmp_path / "net.pt")
+    torch.save(x, tmp_path / "x.pt")
+    code = "net, x = torch.jit.load(sys.argv[1]), torch.load(sys.argv[2])\nprint(net(x)[0].flatten().tolist())"
+    found = np.array(json.loads(elsewhere(code, tmp_path / "net.pt", tmp_path / "x.pt")))
+    close(found, exportable(x).lengths.detach().numpy().astype(np.float64).ravel(), FLOAT32)
+    inside = torch.jit.trace(Lengths(exportable), (x,))
+    agrees(lambda images: [inside(images)], exportable)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_exported_program_runs_without_capscore(exportable: Any, strict: bool, tmp_path: Path) -> None:
+    torch._dynamo.reset()
+    x = torch.from_numpy(random_images(exportable.spec, 3, dtype="float32"))
+    shapes = ({0: torch.export.Dim("batch")},)
+    program = torch.export.export(Lengths(exportable), (x,), dynamic_shapes=shapes, strict=strict)
+    module = program.module()
+    agrees(lambda images: [module(images)], exportable)
+    torch.export.save(program, tmp_path / "net.pt2")
+    torch.save(x, tmp_path / "x.pt")
+    code = "net, x = torch.export.load(sys.argv[1]).module(), torch.load(sys.argv[2])\nprint(net(x).flatten().tolist())"
+    found = np.array(json.loads(elsewhere(code, tmp_path / "net.pt2", tmp_path / "x.pt")))
+    close(found, exportable(x).lengths.detach().numpy().astype(np.float64).ravel(), FLOAT32)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore:Converting a tensor to a Python boolean")  # `couplings`, which PyTorch makes one
+@pytest.mark.parametrize("dynamo", [False, True])
+def test_the_onnx_exporters_of_pytorch(exportable: Any, dynamo: bool, tmp_path: Path) -> None:
+    ort = need("onnxruntime", "onnx")
+    if dynamo:
+        need("onnxscript", "onnxscript")
+    x, path = torch.from_numpy(random_images(exportable.spec, 3, dtype="float32")), tmp_path / "net.onnx"
+    free = {"dynamic_shapes": ({0: "batch"},)} if dynamo else {"dynamic_axes": {"images": {0: "batch"}}}
+    names = {"input_names": ["images"], "output_names": ["lengths", "capsules"]}
+    torch.onnx.export(exportable, (x,), path, dynamo=dynamo, verbose=False, **free, **names)
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    agrees(lambda images: session.run(["lengths"], {"images": images.numpy()}), exportable)
+
+
+@pytest.mark.filterwarnings("ignore")  # of versions that it was not tested with, and of what does not run on Linux
+def test_core_ml_converts_a_trace(exportable: Any) -> None:
+    ct = need("coremltools", "coreml")
+    x = torch.from_numpy(random_images(exportable.spec, 1, dtype="float32"))
+    free = ct.Shape((ct.RangeDim(1, 16), *exportable.spec.input))
+    taken = [ct.TensorType(name="images", shape=free)]
+    given = [ct.TensorType(name="lengths"), ct.TensorType(name="capsules")]
+    target = ct.target.iOS16
+    made = ct.convert(torch.jit.trace(exportable, (x,)), inputs=taken, outputs=given, minimum_deployment_target=target)
+    assert [output.name for output in made.get_spec().description.output] == ["lengths", "capsules"]
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit", "ignore:Converting a tensor to a Python integer")  # J is a constant
+@pytest.mark.parametrize("leaky", [False, True])
+def test_a_routing_of_votes_traces_at_any_batch(leaky: bool) -> None:
+    ops = backend("torch")
+
+    def votes(batch: int) -> Any:
+        return torch.from_numpy(np.random.default_rng(batch).normal(size=(batch, 12, 4, 5)))
+
+    for example in (1, 3):
+        traced = torch.jit.trace(lambda u_hat: dynamic_routing(ops, u_hat, leaky=leaky), (votes(example),))
+        for batch in (1, 2, 7):
+            expected = dynamic_routing(NUMPY, votes(batch).numpy(), leaky=leaky)
+            close(traced(votes(batch)).numpy(), expected, FLOAT64)
+
+
+def test_the_compiler_keeps_the_operators(exportable: Any) -> None:
+    torch._dynamo.reset()
+    seen = set()
+
+    def look(module: Any, inputs: Any) -> Any:
+        seen.update(str(node.target) for node in module.graph.nodes)
+        return module.forward
+
+    torch.compile(exportable, fullgraph=True, backend=look)(torch.zeros(9, 2, 20, 20))
+    assert "capscore.dynamic_routing.default" in seen
+    assert ("capscore.fast_conv2d.default" in seen) == (exportable.fast_conv is not None)
 
 
 def test_autocast_is_close_and_its_lengths_are_float32(net: Any, images: Any) -> None:
