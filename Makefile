@@ -6,17 +6,18 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-# PyTorch's OpenMP threads spin while they wait. On a busy machine that slows small networks several times; a short
-# spin costs 7% on a quiet one (2,227 against 2,400 images/s) and gains 70% beside two busy processes (954 against 552).
-export GOMP_SPINCOUNT ?= 3000
-
-.PHONY: demo test lint bench results docs figures clean
+.PHONY: demo test fuzz lint bench results docs figures clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/capscore demo
 
 test: $(VENV)/test.stamp
 	$(BIN)/python -m pytest $(ARGS)
+
+# Damaged files, so many for each format: minutes, where `make test` takes seconds.
+INPUTS ?= 20000
+fuzz: $(VENV)/test.stamp
+	CAPSCORE_FUZZ=$(INPUTS) $(BIN)/python -m pytest tests/fuzz $(ARGS)
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .

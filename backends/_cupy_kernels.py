@@ -31,7 +31,7 @@ import numpy as np
 from capscore.errors import ShapeError, short
 
 PRECISIONS = {"float32": 0, "tf32": 1, "bf16": 2}  # → how votes are multiplied
-BLOCKS = 264  # as many as keep an H200 busy, two per multiprocessor; a constant, so that all GPUs add in one order
+BLOCKS = 264  # two for each multiprocessor of an H200, one after the other; a constant: all GPUs add in one order
 KERNELS = "route_first", "route_next", "route_back", "squash_sums", "squash_back", "gradients"
 
 Array = Any  # cupy.ndarray; CuPy comes without types
@@ -153,7 +153,7 @@ def supports(u: Array, weight: Array) -> bool:
     about J · (D + 4) numbers of shared memory.
     """
     return bool(u.dtype == weight.dtype and u.dtype in (np.float32, np.float64) and u.size and weight.size) and (
-        plan(weight.shape[1:], u.dtype == np.float64, False, 0, u.shape[0] > 32, _memory()) is not None
+        plan(weight.shape[1:], u.dtype == np.float64, False, 0, u.shape[0] > 32, _memory(u)) is not None
     )
 
 
@@ -173,15 +173,16 @@ def forward(
     -------
     output capsules v [B, J, D], and what `backward` needs of all iterations, [2, R, B, J, D]
     """
-    run = _Run(u, weight, leaky, precision)
-    kept = cupy.empty((2, iterations, run.batch, *run.capsule), u.dtype)
-    sums, totals = kept[0], kept[1]
-    bias = None if bias is None else _ready(bias, u.dtype)
-    for r in range(iterations):
-        partial = run.route("route_next", totals[r - 1]) if r else run.route("route_first")
-        before = totals[r - 1] if 0 < r < iterations - 1 else None  # the last total is v itself
-        run.add("squash_sums", partial, bias, before, sums[r], totals[r])
-    return totals[iterations - 1], kept
+    with u.device:  # the current one is where CuPy allocates, compiles and launches
+        run = _Run(u, weight, leaky, precision)
+        kept = cupy.empty((2, iterations, run.batch, *run.capsule), u.dtype)
+        sums, totals = kept[0], kept[1]
+        bias = None if bias is None else _ready(bias, u.dtype)
+        for r in range(iterations):
+            partial = run.route("route_next", totals[r - 1]) if r else run.route("route_first")
+            before = totals[r - 1] if 0 < r < iterations - 1 else None  # the last total is v itself
+            run.add("squash_sums", partial, bias, before, sums[r], totals[r])
+        return totals[iterations - 1], kept
 
 
 def backward(
@@ -199,19 +200,20 @@ def backward(
     Through all iterations; `kept` is what `forward` returned beside v for the same arguments. With reduced precision,
     votes are as in `forward`, all other products exact.
     """
-    run = _Run(u, weight, leaky, precision)
-    sums, totals = kept[0], kept[1]
-    grads = cupy.empty(sums.shape, u.dtype)  # of s, by iteration
-    after = cupy.empty((2, *gradient.shape), u.dtype)  # of v: the running sum of the logits' shares, in turns
-    partial, before = _ready(gradient, u.dtype)[None], None
-    for r in reversed(range(iterations)):
-        now = after[r % 2]
-        run.add("squash_back", partial, before, sums[r], now, grads[r])
-        before = now if r < iterations - 1 else None  # the gradient of v itself is of the last iteration only
-        if r:
-            partial = run.route("route_back", totals[r - 1], grads[r])
-    du, dweight = run.gradients(totals, grads)
-    return du, dweight, None if bias is None else grads.sum(axis=(0, 1))
+    with u.device:
+        run = _Run(u, weight, leaky, precision)
+        sums, totals = kept[0], kept[1]
+        grads = cupy.empty(sums.shape, u.dtype)  # of s, by iteration
+        after = cupy.empty((2, *gradient.shape), u.dtype)  # of v: the running sum of the logits' shares, in turns
+        partial, before = _ready(gradient, u.dtype)[None], None
+        for r in reversed(range(iterations)):
+            now = after[r % 2]
+            run.add("squash_back", partial, before, sums[r], now, grads[r])
+            before = now if r < iterations - 1 else None  # the gradient of v itself is of the last iteration only
+            if r:
+                partial = run.route("route_back", totals[r - 1], grads[r])
+        du, dweight = run.gradients(totals, grads)
+        return du, dweight, None if bias is None else grads.sum(axis=(0, 1))
 
 
 class _Run:
@@ -222,14 +224,14 @@ class _Run:
             raise ShapeError(f"precision must be one of {', '.join(PRECISIONS)}, not {short(precision)}")
         self.dtype, (self.batch, self.n_in, _), self.capsule = u.dtype, u.shape, weight.shape[1:3]
         double, product = u.dtype == np.float64, PRECISIONS[precision]
-        chosen = plan(weight.shape[1:], double, leaky, product, self.batch > 32, _memory())
+        chosen = plan(weight.shape[1:], double, leaky, product, self.batch > 32, _memory(u))
         if chosen is None or not supports(u, weight):
             raise ShapeError(
                 f"the CUDA routing kernels do not take {u.dtype} inputs {u.shape} and {weight.dtype} weights "
                 f"{weight.shape}: use the generic routing"
             )
         self.plan, self.u, self.weight = chosen, _ready(u, u.dtype), _ready(weight, u.dtype)
-        self.kernels = compiled(cupy.cuda.Device().id, chosen)
+        self.kernels = compiled(u.device.id, chosen)
 
     def route(self, kernel: str, *capsules: Array) -> Array:
         """Return the partial sums [splits, B, J, D] of one iteration."""
@@ -268,9 +270,9 @@ def _share(n: int, wanted: int, step: int) -> int:
     return math.ceil(n / max(wanted, 1) / step) * step
 
 
-def _memory() -> int:
-    """Bytes of shared memory that a block of the current GPU may have."""
-    return int(cupy.cuda.Device().attributes["MaxSharedMemoryPerBlockOptin"])
+def _memory(u: Array) -> int:
+    """Bytes of shared memory that a block may have on the GPU where u lies."""
+    return int(u.device.attributes["MaxSharedMemoryPerBlockOptin"])
 
 
 def _ready(x: Array, dtype: Any) -> Array:

@@ -22,6 +22,20 @@ PATCH = 512  # numbers in a patch: the first layer of most networks; with more, 
 FEW = 80  # patches: PyTorch's convolution rearranges its weights at every call, for so few the greater part of its time
 
 
+def tracing() -> bool:
+    """Whether `torch.jit.trace` runs the network; sizes are tensors then."""
+    return torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call, no-any-return]
+
+
+def exporting() -> bool:
+    """Whether PyTorch writes the network down for other programs, which know PyTorch's operators alone.
+
+    Then capscore's operators step aside for what they are made of. `torch.compile` keeps them.
+    """
+    in_export = getattr(torch.compiler, "is_exporting", bool)  # PyTorch 2.6 does not tell
+    return tracing() or torch.onnx.is_in_onnx_export() or in_export()
+
+
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, tiling: cook_toom.Tiling) -> Tensor:
     """Do the convolution of a tiling by its transforms."""
     with torch.autocast(x.device.type, enabled=False):
@@ -64,10 +78,12 @@ def _patches_conv2d(
     return y.view(height, b, width, o).permute(1, 3, 0, 2)
 
 
-def dynamic_routing(routing: DynamicRouting, u: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return v [B, J, D] of u [B, N, K], weight [N, J, D, K] and bias [J, D]."""
+def dynamic_routing(routing: DynamicRouting, u: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
+    """Return v [B, J, D] of u [B, N, K], weight [N, J, D, K] and bias [J, D]; None while PyTorch exports."""
+    if exporting():
+        return None
     learning = torch.is_grad_enabled() and (u.requires_grad or weight.requires_grad)
-    precision = "float32"
+    precision = "tf32" if _allows_tf32() else "float32"
     if torch.is_autocast_enabled(u.device.type) and torch.get_autocast_dtype(u.device.type) == torch.bfloat16:
         precision = "bf16"
     with torch.autocast(u.device.type, enabled=False):
@@ -141,7 +157,7 @@ def _routing(
 ) -> tuple[Tensor, Tensor]:
     """Return v [B, J, D] and, if `learning`, what the gradient needs: by Triton on a GPU, else by `Streaming`."""
     if (kernels := _kernels(u, weight)) is not None:
-        v, states = kernels.forward(u, weight, bias, iterations, leaky, _allowed(precision))
+        v, states = kernels.forward(u, weight, bias, iterations, leaky, precision)
         return v.clone(), states if learning else u.new_empty(0)
     routing = DynamicRouting(iterations, leaky)
     if not learning:
@@ -172,7 +188,7 @@ def _routing_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of u, weight and bias (without one, nothing)."""
     if (kernels := _kernels(u, weight)) is not None:
-        found = kernels.backward(g, kept, u, weight, bias, iterations, leaky, _allowed(precision))
+        found = kernels.backward(g, kept, u, weight, bias, iterations, leaky, precision)
     else:
         found = STREAMING.backward(DynamicRouting(iterations, leaky), g, [*kept], u, weight, bias)
     du, dweight, dbias = found
@@ -184,15 +200,16 @@ def _(g: Tensor, kept: Tensor, u: Tensor, weight: Tensor, bias: Tensor | None, *
     return u.new_empty(u.shape), u.new_empty(weight.shape), u.new_empty(0 if bias is None else bias.shape)
 
 
-def _allowed(precision: str) -> str:
-    """Return tf32 for float32 where PyTorch may round the factors of matrix products so.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _allows_tf32() -> bool:
+    """Whether PyTorch may round the factors of matrix products to tf32.
 
-    Asked inside the ops, where its compiler does not follow, and by the newer of the two names, once there is one: the
-    older refuses to tell when the newer has been set.
+    Asked once, before the forward pass: the backward one computes the same votes. To the compiler the answer is a
+    constant, and it compiles again when the flag has changed. By the newer of the flag's two names, once there is one:
+    the older refuses to tell when the newer has been set.
     """
     matmul = torch.backends.cuda.matmul
-    tf32 = matmul.fp32_precision == "tf32" if hasattr(matmul, "fp32_precision") else matmul.allow_tf32
-    return "tf32" if precision == "float32" and tf32 else precision
+    return bool(matmul.fp32_precision == "tf32" if hasattr(matmul, "fp32_precision") else matmul.allow_tf32)
 
 
 def _kernels(u: Tensor, weight: Tensor) -> Any:

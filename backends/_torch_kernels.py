@@ -29,7 +29,7 @@ from torch import Tensor
 from capscore.errors import ShapeError, short
 
 PRECISIONS = ("float32", "tf32", "bf16")
-BLOCKS = 264  # as many as keep an H200 busy, two per multiprocessor; a constant, so that all GPUs add in one order
+BLOCKS = 264  # two for each multiprocessor of an H200, one after the other; a constant: all GPUs add in one order
 ROWS = 32  # partial sums that are added at a time
 
 

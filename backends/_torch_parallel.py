@@ -6,6 +6,7 @@ computes on its share of a batch, and the gradients are those of the whole batch
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
 from capscore import model
-from capscore.errors import TrainingError
+from capscore.errors import TrainingError, short
 from capscore.fast.conv import with_tiles
 from capscore.layer import Run
 
@@ -25,16 +26,17 @@ class Team:
     """The processes that train together: this one alone unless torchrun started more."""
 
     def __init__(self, device: str | None) -> None:
-        self.size = int(os.environ.get("WORLD_SIZE", "1"))
-        self.rank = int(os.environ.get("RANK", "0"))
+        together = any(name in os.environ for name in ("WORLD_SIZE", "RANK"))
+        self.size = _number("WORLD_SIZE", 1) if together else 1
+        self.rank = _number("RANK", 0, self.size - 1) if together else 0
         self.device = device
         if self.size > 1:
             cuda = device is not None and device.startswith("cuda")
             if device == "cuda":
-                self.device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+                self.device = f"cuda:{_number('LOCAL_RANK', 0)}"
                 torch.cuda.set_device(self.device)  # else every process opens the first GPU too
             if not dist.is_initialized():
-                dist.init_process_group("nccl" if cuda else "gloo")
+                _meet("nccl" if cuda else "gloo")
 
     def share(self, batch: int) -> tuple[slice, float]:
         """Return this process's images of a batch, and the factor that makes the mean of all losses that of the batch.
@@ -65,6 +67,30 @@ class Team:
         return whole[0], whole[1:].reshape(every.shape)
 
 
+def _number(name: str, least: int, most: int = 65535) -> int:
+    """Return a whole number of the environment that torchrun makes; TrainingError for any other environment."""
+    given = os.environ.get(name)
+    if given is None or not given.isdecimal() or not least <= int(given) <= most:
+        what = "is not set" if given is None else f"is {short(given)}, not a whole number of {least} to {most}"
+        raise TrainingError(
+            f"the environment variable {name} {what}: torchrun sets all that several processes need; "
+            "to train in one, unset WORLD_SIZE and RANK"
+        )
+    return int(given)
+
+
+def _meet(how: str) -> None:
+    port = _number("MASTER_PORT", 1)
+    try:
+        dist.init_process_group(how)
+    except (ValueError, RuntimeError) as error:  # a variable that is not set, a machine that is not there
+        where = f"{os.environ.get('MASTER_ADDR')}:{port}"
+        raise TrainingError(
+            f"the processes of this training cannot meet at MASTER_ADDR and MASTER_PORT, {where} "
+            f"({str(error).splitlines()[0]:.120}): start them with torchrun"
+        ) from None
+
+
 class Objective(nn.Module):
     """The training loss as a module, as DistributedDataParallel wants it."""
 
@@ -84,11 +110,28 @@ class Objective(nn.Module):
         return loss, scores, run.statistics or {}
 
 
-def together(objective: nn.Module, team: Team, partly: bool) -> nn.Module:
+class Together:
+    """The objective of one process of several: its gradients are the mean over those of all."""
+
+    def __init__(self, objective: nn.Module, partly: bool) -> None:
+        self.objective, self.partly = objective, partly
+        self.learning: list[bool] = []
+        self.shared: nn.Module = objective
+
+    def __call__(self, *args: Any) -> Any:
+        """Return what the objective returns."""
+        learning = [p.requires_grad for p in self.objective.parameters()]
+        if learning != self.learning:  # PyTorch's engine waits for the gradients that it was told of when it was made
+            self.learning, self.shared = learning, self.objective
+            gc.collect()  # the former engine would take part as long as it is somewhere
+            if any(learning):  # else there is nothing to share, and PyTorch refuses
+                self.shared = nn.parallel.DistributedDataParallel(self.objective, find_unused_parameters=self.partly)
+        return self.shared(*args)
+
+
+def together(objective: nn.Module, team: Team, partly: bool) -> Any:
     """Return the objective whose gradients are the mean over the team's; `partly` if some parameters have no part."""
-    if team.size == 1:
-        return objective
-    return nn.parallel.DistributedDataParallel(objective, find_unused_parameters=partly)
+    return objective if team.size == 1 else Together(objective, partly)
 
 
 def explained(error: RuntimeError) -> TrainingError:

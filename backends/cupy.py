@@ -38,7 +38,7 @@ from capscore.data import Samples, resident
 from capscore.errors import BackendError
 from capscore.fast import cook_toom
 from capscore.fast.streaming import Streaming
-from capscore.ops import to_host
+from capscore.ops import check_plain, to_host
 from capscore.routing import DynamicRouting
 
 try:
@@ -60,8 +60,11 @@ Array = Any  # cupy.ndarray; CuPy comes without types
 def asarray(x: Any, like: Array | None = None) -> Array:
     """Return `x`, an array of any backend, as a CuPy array; a torch tensor on the GPU is shared, not copied."""
     if hasattr(x, "detach"):  # torch, whose tensors with gradients do not say where they lie
+        check_plain(x)
         x = x.detach()
-    if not hasattr(x, "__cuda_array_interface__"):
+    if getattr(x, "is_cuda", False):  # torch's: by DLPack, CuPy's stream waits for what torch's has still to compute
+        x = cupy.from_dlpack(x)
+    elif not hasattr(x, "__cuda_array_interface__"):
         x = to_host(x)
     return cupy.asarray(x, dtype=None if like is None else like.dtype)
 

@@ -7,13 +7,14 @@ them from here; that is why the arrays made below are made `like` the ones at ha
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from capscore import im2col, model
+from capscore.backends._numpy_threads import threads_for
 from capscore.fast import cook_toom
 from capscore.fast.prepared import prepared
 from capscore.fast.streaming import Streaming
@@ -159,9 +160,32 @@ class CapsNet(model.CapsNet[Array]):
 
     ops = sys.modules[__name__]
 
+    def forward(self, images: Any, couplings: bool = False) -> model.Output[Array]:
+        """Run the network; a small one with one thread of BLAS. See `capscore.model.CapsNet`."""
+        with threads_for(self.spec):
+            return super().forward(images, couplings)
+
+    __call__ = forward
+
 
 class Learner(model.Learner[Array]):
     """Trains a network on NumPy; see `capscore.model.Learner`."""
+
+    @property
+    def workers(self) -> dict[str, int]:
+        """The threads of NumPy's matrix products."""
+        from threadpoolctl import threadpool_info
+
+        with threads_for(self.net.spec):
+            pools = [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+        return {"threads": sorted(pools)[-1]} if pools else {}
+
+    def step(
+        self, images: Any, targets: NDArray[Any], rate: float, parts: Sequence[tuple[Any, Any]] = ()
+    ) -> tuple[Array, Array]:
+        """Learn from one batch; a small network with one thread of BLAS. See `capscore.model.Learner`."""
+        with threads_for(self.net.spec):
+            return super().step(images, targets, rate, parts)
 
 
 load = CapsNet.load

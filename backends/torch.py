@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import namedtuple
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from capscore import model
 from capscore.data import Samples, resident
-from capscore.errors import BackendError
+from capscore.errors import BackendError, TrainingError
 from capscore.fast.cook_toom import Tiling
-from capscore.modelfile import check_params
-from capscore.ops import Axes, to_host
+from capscore.ops import Axes, check_plain, check_range, to_host
 from capscore.routing import DynamicRouting
 
 # A fresh large array costs page faults, in small pages more than the arithmetic in it: measured, docs/performance.md.
 # PyTorch reads this once, before its first large array; a value that is set already is respected.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+# Its threads wait for each other after every small piece of work. OpenMP would have them spin, which on a busy machine
+# takes the processor from those that work. It reads this when it is loaded; whoever has chosen a way is respected.
+if "torch" not in sys.modules and not any(
+    name.startswith(("OMP_WAIT_POLICY", "GOMP_", "KMP_BLOCKTIME", "KMP_LIBRARY")) for name in os.environ
+):
+    os.environ["OMP_WAIT_POLICY"] = "passive"
 
 try:
     import torch
 except ModuleNotFoundError as error:
     raise BackendError("the torch backend needs PyTorch: pip install 'capscore[torch]'") from error
 
+import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -34,9 +41,12 @@ torch.backends.cudnn.allow_tf32 = False  # float32 means float32; matrix product
 
 def asarray(x: Any, like: Tensor | None = None) -> Tensor:
     """Return `x`, an array of any backend, as a tensor, on the device and with the dtype of `like`."""
-    if not isinstance(x, Tensor):  # CuPy's arrays are shared on the GPU, all others come through the host
-        on_gpu = hasattr(x, "__cuda_array_interface__")
-        x = torch.as_tensor(x) if on_gpu else torch.from_numpy(to_host(x).copy())  # which may be turned around
+    if not isinstance(x, Tensor) and hasattr(x, "__cuda_array_interface__"):
+        x = torch.utils.dlpack.from_dlpack(x)  # CuPy's: shared on the GPU, and torch's stream waits for CuPy's
+    elif not isinstance(x, Tensor):  # all others come through the host
+        x = torch.from_numpy(to_host(x).copy())  # which may be turned around
+    elif x.layout != torch.strided or x.is_quantized or x.is_nested or (like is not None and x.is_meta > like.is_meta):
+        check_plain(x)  # which says why not
     y: Tensor = x if like is None else x.to(like.device, like.dtype)
     return y
 
@@ -81,7 +91,7 @@ def conv2d(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int], padding: tuple[int, int], groups: int = 1
 ) -> Tensor:
     """Correlate x [B, C, H, W] with weight [O, C/groups, kh, kw], plus bias [O]."""
-    if x.device.type != "cpu" or groups > 1:
+    if x.device.type != "cpu" or groups > 1 or _torch_fused.exporting():
         return nn.functional.conv2d(x, weight, bias, stride, padding, 1, groups)
     return _torch_fused.direct_conv2d(x, weight, bias, stride, padding)
 
@@ -89,7 +99,7 @@ def conv2d(
 def fast_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, tiling: Tiling) -> Tensor:
     """Do the convolution of a tiling by its transforms where these pay; a GPU has convolutions of its own."""
     stride, padding = (tiling.stride,) * 2, (tiling.padding,) * 2
-    if x.device.type != "cpu":
+    if x.device.type != "cpu" or _torch_fused.exporting():
         return conv2d(x, weight, bias, stride, padding)
     if tiling.axes is None:
         return _torch_fused.patches_conv2d(x, weight, bias, stride, padding)
@@ -152,7 +162,7 @@ def softmax(x: Tensor, axis: int, leaky: bool = False) -> Tensor:
     """Return the softmax over `axis`, with an extra zero logit in the sum when `leaky`."""
     if not leaky:
         return x.softmax(axis)
-    largest = x.detach().amax(axis, keepdim=True).clamp_min(0)
+    largest = x.detach().amax(axis, keepdim=True).relu()
     e = (x - largest).exp()
     return e / (e.sum(axis, keepdim=True) + (-largest).exp())
 
@@ -200,19 +210,49 @@ class CapsNet(nn.Module, model.CapsNet[Tensor]):
             leaf = getattr(leaf, part)
         return leaf  # type: ignore[no-any-return]
 
-    forward = model.CapsNet.forward
+    def forward(self, images: Any, couplings: bool = False) -> model.Output[Tensor]:
+        """Run the network: see `capscore.model.CapsNet.forward`.
 
-    def assign(self, params: Mapping[str, Any]) -> None:
-        """Take other values for the parameters, in place: an optimiser keeps hold of them."""
-        arrays = check_params(self.spec, params)
-        with torch.no_grad():
+        While `torch.jit.trace` runs it, which refuses None, fields of the output that would be None are absent.
+        """
+        out = model.CapsNet.forward(self, images, couplings)
+        if not _torch_fused.tracing():
+            return out
+        there = {name: part for name, part in out._asdict().items() if part is not None}
+        if out.scores is out.lengths:
+            del there["scores"]  # one tensor need not be told of twice
+        return namedtuple("Output", there)(**there)  # type: ignore[return-value]
+
+    def _images(self, images: Any) -> Tensor:
+        x = asarray(images)
+        if not _torch_fused.tracing():
+            model.check_images(self.spec, x)
+            check_range(_look(x))
+        return asarray(x, next(iter(self.params.values())))
+
+    def _replace(self, values: dict[str, Tensor]) -> None:
+        with torch.no_grad():  # in place: an optimiser keeps hold of the parameters
             for name, p in self.params.items():
-                p.copy_(asarray(arrays[name], p))
+                p.copy_(values[name])
+
+    def _reading(self) -> AbstractContextManager[None]:
+        # A compiler traces no lock; who compiled the network calls it in turns by himself, or by `predict`.
+        return nullcontext() if torch.compiler.is_compiling() else super()._reading()
 
     @torch.inference_mode()
     def predict(self, images: Any, batch: int = 128) -> NDArray[Any]:
         """Return the lengths [N, J] for images [N, C, H, W] as a NumPy array, without gradients."""
         return model.CapsNet.predict(self, images, batch)
+
+
+def _look(x: Tensor) -> NDArray[Any] | None:
+    """Return a tensor in host memory as NumPy's array; None elsewhere, and where PyTorch writes down what is done."""
+    if torch.compiler.is_compiling() or x.device.type != "cpu":
+        return None
+    try:
+        return to_host(x)
+    except RuntimeError:  # it has no numbers: fake, or one of many that `torch.func.vmap` maps over
+        return None
 
 
 @contextmanager
@@ -252,6 +292,28 @@ class Learner(model.Learner[Tensor]):
         objective = _torch_parallel.Objective(net, reconstruction, compile, self.team)
         self.objective = _torch_parallel.together(objective, self.team, partly=not reconstruction)
 
+    @property
+    def _learning(self) -> dict[str, Tensor]:
+        """Every parameter that is no running statistic, by name."""
+        return {name: p for name, p in self.net.params.items() if self.net.spec.params[name].learns}
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """Names of the parameters whose `requires_grad` is off; to assign names switches it off for these alone."""
+        return tuple(name for name, p in self._learning.items() if not p.requires_grad)
+
+    @frozen.setter
+    def frozen(self, names: Sequence[str]) -> None:
+        chosen = model.check_names(self.net.spec, names)
+        for name, p in self._learning.items():
+            p.requires_grad_(name not in chosen)
+
+    @property
+    def workers(self) -> dict[str, int]:
+        """The processes that train together, and on a CPU the threads of each."""
+        on_cpu = next(self.net.parameters()).device.type == "cpu"
+        return {"processes": self.team.size} | ({"threads": torch.get_num_threads()} if on_cpu else {})
+
     def hold(self, data: Samples, margin: int) -> Samples:
         """Return images to learn from, with `margin` around them, on the network's device."""
         like = next(self.net.parameters())
@@ -264,6 +326,7 @@ class Learner(model.Learner[Tensor]):
     ) -> tuple[Tensor, Tensor]:
         """Learn from one batch; return loss and lengths [B, J] before the step, unread. `parts`: see `objective`."""
         like = next(self.net.parameters())
+        check_range(images)
         images = asarray(images)
         model.check_images(self.net.spec, images, least=1)
         share, factor = self.team.share(len(images))
@@ -276,11 +339,13 @@ class Learner(model.Learner[Tensor]):
         try:
             with torch.autocast(like.device.type, torch.bfloat16, enabled=self.amp):
                 loss, lengths, statistics = self.objective(x, t, apart, self.steps)
+            if not loss.requires_grad:
+                raise model.nothing_learns()
             loss = loss * factor
             loss.backward()
             loss, lengths = self.team.gather(loss.detach(), lengths.detach(), len(images))
         except RuntimeError as error:
-            if self.team.size == 1:
+            if self.team.size == 1 or isinstance(error, TrainingError):
                 raise
             raise _torch_parallel.explained(error) from error
         self.adam.param_groups[0]["lr"] = rate
@@ -292,20 +357,26 @@ class Learner(model.Learner[Tensor]):
         return loss, lengths
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """Return what a checkpoint must keep beside the parameters, as NumPy arrays by name."""
-        moments = {"first": "exp_avg", "second": "exp_avg_sq"}
-        return {
-            f"{ours}.{name}": to_numpy(self.adam.state[p][theirs] if self.steps else torch.zeros_like(p))
-            for name, p in self.net.named_parameters()
-            for ours, theirs in moments.items()
-        }
+        """Return what a checkpoint must keep beside the parameters, as NumPy arrays by name.
+
+        PyTorch counts the steps of every parameter, and keeps no moments of one that never had a gradient.
+        """
+        found: dict[str, NDArray[Any]] = {}
+        for name, p in self._learning.items():
+            kept = self.adam.state.get(p, {})
+            for ours, theirs in (("first", "exp_avg"), ("second", "exp_avg_sq")):
+                found[f"{ours}.{name}"] = to_numpy(kept.get(theirs, torch.zeros_like(p)))
+            if (steps := int(kept.get("step", 0))) != self.steps:
+                found[f"steps.{name}"] = np.array([steps], np.float64)
+        return found
 
     def restore(self, state: Mapping[str, NDArray[Any]], steps: int) -> None:
         """Go on from the `state` of a learner, of any backend, that had made `steps`."""
         self.steps = steps
-        for name, p in self.net.named_parameters():
+        for name, p in self._learning.items():
+            (own,) = state.get(f"steps.{name}", [steps])
             self.adam.state[p] = {
-                "step": torch.tensor(float(steps), device=p.device),
+                "step": torch.tensor(float(own), device=p.device),
                 "exp_avg": asarray(state[f"first.{name}"], p),
                 "exp_avg_sq": asarray(state[f"second.{name}"], p),
             }
@@ -314,6 +385,7 @@ class Learner(model.Learner[Tensor]):
 def _send(x: Any, device: torch.device) -> Tensor:
     """Return an array on a device; one of the host is sent there without waiting for work that goes on."""
     there = asarray(x)
+    check_plain(there)
     if device.type == "cuda" and there.device.type == "cpu":
         there = there.pin_memory()
     return there.to(device, non_blocking=True)

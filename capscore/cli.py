@@ -8,22 +8,25 @@ import math
 import os
 import shlex
 import sys
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from . import PRESETS, CapsNetSpec, __version__, backend, modelfile
-from .data import NAMES, Samples, load, read_image
-from .errors import CapscoreError, ModelFileError, SpecError, TrainingError
+from .data import NAMES, Samples, absent, changes, fingerprint, load, read_image, rule_of, whole
+from .data.images import size_that_fits
+from .data.split import Rule
+from .errors import CapscoreError, DataWarning, ModelFileError, SpecError, TrainingError, TrainingWarning
+from .fit import fitted
 from .report import Screen, TensorBoard
-from .train import BEST, LAST, LOG, Recipe, Reporter, Stopped, accuracy, alone, check_dataset, train
+from .terminal import Terminal, guard, json_line
+from .train import BEST, LAST, LOG, Recipe, Reporter, Stopped, accuracy, alone, check_dataset, read_last, train
 from .verify import verify
 
 app = typer.Typer(
@@ -32,8 +35,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console(emoji=False)  # a file may be called :smile:.png
+console, errors = Terminal(), Terminal(stderr=True)
+UsageError: Any = typer.BadParameter.__base__  # of click, or of typer's own copy of it
 
+SPLITS = ("held-out", "train", "all")
 DEMO = Recipe(epochs=20, batch=32, rate=3e-3, decay_steps=50, reconstruction=0.002)
 
 ModelPath = Annotated[Path, typer.Argument(help="A .safetensors model or an .onnx export.", show_default=False)]
@@ -62,7 +67,9 @@ def version(show: Annotated[bool, typer.Option("--version", help="Print the vers
 @app.command("train")
 def train_command(
     context: typer.Context,
-    preset: Annotated[str, typer.Option(help=f"Network: {', '.join(PRESETS)}.")] = "small",
+    preset: Annotated[
+        str | None, typer.Option(help=f"Network: {', '.join(PRESETS)}; else one like small that fits the data.")
+    ] = None,
     spec: Annotated[Path | None, typer.Option(help="Network: a JSON file instead of a preset.")] = None,
     data: Data = "digits",
     data_dir: DataDir = None,
@@ -84,52 +91,63 @@ def train_command(
     compile: Annotated[bool, typer.Option("--compile", help="torch: compile the loss.")] = False,
     fast_conv: Annotated[str | None, typer.Option(help="3x3 or 6x6: convolutions by fewer multiplications.")] = None,
 ) -> None:
-    """Train a network; Ctrl-C (or SIGTERM) saves and says how to go on.
+    """Train a network; Ctrl-C (or SIGTERM, or a closed terminal) saves and says how to go on.
 
     Writes best.safetensors (highest held-out accuracy), last.safetensors (to resume from) and log.jsonl.
     """
+    wanted: CapsNetSpec | None
     if resume is not None:
         given = [name for name in context.params if "COMMANDLINE" in str(context.get_parameter_source(name))]
-        if other := set(given) - {"resume", "epochs", "device", "backend_name", "data_dir"}:
+        if other := set(given) - {"resume", "epochs", "device", "backend_name", "data", "data_dir"}:
             named = ", ".join("--" + name.replace("_", "-") for name in sorted(other))
             raise TrainingError(f"a training goes on as it began: without {named}, beside --resume")
-        model = modelfile.read(resume / LAST) if (resume / LAST).exists() else None
+        model = read_last(resume) if (resume / LAST).exists() else None
         if model is None or not _resumable(model.provenance):
             raise ModelFileError(f"there is no training to resume in {resume}: {LAST} is missing or no checkpoint")
-        settings, classes = model.provenance, model.classes
-        recipe = Recipe.of(settings)
+        settings, classes = model.provenance.get("resume", model.provenance), model.classes
+        recipe = Recipe.of(model.provenance)
         recipe = recipe if epochs is None else replace(recipe, epochs=epochs)
-        net_spec, out, data, backend_name = model.spec, resume, settings["data"], backend_name or settings["backend"]
+        wanted, out, backend_name = model.spec, resume, backend_name or settings["backend"]
+        data, rule = (data if "data" in given else settings["data"]), rule_of(model.provenance)
+        if not ("data" in given or data in NAMES.split(", ") or Path(data).exists()):
+            raise TrainingError(f"the data of this training, {data}, are not there: name their new place by --data")
         data_dir = data_dir or (Path(settings["data_dir"]) if settings["data_dir"] else None)
         seed = recipe.seed
         dtype = str(next(iter(model.params.values())).dtype)
         device, amp, compile = device or settings["device"], settings["amp"], settings["compile"]
         fast_conv = settings["fast_conv"]
     else:
-        net_spec, classes = _spec(preset, spec), ()
-    train_set, test_set = load(data, data_dir=data_dir, size=net_spec.input, seed=seed)
-    if classes and classes != tuple(train_set.classes):
+        wanted, classes, rule = (_spec(preset or "", spec) if preset or spec else None), (), None
+    size = _own_size(data) if wanted is None else wanted.input
+    train_set, test_set = load(data, data_dir=data_dir, size=size, seed=seed, split=rule)
+    if classes and set(classes) != set(train_set.classes):
         raise TrainingError(f"the training was of the classes {', '.join(classes)}; the data now has "
                             f"{', '.join(train_set.classes)}")  # fmt: skip
+    classes = classes or train_set.classes
+    net_spec = fitted(train_set.size, len(classes)) if wanted is None else wanted
     if resume is None:
         shift = train_set.shift if shift is None else shift
         epochs = Recipe.epochs if epochs is None else epochs
         recipe = Recipe(epochs, batch, rate, decay, decay_steps, floor, shift, reconstruction, seed)
-        net_spec = net_spec if spec is not None else _for_classes(net_spec, len(train_set.classes))
+        net_spec = net_spec if spec is not None else _for_classes(net_spec, len(classes))
     where = None if data_dir is None else str(data_dir.resolve())  # absolute: to be resumed from anywhere
     data = data if data in NAMES.split(", ") else str(Path(data).resolve())
     name = backend_name or _default_backend()
     caps = backend(name)
-    about = _training(data, where, name, device, amp, compile, fast_conv)
-    net = caps.CapsNet(
-        net_spec, seed=recipe.seed, dtype=dtype, fast_conv=fast_conv, classes=train_set.classes, provenance=about
-    )
+    resuming = _training(data, where, name, device, amp, compile, fast_conv)
+    about = modelfile.public(resuming)
+    net = caps.CapsNet(net_spec, seed=recipe.seed, dtype=dtype, fast_conv=fast_conv, classes=classes, provenance=about)
     options = {key: value for key, value in (("device", device), ("amp", amp), ("compile", compile)) if value}
     learner = caps.Learner(net, recipe.reconstruction, **options)
     say = _say if learner.writes else str  # one of several processes that train together speaks
+    _say_notes(train_set, test_set, say)
+    if wanted is None and net_spec != _for_classes(PRESETS["small"], len(classes)):
+        say("no network was named: this one is like small and fits the data; saved as a file, it is one for --spec")
+        say(net_spec.to_json())
+        say(f"kept of every image: its {net_spec.input[0]} channels, {_size(net_spec.input[1:])} pixels")
     say(f"{net_spec.parameter_count:,} parameters on {name}; {len(train_set):,} images to learn from, "
         f"{len(test_set):,} held out")  # fmt: skip
-    rows = _train(net, learner, train_set, test_set, recipe, out, resume is not None)
+    rows = _train(net, learner, train_set, test_set, recipe, out, resume is not None, resuming)
     best = max(rows, key=lambda row: row["held_out_accuracy"])
     say(f"best held-out accuracy {best['held_out_accuracy']:.2%} in epoch {best['epoch']}: {out / BEST}")
 
@@ -139,27 +157,29 @@ def eval_command(
     model: ModelPath,
     data: Data = "digits",
     data_dir: DataDir = None,
+    split: Annotated[str, typer.Option(help="Which images: held-out, train or all.")] = "held-out",
     backend_name: Backend = None,
     provider: Provider = None,
     threads: Threads = None,
 ) -> None:
-    """Measure a model's accuracy on a dataset's test images."""
+    """Measure a model's accuracy on images of a dataset: on its test set, or those held out when it was trained."""
+    if split not in SPLITS:
+        raise CapscoreError(f"there is no split {split!r}; choose one of {', '.join(SPLITS)}")
     net = _open(model, backend_name, provider, threads)
-    _, test = load(data, data_dir=data_dir, size=net.spec.input)
-    check_dataset(net, test, "test")
-    share = accuracy(_TakesFloats(net) if _takes_bytes(net) else net, test)
-    wrong = round((1 - share) * len(test))
-    if tuple(test.classes) != tuple(net.classes):
-        _say(f"note: the model's classes are {', '.join(net.classes)}; the dataset's are {', '.join(test.classes)}")
-    _say(f"accuracy {share:.2%}: {wrong:,} of {len(test):,} test images of {data} are wrong")
+    train_set, test = _sets(net, data, data_dir, split)
+    sets = {"held-out": [test], "train": [train_set], "all": [test] if _parted(test) else [train_set, test]}[split]
+    reader = _TakesFloats(net) if _takes_bytes(net) else net
+    count = sum(map(len, sets))
+    wrong = count - sum(round(accuracy(reader, each) * len(each)) for each in sets)
+    _say(f"accuracy {1 - wrong / count:.2%}: {wrong:,} of {_counted(sets, split, data)} are wrong")
 
 
 @app.command("predict")
 def predict_command(
     model: ModelPath,
-    images: Annotated[list[Path], typer.Argument(help="PNG or JPEG files.", show_default=False)],
+    images: Annotated[list[Path], typer.Argument(help="PNG, JPEG, BMP, GIF, TIFF or WebP files.", show_default=False)],
     invert: Annotated[
-        bool, typer.Option("--invert", help="The images are dark on light; the model's, light on dark.")
+        bool, typer.Option("--invert", help="The images are dark on light (transparency: white); the model's are not.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines: file, class, all lengths.")] = False,
     backend_name: Backend = None,
@@ -168,7 +188,7 @@ def predict_command(
 ) -> None:
     """Say which class image files show, and how long its capsule is."""
     net = _open(model, backend_name, provider, threads)
-    pixels = np.stack([read_image(path, net.spec.input) for path in images])
+    pixels = np.stack([read_image(path, net.spec.input, "white" if invert else None) for path in images])
     pixels = 255 - pixels if invert else pixels
     lengths = net.predict(pixels if _takes_bytes(net) else pixels.astype(np.float32) / 255)
     table = Table("file", "class", "length", "next", "length", box=None)
@@ -177,11 +197,11 @@ def predict_command(
         names = [net.classes[i] for i in order]
         if as_json:
             found = {net.classes[i]: round(float(n), 6) for i, n in enumerate(row)}
-            print(json.dumps({"file": str(path), "class": names[0], "lengths": found}))
+            file = os.fsencode(path).decode("utf-8", "backslashreplace")  # JSON has no words for other bytes
+            print(json_line({"file": file, "class": names[0], "lengths": found}))
         else:
             second = (names[1], f"{row[order[1]]:.3f}") if len(names) > 1 else ("", "")
-            cells = str(path), names[0], f"{row[order[0]]:.3f}", *second
-            table.add_row(*map(escape, cells))
+            table.add_row(str(path), names[0], f"{row[order[0]]:.3f}", *second)
     if not as_json:
         console.print(table)
 
@@ -192,7 +212,7 @@ def export_command(
     onnx: Annotated[Path | None, typer.Argument(help="The file to write; MODEL with .onnx if not given.")] = None,
     precision: Annotated[str, typer.Option(help="fp32, fp16 or int8.")] = "fp32",
     batch: Annotated[int | None, typer.Option(help="A fixed number of images; any number if not given.")] = None,
-    opset: Annotated[int, typer.Option(help="ONNX operator set, 17 or later.")] = 18,
+    opset: Annotated[int, typer.Option(help="ONNX operator set, 17 or later.")] = 17,
     outputs: Annotated[str | None, typer.Option(help="Some of lengths,capsules,reconstruction,couplings.")] = None,
     byte_images: Annotated[bool, typer.Option("--byte-images", help="Take uint8 images, 0 to 255.")] = False,
     decoder: Annotated[Path | None, typer.Option(help="Write the decoder as a model of its own here.")] = None,
@@ -213,10 +233,9 @@ def export_command(
     if len({os.path.realpath(path) for path in files}) < len(files):
         raise ModelFileError(f"one file would be written over another: {', '.join(map(str, files))} must differ")
     chosen = None if outputs is None else [name.strip() for name in outputs.split(",")]
-    sets = None if data is None else load(data, data_dir=data_dir, size=net.spec.input)
+    sets = None if data is None else _sets(net, data, data_dir)
     calibration = None
     if sets is not None:
-        check_dataset(net, sets[1], "test")
         some = np.random.default_rng(0).permutation(len(sets[0]))[:512]  # of every class, whatever the order
         calibration = sets[0].batch(some)[0]
     report = export(
@@ -240,12 +259,77 @@ def export_command(
 
         session = Session(target)
         exported = accuracy(_TakesFloats(session) if byte_images else session, sets[1])
-        _say(f"accuracy on {len(sets[1]):,} test images of {data}: {accuracy(net, sets[1]):.2%} before, "
+        _say(f"accuracy on {_counted(sets[1:], 'held-out', data or '')}: {accuracy(net, sets[1]):.2%} before, "
              f"{exported:.2%} exported")  # fmt: skip
     if triton is not None:
         from .export.triton import write
 
         _say(f"{write(target, triton)}: serve it with tritonserver --model-repository {triton}")
+
+
+def _sets(net: Any, data: str, data_dir: Path | None, split: str = "held-out") -> tuple[Samples, Samples]:
+    """Return (train, test) of a dataset as a model knows them: its split and seed, its classes by name; say the rest.
+
+    With `split` "all" a set that the model's split would part is returned twice.
+    """
+    told = net.provenance
+    recipe = told.get("recipe")
+    seed = recipe.get("seed") if isinstance(recipe, dict) else None
+    seed = seed if type(seed) is int and seed >= 0 else 0
+    rule = rule_of(told)
+    sets = load(data, data_dir=data_dir, size=net.spec.input, seed=seed, split=whole if split == "all" else rule)
+    _say_notes(*sets)
+    train_set = check_dataset(net, sets[0], "training")
+    test = check_dataset(net, sets[1], "test", lambda note: _say(f"note: {note}"))
+    if _parted(test) and split != "all" and (doubt := _doubt(told, rule, train_set, test)):
+        _say(f"note: {doubt}")
+    return train_set, test
+
+
+def _doubt(told: Mapping[str, Any], rule: Rule | None, train_set: Samples, test: Samples) -> str:
+    """Say in which way images that are held out now may not be those that were when a model was trained."""
+    if rule is None:
+        return "the model's file does not tell how its training set was split: it may have seen some of these images"
+    if "split" not in told:
+        older = "the model is older than splits that are kept with it"
+        if told.get("training_images") == len(train_set):
+            return f"{older}: its data are split by its seed, as they were"
+        return f"{older}, and its data changed: it may have seen some of these images"
+    if told["split"] == {"rule": "own"}:
+        return "the model was trained on data with a test set of their own: it may have seen some of these images"
+    before, now = told.get("fingerprints"), fingerprint(test)
+    before = before.get("held_out") if isinstance(before, dict) else None
+    if isinstance(before, dict) and before.get("content") == now["content"]:  # in any order
+        return ""
+    return f"the held-out images are not quite those of the training: {changes(before, now)}"
+
+
+def _parted(data: Samples) -> bool:
+    """Whether a set is a part, by a rule of capscore's, of one that came without a test set."""
+    return getattr(data, "split", None) is not None
+
+
+def _counted(sets: Sequence[Samples], split: str, data: str) -> str:
+    """Say how many images were scored, and which."""
+    tested = "held-out" if _parted(sets[0]) else "test"
+    kinds = {"held-out": tested, "train": "training", "all": f"training and {tested}"}
+    return f"{sum(map(len, sets)):,} {kinds[split]} images of {data}"
+
+
+def _say_notes(train_set: Samples, test: Samples, say: Callable[[str], object] | None = None) -> None:
+    """Say what reading the sets lost or passed over, and which classes have no images."""
+    say = say or _say
+    told = [note for each in (train_set, test) for note in getattr(each, "notes", ())]
+    for each, what in ((train_set, "training"), (test, "test")):
+        if lacking := absent(each):
+            told.append(f"the {what} set has no images of {', '.join(lacking):.200}")
+    for note in dict.fromkeys(told):
+        say(f"note: {note}")
+
+
+def _own_size(data: str) -> tuple[int, int, int] | None:
+    """Return the size in which to read a folder of images when no network was named; None leaves it to the data."""
+    return size_that_fits(Path(data)) if data not in NAMES.split(", ") and Path(data).is_dir() else None
 
 
 def _log(path: Path) -> list[dict[str, Any]] | None:
@@ -305,7 +389,7 @@ def inspect_command(
     table.add_row("total", "", "", f"{spec.parameter_count:,}", f"{spec.multiply_adds:,}")
     console.print(table)
     for name, value in about.items():
-        if name not in ("log", "training"):  # a checkpoint's own; the run's log.jsonl has them
+        if name not in modelfile.CHECKPOINT:  # the run's log.jsonl has most of it
             _say(f"{name}: {json.dumps(value) if isinstance(value, dict) else value}")
 
 
@@ -319,8 +403,7 @@ def verify_command(
     read = modelfile.read(model)
     images = None
     if data is not None:
-        _, test = load(data, data_dir=data_dir, size=read.spec.input)
-        images = test.batch(slice(0, 32))[0]
+        images = _sets(read, data, data_dir)[1].batch(slice(0, 32))[0]
     if not _agreement(read, images):
         raise typer.Exit(1)
 
@@ -337,8 +420,7 @@ def explore_command(
     from .figures import explore
 
     net = backend(backend_name or _default_backend()).load(model)
-    _, test = load(data, data_dir=data_dir, size=net.spec.input)
-    check_dataset(net, test, "test")
+    _, test = _sets(net, data, data_dir)
     for path in explore(net, test, out, _log(model.parent / LOG)):
         _say(str(path))
 
@@ -359,14 +441,16 @@ def demo_command(
     caps = backend(name)
     recipe = replace(DEMO, epochs=epochs)
     about = _training(backend=name)
-    net = caps.CapsNet(PRESETS["small"], seed=recipe.seed, classes=train_set.classes, provenance=about)
+    net = caps.CapsNet(
+        PRESETS["small"], seed=recipe.seed, classes=train_set.classes, provenance=modelfile.public(about)
+    )
     _say(f"1. Train {net.spec.parameter_count:,} parameters on {name} with {len(train_set):,} digits")
     run = out / "run"
     run.mkdir(parents=True, exist_ok=True)
     with alone(run):
         for old in (LAST, BEST):  # a demo starts anew
             (run / old).unlink(missing_ok=True)
-    rows = _train(net, caps.Learner(net, recipe.reconstruction), train_set, test_set, recipe, run, False)
+    rows = _train(net, caps.Learner(net, recipe.reconstruction), train_set, test_set, recipe, run, False, about)
     model = out / "digits.safetensors"
     net.save(model)
     _say(f"2. Saved {model} ({model.stat().st_size / 1e6:.1f} MB)")
@@ -399,15 +483,23 @@ def _training(
 
 def _resumable(provenance: Mapping[str, Any]) -> bool:
     """Whether a file tells all that `train --resume` must know, each of its kind."""
-    known = "recipe" in provenance and set(_training()) <= set(provenance)
+    told = provenance.get("resume", provenance)  # checkpoints of 0.1 keep it beside the rest
+    known = "recipe" in provenance and isinstance(told, dict) and set(_training()) <= set(told)
     return known and all(
-        type(provenance[name]) is type(usual) or (usual is None and isinstance(provenance[name], str))
+        type(told[name]) is type(usual) or (usual is None and isinstance(told[name], str))
         for name, usual in _training().items()
     )
 
 
 def _train(
-    net: Any, learner: Any, train_set: Samples, test_set: Samples, recipe: Recipe, out: Path, resume: bool
+    net: Any,
+    learner: Any,
+    train_set: Samples,
+    test_set: Samples,
+    recipe: Recipe,
+    out: Path,
+    resume: bool,
+    resuming: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
     """Train with a bar, and TensorBoard where it is installed; Ctrl-C ends with the command that goes on."""
     screen = Screen(console)
@@ -415,7 +507,7 @@ def _train(
     if learner.writes:
         reporters = [screen, *([TensorBoard(out)] if importlib.util.find_spec("tensorboard") else [])]
     try:
-        return train(net, learner, train_set, test_set, recipe, out, resume, tuple(reporters))
+        return train(net, learner, train_set, test_set, recipe, out, resume, tuple(reporters), resuming=resuming)
     except KeyboardInterrupt as stop:
         screen.close()
         if learner.writes:
@@ -495,13 +587,32 @@ def _size(shape: tuple[int, ...]) -> str:
 
 
 def _say(line: str) -> None:
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
+    console.say(line)
+
+
+def _warn(message: Warning | str, category: type[Warning], *about: Any, **more: Any) -> None:
+    """Print capscore's own warnings as a note, others as Python does."""
+    if issubclass(category, TrainingWarning | DataWarning):
+        errors.say(f"note: {message}")
+    else:
+        _show_warning(message, category, *about, **more)
+
+
+_show_warning = warnings.showwarning
 
 
 def main() -> None:
-    """Run the command; an error of the user's ends with one line and exit code 1."""
+    """Run the command; an error of the user's ends with one line and exit code 1, or 2 for a wrong option."""
+    warnings.simplefilter("always", DataWarning)
+    warnings.showwarning = _warn
+    guard()
+    code = 1
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
+    except UsageError as error:  # not left to typer, which would print it as it is
+        code, message = 2, error.format_message()
+        if message and error.ctx:
+            message = f"{message} (see {error.ctx.command_path} --help)"
     except CapscoreError as error:
         message = str(error)
     except MemoryError as error:
@@ -512,10 +623,9 @@ def main() -> None:
         if "allocate memory" not in str(error) and "out of memory" not in str(error):
             raise
         message = f"not enough memory: use a smaller batch or network ({str(error).splitlines()[0]:.120})"
-    else:
-        return
-    print(f"capscore: error: {message}", file=sys.stderr)
-    sys.exit(1)
+    if message:  # none where the help was printed instead
+        errors.say(f"capscore: error: {message}")
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ def short(value: Any) -> str:
     """Return the repr of a value from anywhere, cut to what a message can hold."""
     try:
         text = repr(value)
-    except (ValueError, RecursionError):  # an integer of thousands of digits, lists within lists within lists
-        text = f"<{type(value).__name__} too large to print>"
+    except Exception:  # an integer of thousands of digits, lists within lists, characters beyond Unicode
+        text = f"<{type(value).__name__} that cannot be printed>"
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -29,12 +29,20 @@ class DataError(CapscoreError, ValueError):
     """A dataset that is missing, damaged or does not fit the network."""
 
 
+class DataWarning(UserWarning):
+    """What happened to data that could be read but not just as it is; the command line prints it as a note."""
+
+
 class ModelFileError(CapscoreError, ValueError):
     """A model file that is damaged, foreign or does not fit its own spec."""
 
 
 class TrainingError(CapscoreError, RuntimeError):
     """Training that cannot start, continue or go on (a non-finite loss, a checkpoint of other settings)."""
+
+
+class TrainingWarning(UserWarning):
+    """What a training that goes on cannot promise any more; the command line prints it as a note."""
 
 
 class BackendError(CapscoreError, ImportError):

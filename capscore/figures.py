@@ -377,7 +377,7 @@ def explore(
     The `count` examples are always the same, one of each class in turn. A network without a decoder has no
     reconstructions and perturbations; without log `rows` there are no curves. Of `Pairs` both objects are drawn.
     """
-    check_dataset(net, data, "example")
+    data = check_dataset(net, data, "example")
     pairs = isinstance(data, Pairs)
     index = np.arange(min(count, len(data))) if pairs else _examples(data, count)
     images, classes = data.batch(index)

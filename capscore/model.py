@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Generic, NamedTuple, Self
 
 import numpy as np
@@ -11,14 +12,15 @@ from numpy.typing import NDArray
 
 from . import modelfile
 from .data import Samples
-from .errors import ShapeError, check_whole, short
+from .errors import ShapeError, TrainingError, check_whole, short
 from .fast.conv import check_tiles, with_tiles
 from .grad import Tape, Var, value_and_gradients
 from .layer import INFERENCE, Capsules, Iteration, Run
 from .losses import reconstruction_loss
 from .net import CapsNetSpec, forward, init_params, reconstruct, scores, to_be_drawn
-from .ops import A, Ops, is_float, to_host
+from .ops import A, Ops, array, check_range, is_float, to_host
 from .squash import lengths
+from .turns import Turns
 
 
 class Output(NamedTuple, Generic[A]):
@@ -63,8 +65,10 @@ class CapsNet(Generic[A]):
         if not hasattr(spec, "parameters"):
             raise ShapeError(f"the network's spec must be a CapsNetSpec, such as PRESETS['small'], not {short(spec)}")
         check_tiles(fast_conv)
-        self.spec, self.fast_conv = spec, fast_conv
+        self.spec, self.fast_conv, self._turns = spec, fast_conv, Turns()
         self.classes = modelfile.check_classes(spec, classes)
+        if not isinstance(provenance, Mapping | None):
+            raise ShapeError(f"provenance must be names with JSON values, not {short(provenance)}")
         self.provenance = dict(provenance or {})
         arrays = init_params(spec, seed) if params is None else modelfile.check_params(spec, params)
         self._adopt({name: self.ops.asarray(array.astype(dtype)) for name, array in arrays.items()})
@@ -73,9 +77,22 @@ class CapsNet(Generic[A]):
         self._params = params
 
     def assign(self, params: Mapping[str, Any]) -> None:
-        """Take other values for the parameters, checked like those of a new network."""
+        """Take other values for the parameters, checked like those of a new network.
+
+        Other threads see either all former values or all new ones: this waits until no thread is within `forward`,
+        `predict`, `reconstruct` or `save`.
+        """
         arrays = modelfile.check_params(self.spec, params)
-        self._adopt({name: self.ops.asarray(arrays[name].copy(), like) for name, like in self.params.items()})
+        values = {name: self.ops.asarray(arrays[name].copy(), like) for name, like in self.params.items()}
+        with self._turns.changing():
+            self._replace(values)
+
+    def _replace(self, values: dict[str, A]) -> None:
+        self._adopt(values)
+
+    def _reading(self) -> AbstractContextManager[None]:
+        """Return what lets no other thread assign parameters meanwhile."""
+        return self._turns.reading()
 
     @property
     def params(self) -> dict[str, A]:
@@ -85,13 +102,15 @@ class CapsNet(Generic[A]):
     def forward(self, images: Any, couplings: bool = False) -> Output[A]:
         """Run the network on images [B, C, H, W] in [0, 1], floats of any backend.
 
-        An image's result depends on that image alone; one that holds NaN gives NaN and harms no other.
+        An image's result depends on that image alone; one that holds NaN gives NaN and harms no other. Images in host
+        memory that are clearly beyond [0, 1], as bytes and standardised ones are, bring a RuntimeWarning.
         With `couplings`, the output also holds the coupling coefficients of every routing iteration; routing then runs
         in its plain form, which keeps them, not in the backend's fused one.
         """
         x = self._images(images)
         run = Run(trace=[] if couplings else None)
-        v = forward(with_tiles(self.ops, self.fast_conv), self.spec, self.params, x, run)
+        with self._reading():
+            v = forward(with_tiles(self.ops, self.fast_conv), self.spec, self.params, x, run)
         found = scores(self.ops, v)
         if not isinstance(v, Capsules):
             return Output(None, None, scores=found)
@@ -104,11 +123,15 @@ class CapsNet(Generic[A]):
     def predict(self, images: Any, batch: int = 128) -> NDArray[Any]:
         """Return the class scores [N, J] for images [N, C, H, W] as a NumPy array, `batch` images at a time.
 
-        The class of an image is its highest score, that of its longest capsule: `net.predict(images).argmax(1)`.
+        The class of an image is its highest score, that of its longest capsule: `net.predict(images).argmax(1)`. All
+        images meet the same parameters, also while another thread assigns others.
         """
         check_whole("batch", batch, 1)
+        images = array(images)
+        check_images(self.spec, images)
         starts = range(0, max(1, len(images)), batch)
-        return np.concatenate([to_host(self(images[i : i + batch]).scores) for i in starts])
+        with self._reading():
+            return np.concatenate([to_host(self(images[i : i + batch]).scores) for i in starts])
 
     def _couplings(self, trace: list[Iteration[A]], batch: int) -> tuple[tuple[A, ...], ...]:
         """Return the couplings of every layer and iteration as [B, N, J], uniform ones written out."""
@@ -142,34 +165,42 @@ class CapsNet(Generic[A]):
             mask = self.ops.argmax_one_hot(lengths(self.ops, v))
         else:
             mask = self.ops.asarray(one_hot(labels, v.shape[0], count), v)
-        drawn: A = reconstruct(self.ops, self.spec, self.params, v, mask)
+        with self._reading():
+            drawn: A = reconstruct(self.ops, self.spec, self.params, v, mask)
         return drawn
 
     def _images(self, images: Any) -> Any:
         x = self.ops.asarray(images)
         check_images(self.spec, x)
+        check_range(images if isinstance(images, np.ndarray) else x)
         return self.ops.asarray(x, next(iter(self.params.values())))
 
     def save(self, path: str | os.PathLike[str], dtype: str | None = None) -> None:
         """Write the model as one .safetensors file, in `dtype` ("float16" halves it) or as it is."""
-        params = {name: self.ops.to_numpy(array) for name, array in self.params.items()}
-        modelfile.save(path, modelfile.Model(self.spec, params, self.classes, self.provenance), dtype)
+        with self._reading():
+            params = {name: self.ops.to_numpy(array) for name, array in self.params.items()}
+            modelfile.save(path, modelfile.Model(self.spec, params, self.classes, self.provenance), dtype)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], dtype: str = "float32", *, fast_conv: str | None = None) -> Self:
-        """Read a model file that any backend has written."""
+        """Read a model file that any backend has written; of a checkpoint, the model alone."""
         model = modelfile.read(path)
-        about: dict[str, Any] = {"classes": model.classes, "provenance": model.provenance}
+        about: dict[str, Any] = {"classes": model.classes, "provenance": modelfile.public(model.provenance)}
         return cls(model.spec, model.params, dtype=dtype, fast_conv=fast_conv, **about)
 
 
 def check_images(spec: CapsNetSpec, x: Any, dtype: str = "float", least: int = 0) -> None:
     """Raise ShapeError unless `x` is a batch of `least` images of the spec's size: floats, or of `dtype` uint8."""
     if dtype == "uint8" and "uint8" not in str(x.dtype):
-        raise ShapeError(f"images have dtype {x.dtype}; this model takes uint8, 0 to 255, and scales them itself")
-    if dtype != "uint8" and not is_float(x):
         raise ShapeError(
-            f"images have dtype {x.dtype}; wanted floats in [0, 1]: for bytes, images.astype('float32') / 255"
+            f"images have dtype {x.dtype}; this model takes uint8, 0 to 255, and scales them itself: floats in [0, 1] "
+            "times 255, rounded, as uint8"
+        )
+    if dtype != "uint8" and not is_float(x):
+        largest = "65535" if "uint16" in str(x.dtype) else "255"
+        raise ShapeError(
+            f"images have dtype {x.dtype}; wanted floats in [0, 1]: images / {largest} of whole numbers up to "
+            f"{largest}, images * 1.0 of zeros and ones"
         )
     shape, wanted = tuple(x.shape), spec.input
     if len(shape) == 4 and shape[1:] == wanted:
@@ -182,7 +213,8 @@ def check_images(spec: CapsNetSpec, x: Any, dtype: str = "float", least: int = 0
     elif len(shape) in (2, 3) and shape[-2:] == wanted[1:] and wanted[0] == 1:
         cure = f"; images.reshape(-1, {', '.join(map(str, wanted))}) names their one channel"
     elif len(shape) == 4 and shape[1:] == (*wanted[1:], wanted[0]):
-        cure = "; images.transpose(0, 3, 1, 2) puts the channels first"
+        turn = "permute" if hasattr(x, "permute") else "transpose"  # PyTorch's name for it
+        cure = f"; images.{turn}(0, 3, 1, 2) puts the channels first"
     raise ShapeError(f"images have shape {list(shape)}; wanted [batch, {', '.join(map(str, wanted))}]{cure}")
 
 
@@ -229,6 +261,7 @@ class Learner(Generic[A]):
     """Adam on a network's training loss (β 0.9 and 0.999, ε 1e-8), through the tape of `capscore.grad`."""
 
     writes = True  # whether this process writes checkpoints and reports: of several that train together, one does
+    _frozen: tuple[str, ...] = ()
 
     def __init__(self, net: CapsNet[Any], reconstruction: float = 0.0005, **options: Any) -> None:
         if options:
@@ -237,6 +270,20 @@ class Learner(Generic[A]):
         self.learning = {name: net.params[name] for name, param in net.spec.params.items() if param.learns}
         self.first = {name: np.zeros_like(p) for name, p in self.learning.items()}
         self.second = {name: np.zeros_like(p) for name, p in self.learning.items()}
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """Names of the parameters that stay as they are; assign others to change it. ShapeError: there is no such."""
+        return self._frozen
+
+    @frozen.setter
+    def frozen(self, names: Sequence[str]) -> None:
+        self._frozen = check_names(self.net.spec, names)
+
+    @property
+    def workers(self) -> dict[str, int]:
+        """How many threads or processes share the sums, by what they are: others round these sums otherwise."""
+        return {}
 
     def hold(self, data: Samples, margin: int) -> Samples:
         """Return images to learn from, with a margin, where this backend computes: on a CPU, as they are."""
@@ -250,7 +297,12 @@ class Learner(Generic[A]):
         They are arrays of the backend: a GPU may still be working on them, and to read them is to wait for it.
         """
         net, ops = self.net, self.net.ops
+        used = [name for name in self.learning if self.reconstruction or not name.startswith("decoder.")]
+        learning = {name: self.learning[name] for name in used if name not in self.frozen}
+        if not learning:
+            raise nothing_learns()
         found: list[A] = []
+        check_range(images)
         images = ops.asarray(images)
         check_images(net.spec, images, least=1)
         like = next(iter(net.params.values()))
@@ -269,10 +321,10 @@ class Learner(Generic[A]):
             return value
 
         run = Run(training=True, step=self.steps, statistics={})
-        value, gradients = value_and_gradients(ops, loss, self.learning)
+        value, gradients = value_and_gradients(ops, loss, learning)
         self.steps += 1
         slow, fast = 1 - 0.999**self.steps, 1 - 0.9**self.steps
-        for name, p in self.learning.items():
+        for name, p in learning.items():
             g, m, v = gradients[name], self.first[name], self.second[name]
             m += (g - m) * (1 - 0.9)
             v += (g * g - v) * (1 - 0.999)
@@ -292,3 +344,20 @@ class Learner(Generic[A]):
         for name, like in self.learning.items():
             self.first[name] = self.net.ops.asarray(state[f"first.{name}"].copy(), like)
             self.second[name] = self.net.ops.asarray(state[f"second.{name}"].copy(), like)
+
+
+def check_names(spec: CapsNetSpec, names: Sequence[str]) -> tuple[str, ...]:
+    """Return names of parameters as a tuple, or say which is none."""
+    chosen = (names,) if isinstance(names, str) else tuple(names)
+    known = list(spec.parameters)  # no dictionary: what a file names may not be hashable
+    if unknown := [name for name in chosen if name not in known]:
+        raise ShapeError(f"there is no parameter {short(unknown[0])} to freeze; there are {', '.join(spec.parameters)}")
+    return chosen
+
+
+def nothing_learns() -> TrainingError:
+    """Return what to tell when no parameter may change."""
+    return TrainingError(
+        "every parameter that the loss depends on is frozen, so nothing can be learned: learner.frozen = () lets all "
+        "of them learn"
+    )

@@ -1,29 +1,34 @@
 """A model as one .safetensors file: the parameters, and in the metadata all that is needed to use them.
 
-The metadata's one entry `capscore` is JSON: format, spec, class names, preprocessing and provenance. Tensors
-whose names begin with `optimizer.` belong to a checkpoint; they are the only ones beside the parameters.
+The metadata's one entry `capscore` is JSON: format, spec, class names, preprocessing, provenance and a digest of all
+this and the tensors, by which a file tells that it is damaged. Tensors whose names begin with `optimizer.` belong to a
+checkpoint; they are the only ones beside the parameters.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import CapscoreError, ModelFileError, ShapeError
+from .errors import CapscoreError, ModelFileError, ShapeError, short
 from .net import CapsNetSpec
 from .ops import to_host
 
-FORMAT = 1
+FORMAT = 2  # that is written; 1, of version 0.1, is read too
 STATE = "optimizer."
+CHECKPOINT = ("training", "log", "resume")  # entries of a provenance that only going on with a training asks for
+PART = ".part"  # how the name of a file ends that is not yet written whole
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,8 @@ class Model:
 
 def check_params(spec: CapsNetSpec, params: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
     """Return `params` as NumPy arrays in the spec's order, or say which is missing, unknown or misshapen."""
+    if not hasattr(params, "keys"):  # torch's containers of parameters are no Mapping
+        raise ShapeError(f"parameters must be arrays by name, such as {min(spec.parameters)}, not {short(params)}")
     if missing := [name for name in spec.parameters if name not in params]:
         raise ShapeError(f"parameter {', '.join(missing[:3])} is missing; the spec has {len(spec.parameters)}")
     if unknown := [name for name in params if name not in spec.parameters]:
@@ -62,9 +69,14 @@ def check_classes(spec: CapsNetSpec, classes: Any) -> tuple[str, ...]:
         return tuple(str(i) for i in range(spec.classes))
     names = tuple(classes) if isinstance(classes, list | tuple) else ()
     if len(names) != spec.classes or not all(isinstance(name, str) for name in names):
-        raise ShapeError(f"classes must be {spec.classes} names, one per class capsule, not {classes!r:.200}")
+        raise ShapeError(f"classes must be {spec.classes} names, one per class capsule, not {short(classes)}")
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:  # half a character, or a byte of a folder's name that is not UTF-8
+            raise ShapeError(f"the class name {short(name)} is no Unicode text: rename it, or its folder") from None
     if len(set(names)) < len(names):
-        raise ShapeError(f"every class needs a name of its own, not {names!r:.200}")
+        raise ShapeError(f"every class needs a name of its own, not {short(names)}")
     return names
 
 
@@ -73,6 +85,14 @@ def preprocessing(spec: CapsNetSpec) -> dict[str, Any]:
     channels, height, width = spec.input
     color = {1: "grey", 3: "rgb"}.get(channels)
     return {"color": color, "height": height, "width": width, "resize": "bilinear", "scale": 1 / 255}
+
+
+def public(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a provenance without what only a checkpoint needs, and with file names for paths: to be passed on."""
+    told = {name: value for name, value in provenance.items() if name not in (*CHECKPOINT, "data_dir")}
+    if isinstance(data := told.get("data"), str):
+        told["data"] = PureWindowsPath(data).name  # of a path of either kind
+    return told
 
 
 def describe(spec: CapsNetSpec, classes: tuple[str, ...], provenance: Mapping[str, Any]) -> str:
@@ -90,9 +110,9 @@ def understand(text: str, kind: Any = CapsNetSpec) -> tuple[CapsNetSpec, tuple[s
         about = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ModelFileError(f"the capscore metadata is not JSON: {error}") from None
-    if not isinstance(about, dict) or about.get("format") != FORMAT:
+    if not isinstance(about, dict) or about.get("format") not in range(1, FORMAT + 1):
         found = about.get("format") if isinstance(about, dict) else None
-        raise ModelFileError(f"the capscore metadata has format {found!r:.60}; this version reads {FORMAT}")
+        raise ModelFileError(f"the capscore metadata has format {found!r:.60}; this version reads 1 to {FORMAT}")
     spec = kind.from_json(json.dumps(about.get("spec")))
     provenance = about.get("provenance", {})
     if not isinstance(provenance, dict):
@@ -115,14 +135,16 @@ def save(path: str | os.PathLike[str], model: Model, dtype: str | None = None) -
             tensors[name] = array.astype(dtype)
     tensors |= {name: np.ascontiguousarray(array) for name, array in model.state.items()}
     text = describe(model.spec, model.classes, model.provenance)
-    write_atomically(path, serialize(tensors, metadata={"capscore": text}))
+    about = json.loads(text)
+    about["digest"] = _digest(about, tensors)
+    write_atomically(path, serialize(tensors, metadata={"capscore": json.dumps(about)}))
 
 
 def read(path: str | os.PathLike[str], kind: Any = CapsNetSpec) -> Model:
     """Read an untrusted model file whose spec is of class `kind`. ModelFileError says what is wrong with it."""
     from safetensors import SafetensorError, safe_open
 
-    path = Path(path)
+    path = as_path(path)
     try:
         if not path.is_file():
             raise ModelFileError("it is a folder" if path.is_dir() else "there is no such file")
@@ -137,8 +159,10 @@ def read(path: str | os.PathLike[str], kind: Any = CapsNetSpec) -> Model:
             for name in names:  # NumPy has no bfloat16 and no float8
                 if (kind := file.get_slice(name).get_dtype()) not in ("F16", "F32", "F64"):
                     raise ModelFileError(f"{name:.60} is stored as {kind}, not as F16, F32 or F64")
-            params = {name: file.get_tensor(name) for name in names if not name.startswith(STATE)}
-            state = {name: file.get_tensor(name) for name in names if name.startswith(STATE)}
+            tensors = {name: file.get_tensor(name) for name in names}
+        _check_digest(metadata["capscore"], tensors)
+        params = {name: array for name, array in tensors.items() if not name.startswith(STATE)}
+        state = {name: array for name, array in tensors.items() if name.startswith(STATE)}
         return Model(spec, check_params(spec, params), classes, provenance, state)
     except SafetensorError as error:
         raise ModelFileError(
@@ -148,11 +172,42 @@ def read(path: str | os.PathLike[str], kind: Any = CapsNetSpec) -> Model:
         raise ModelFileError(f"cannot read the model {path}: {error}") from None
 
 
-def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file so that its final name never holds half of it: write beside, fsync, rename."""
-    path = Path(path)
+def as_path(path: Any) -> Path:
+    """Return the path of a file; ModelFileError for what cannot be one."""
     try:
-        handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        return Path(path)
+    except TypeError:
+        raise ModelFileError(f"a model is read from a path, a str or Path, not {short(path)}") from None
+
+
+def _digest(about: dict[str, Any], tensors: Mapping[str, NDArray[Any]]) -> str:
+    """Return the SHA-256 of a description and of the tensors that belong to it."""
+    found = hashlib.sha256(json.dumps(about).encode())
+    for name, array in sorted(tensors.items()):
+        found.update(f"\n{name} {array.dtype} {array.shape}\n".encode())
+        found.update(np.ascontiguousarray(array).data)
+    return found.hexdigest()
+
+
+def _check_digest(text: str, tensors: Mapping[str, NDArray[Any]]) -> None:
+    """Raise ModelFileError if a file is not as it was written; one of an earlier version has no digest."""
+    about = json.loads(text)
+    try:
+        whole = "digest" not in about or about.pop("digest") == _digest(about, tensors)
+    except RecursionError:  # nothing that was written here lies as deep
+        whole = False
+    if not whole:
+        raise ModelFileError("it is damaged: its digest is not that of its contents; take another copy of it")
+
+
+def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write a file so that its final name never holds half of it: write beside, fsync, rename.
+
+    Of a symbolic link the file that it points at is written; the link stays. What is no file is refused.
+    """
+    target = _target(path)
+    try:
+        handle, beside = tempfile.mkstemp(dir=target.parent, prefix=_beside(target), suffix=PART)
     except OSError as error:
         raise ModelFileError(f"cannot write {path}: {error.strerror}; is its folder there and writable?") from None
     try:
@@ -160,17 +215,57 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(beside, 0o666 & ~_umask())
-        os.replace(beside, path)
+        os.chmod(beside, usual_mode())
+        os.replace(beside, target)
     except BaseException as error:
         with suppress(OSError):
             os.unlink(beside)
         if isinstance(error, OSError):
             raise ModelFileError(f"cannot write {path}: {error.strerror}; nothing was changed") from None
         raise
+    _sync_folder(target.parent)
 
 
-def _umask() -> int:
+def sweep(path: str | os.PathLike[str]) -> None:
+    """Remove what writers of `path` that were killed have left beside it; only while no other process writes it."""
+    target = _target(path)
+    with suppress(OSError):  # what cannot be removed stays, and harms nothing
+        for entry in target.parent.iterdir():
+            if entry.name.startswith(_beside(target)) and entry.name.endswith(PART):
+                entry.unlink()
+
+
+def usual_mode() -> int:
+    """Return the mode that the user's new files get."""
     mask = os.umask(0)  # the only way to read it
     os.umask(mask)
-    return mask
+    return 0o666 & ~mask
+
+
+def _target(path: str | os.PathLike[str]) -> Path:
+    """Return the file that writing `path` replaces, there or not, or say why it is none.
+
+    A symbolic link that leads back to itself leads to no file: it is replaced.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:  # nothing is there yet; or nothing can be, and to write will tell why
+        mode = stat.S_IFREG
+    kinds = {stat.S_IFREG: "", stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+    if what := kinds.get(stat.S_IFMT(mode), "a device"):
+        raise ModelFileError(f"cannot write {path}: it is {what}; nothing was changed; name a file")
+    return Path(os.path.realpath(path))
+
+
+def _beside(target: Path) -> str:
+    return f".{target.name}."
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a new name in the folder outlast a loss of power, where the system can."""
+    with suppress(OSError):  # Windows opens no folders; what was written is there all the same
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

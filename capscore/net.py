@@ -99,6 +99,7 @@ class CapsNetSpec:
                     f"{what} of shape {shape} holds {math.prod(shape):,} numbers, more than the {MAX_VALUES:,} "
                     f"allowed; a smaller input, fewer channels or capsules, or a larger stride would fit"
                 )
+        _ = self.parameters  # inferred now: PyTorch's compiler cannot follow what would be inferred later
 
     @cached_property
     def rows(self) -> tuple[Row, ...]:

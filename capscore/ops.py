@@ -11,6 +11,7 @@ operator. Their dtype is the array's own.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, Self, TypeVar
@@ -32,6 +33,7 @@ class Array(Protocol):
 
 A = TypeVar("A", bound=Array)
 Axes = int | tuple[int, ...]
+OVERSHOOT = 1 / 8  # how far beyond [0, 1] images go without a word
 
 
 class Fused(Protocol):
@@ -42,7 +44,7 @@ class Fused(Protocol):
     """
 
     def __call__(self, routing: Any, u: Any, weight: Any, bias: Any | None) -> Any:
-        """Return v [B, J, D]."""
+        """Return v [B, J, D], or None where the routing itself must run, as when PyTorch writes it down."""
 
     def forward(self, routing: Any, u: Any, weight: Any, bias: Any | None) -> tuple[Any, Any]:
         """Return v, and what `backward` needs of the way to it."""
@@ -144,19 +146,61 @@ def is_float(x: Any) -> bool:
     return "float" in getattr(x.dtype, "name", str(x.dtype))  # NumPy's ">f4" is named float32
 
 
+def array(x: Any) -> Any:
+    """Return any library's array as it is, anything else as NumPy's; ShapeError if it does not hold numbers."""
+    check_plain(x)
+    return x if all(hasattr(x, name) for name in ("dtype", "shape", "__getitem__")) else to_host(x)
+
+
+def check_plain(x: Any) -> None:
+    """Raise ShapeError for a tensor that does not hold all its numbers one by one, and say how to get one that does."""
+    kinds = {
+        "nested": (getattr(x, "is_nested", False), "torch.nested.to_padded_tensor makes it one array"),
+        "sparse": (str(getattr(x, "layout", "torch.strided")) != "torch.strided", ".to_dense() makes it one"),
+        "quantised": (getattr(x, "is_quantized", False), ".dequantize() makes it one"),
+        "meta": (getattr(x, "is_meta", False), "it has a shape but no numbers: make it on a device"),
+    }
+    for kind, (found, cure) in kinds.items():
+        if found:
+            raise ShapeError(f"wanted an array of numbers, not a {kind} tensor; {cure}")
+
+
+def check_range(images: Any, name: str = "images", precision: str = "fp32") -> None:
+    """Warn of floats that are clearly not in [0, 1]; for fp16 and int8, which hold no others, raise ShapeError.
+
+    NumPy arrays are looked at, NaN in them aside. Nothing is said of other arrays: they may lie on a GPU. An eighth
+    on either side is left to noise and overshooting filters.
+    """
+    if not isinstance(images, np.ndarray) or images.dtype.kind != "f" or not images.size:
+        return
+    low, high = np.fmin.reduce(images, None), np.fmax.reduce(images, None)
+    if not (low < -OVERSHOOT or high > 1 + OVERSHOOT):
+        return
+    cure = f"scale {name} to that"
+    if low >= 0 and 2 < high <= 65535:
+        cure = f"{name} / {255 if high <= 255 else 65535} for whole numbers as floats"
+    elif abs(low) <= 255 and high <= 255:
+        cure = f"{name} * std + mean undoes a standardisation, {name}.clip(0, 1) cuts what overshoots"
+    problem = f"{name} go from {low:.3g} to {high:.3g}; "
+    if precision != "fp32":
+        raise ShapeError(f"{problem}{precision} takes 0 to 1 alone: {cure}")
+    warnings.warn(f"{problem}wanted 0 to 1, or the answers are of no worth: {cure}", RuntimeWarning, stacklevel=2)
+
+
 def to_host(x: Any) -> NDArray[Any]:
     """Return any library's array (torch and CuPy included, on a GPU or with gradients) as a NumPy array.
 
-    bfloat16, which NumPy lacks, becomes float32, and long doubles, which all others lack, float64; bytes in another
-    order are brought into this machine's.
+    bfloat16 and float8, which NumPy lacks, become float32, and long doubles, which all others lack, float64; bytes in
+    another order are brought into this machine's.
 
     Raises
     ------
     ShapeError: `x` holds something else than numbers.
     """
     if hasattr(x, "detach"):  # torch
+        check_plain(x)
         x = x.detach().cpu()
-        x = x.float() if "bfloat16" in str(x.dtype) else x
+        x = x.float() if str(x.dtype).startswith(("torch.bfloat16", "torch.float8")) else x
     try:
         host = np.asarray(x)
     except ValueError:  # lists of unequal lengths

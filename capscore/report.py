@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from .errors import TrainingError
 
 
 class Screen:
@@ -65,7 +69,10 @@ class Screen:
             self.bar = None
 
     def _print(self, line: str) -> None:
-        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        try:
+            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        except SystemExit:  # rich ends the program where nobody reads the pipe; a training has to be saved first
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)) from None
 
 
 class TensorBoard:
@@ -82,7 +89,12 @@ class TensorBoard:
 
     def begin(self, epoch: int, epochs: int, steps: int, step: int) -> None:
         """Open the file, now that training has found the folder fit for it."""
-        self.writer = self.writer or self.open(str(self.folder))
+        try:
+            self.writer = self.writer or self.open(str(self.folder))
+        except UnicodeEncodeError:  # other than Python's own, its functions take no other names
+            raise TrainingError(
+                f"TensorBoard cannot write into {self.folder}: its name is not UTF-8; choose another folder"
+            ) from None
 
     def step(self, images: int, loss: float, accuracy: float) -> None:
         """Nothing is written within an epoch."""

@@ -6,6 +6,7 @@ so a resumed run needs no generator's state: it goes on exactly where it was.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -14,7 +15,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,12 +25,14 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from . import __version__, modelfile
-from .data import Pairs, Resident, Samples, window
-from .errors import ShapeError, TrainingError, short
+from . import __version__, checkpoint, modelfile
+from .data import Pairs, Resident, Samples, absent, by_name, changes, fingerprint, window
+from .errors import ModelFileError, ShapeError, TrainingError, TrainingWarning, short
 from .model import CapsNet, Learner
+from .net import CapsNetSpec
 
 BEST, LAST, LOG = "best.safetensors", "last.safetensors", "log.jsonl"
+CLOSED = (errno.EPIPE, errno.EIO)  # errors of an output that nobody reads any more: a pipe, a terminal
 READ_SECONDS = 0.1  # how long losses may stay unread on a device: it would stand idle whenever one is waited for
 
 
@@ -114,10 +118,11 @@ class Progress:
     seconds: float = 0.0
     best: float = -1.0
 
-    def check(self, per_epoch: int, log: Any) -> None:
-        """Raise ValueError unless this, read from a file, can be of a training with the rows `log`."""
-        most = sys.float_info.max
-        wholes = {"epoch": len(log), "step": per_epoch, "steps": most, "correct": most}
+    def check(self, recipe: Recipe, images: int, log: Any) -> None:
+        """Raise ValueError unless this, read from a file, can be of such a training with the rows `log`."""
+        per_epoch, most = recipe.per_epoch(images), sys.float_info.max
+        seen = min(self.step * recipe.batch, images) if type(self.step) is int else 0
+        wholes = {"epoch": len(log), "step": per_epoch, "steps": most, "correct": seen}
         for name, value in asdict(self).items():
             fits = type(value) in ((int,) if name in wholes else (int, float))
             if not fits or not (-1 if name == "best" else 0) <= value <= wholes.get(name, most):
@@ -127,6 +132,12 @@ class Progress:
         needed = {"epoch", "held_out_accuracy", "seconds"}
         if len(log) != self.epoch or not all(isinstance(row, dict) and needed <= set(row) for row in log):
             raise ValueError("its log is not one of its epochs")
+        if [row["epoch"] for row in log] != list(range(1, self.epoch + 1)):
+            raise ValueError("its log does not have its epochs in their order")
+        if self.steps != self.epoch * per_epoch + self.step:
+            raise ValueError(f"{self.epoch} epochs and {self.step} steps of {per_epoch} are not {self.steps} steps")
+        if self.best != max((row["held_out_accuracy"] for row in log), default=-1):
+            raise ValueError(f"the best accuracy of its log is not {self.best}")
 
 
 def train(
@@ -139,22 +150,34 @@ def train(
     resume: bool = False,
     reporters: tuple[Reporter, ...] = (),
     checkpoint_seconds: float = 60.0,
+    resuming: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Train `net` in place and return the log's rows, one per epoch.
 
     `folder` receives `last.safetensors` (a model, and all that resuming needs; written every epoch, every
     `checkpoint_seconds` and when interrupted), `best.safetensors` (the model of highest held-out accuracy)
-    and `log.jsonl`. With `resume` training goes on from `last.safetensors`, to the bit on a CPU.
+    and `log.jsonl`. With `resume` training goes on from `last.safetensors`, to the bit on a CPU with as many threads;
+    with others a TrainingWarning says so. What was frozen (`learner.frozen`) stays frozen. `resuming` are JSON values
+    that only the checkpoint keeps, such as the path of the data. How the data were split, and fingerprints of both
+    parts, are kept with every file. Classes are matched by name.
 
     Raises
     ------
-    TrainingError : the loss is not finite, or the checkpoint belongs to other settings
-    Stopped : by Ctrl-C or SIGTERM, a KeyboardInterrupt after a checkpoint was written
+    TrainingError : the loss is not finite, nothing can learn, there is one class, or the checkpoint is damaged or
+        belongs to other settings or data
+    Stopped : by Ctrl-C, SIGTERM, SIGHUP or a reporter whose output is closed, a KeyboardInterrupt after a checkpoint
     KeyboardInterrupt : by a second one, at once
     """
     folder = Path(folder)
     for dataset, what in ((data, "training"), (held_out, "held-out")):
-        check_dataset(net, dataset, what)
+        if len(dataset.classes) != net.spec.classes:
+            raise ShapeError(f"the {what} set has {len(dataset.classes)} classes; the network has {net.spec.classes}")
+    data, held_out = check_dataset(net, data, "training"), check_dataset(net, held_out, "held-out")
+    if len(data.classes) - len(absent(data)) < 2:
+        raise TrainingError(
+            f"the training images show one class only ({', '.join(sorted({*data.classes} - {*absent(data)}))}): "
+            "a network learns to tell classes apart, so give it images of another one too"
+        )
     if learner.reconstruction != recipe.reconstruction:
         raise TrainingError(
             f"the learner weighs reconstruction by {learner.reconstruction}, the recipe by {recipe.reconstruction}: "
@@ -166,40 +189,61 @@ def train(
         _make(folder)
     with alone(folder) if learner.writes else nullcontext(), _Interrupts() as interrupts:
         per_epoch = recipe.per_epoch(len(data))
-        rows, progress = _restore(net, learner, recipe, folder, len(data)) if resume else _start(folder)
-        net.provenance |= _provenance(recipe, len(data))
+        known = {"training": fingerprint(data), "held_out": fingerprint(held_out)}
+        rows, progress = _restore(net, learner, recipe, folder, known) if resume else _start(folder)
+        split = getattr(held_out, "split", None) or {"rule": "own"}
+        net.provenance |= _provenance(recipe, len(data)) | {"split": dict(split), "fingerprints": known}
+        net.provenance |= learner.workers
         data = learner.hold(data, recipe.shift)
+        listeners = list(reporters)
         unread: list[tuple[Any, Any, NDArray[Any]]] = []  # loss, lengths and labels of the last steps
         began = saved = read = time.monotonic()
+
+        def tell(what: str, *about: Any) -> None:
+            for reporter in tuple(listeners):
+                try:
+                    getattr(reporter, what)(*about)
+                except OSError as error:
+                    if error.errno not in CLOSED:
+                        raise
+                    listeners.remove(reporter)  # its pipe or its terminal is gone
+                    interrupts.asked = True
 
         def take_in() -> None:
             for loss, lengths, labels in unread:
                 if not math.isfinite(loss := float(loss)):
-                    raise TrainingError(_not_finite(loss, progress, recipe, folder))
+                    what = f"the loss became {loss}"
+                    raise TrainingError(_not_finite(what, progress.steps + 1, progress, recipe, folder))
                 progress.step += 1
                 progress.steps += 1
                 progress.loss += loss * len(labels)
                 progress.correct += int(right(net.ops.to_numpy(lengths), labels).sum())
                 progress.seconds = time.monotonic() - began
                 seen = min(progress.step * recipe.batch, len(data))
-                for reporter in reporters:
-                    reporter.step(len(labels), progress.loss / seen, progress.correct / seen)
+                tell("step", len(labels), progress.loss / seen, progress.correct / seen)
             unread.clear()
 
-        def checkpoint() -> None:
+        def current() -> dict[str, NDArray[Any]]:
+            arrays = {name: net.ops.to_numpy(p) for name, p in net.params.items()}
+            try:
+                checkpoint.check_finite(arrays)
+            except ValueError as error:
+                raise TrainingError(_not_finite(str(error), progress.steps, progress, recipe, folder)) from None
+            return arrays
+
+        def save() -> None:
             if not learner.writes:
                 return
-            state = learner.state() if progress.steps else {}
+            arrays, state = current(), learner.state() if progress.steps else {}
             # The log's rows are kept in the checkpoint: the two can then never tell of different moments.
             about = net.provenance | {"training": asdict(progress), "recipe": asdict(recipe), "log": rows}
-            arrays = {name: net.ops.to_numpy(p) for name, p in net.params.items()}
+            about |= {"resume": dict(resuming or {}), "frozen": list(learner.frozen)}
             named = {modelfile.STATE + name: array for name, array in state.items()}
             modelfile.save(folder / LAST, modelfile.Model(net.spec, arrays, net.classes, about, named))
 
         for epoch in range(progress.epoch, recipe.epochs):
             began = time.monotonic() - progress.seconds
-            for reporter in reporters:
-                reporter.begin(epoch + 1, recipe.epochs, per_epoch, progress.step)
+            tell("begin", epoch + 1, recipe.epochs, per_epoch, progress.step)
             for images, labels in batches(data, recipe, epoch, progress.step):
                 each = np.eye(net.spec.classes)[labels.reshape(len(labels), -1)]  # [B, 1 or 2, J]
                 parts: list[tuple[Any, Any]] = []
@@ -211,7 +255,8 @@ def train(
                     unread.append((*learner.step(images, each.sum(1), rate, parts), labels))
                 except TrainingError:  # another process of this training is gone; this one is as after the last step
                     take_in()
-                    checkpoint()
+                    if progress.steps:
+                        save()
                     raise
                 stop, now = interrupts.asked, time.monotonic()
                 due = stop or now - saved > checkpoint_seconds
@@ -219,11 +264,12 @@ def train(
                     take_in()
                     read = now
                 if due:
-                    checkpoint()
+                    save()
                     saved = time.monotonic()
                 if stop:
                     raise Stopped
             take_in()
+            current()  # nothing is measured or saved of a network that is lost
             row = {
                 "epoch": epoch + 1,
                 "steps": progress.steps,
@@ -241,17 +287,16 @@ def train(
                 if learner.writes:
                     net.save(folder / BEST)
             progress = Progress(epoch + 1, 0, progress.steps, best=progress.best)
-            checkpoint()
+            save()
             saved = time.monotonic()
             if learner.writes:
                 _write_log(folder, rows)
-            for reporter in reporters:
-                reporter.end(row)
+            tell("end", row)
     return rows
 
 
 class _Interrupts:
-    """Lets Ctrl-C and SIGTERM wait for the end of a step: a checkpoint of half a step could not be resumed exactly.
+    """Lets Ctrl-C, SIGTERM and SIGHUP wait for the end of a step: half a step could not be resumed exactly.
 
     A second one does not wait. Outside the main thread, where signals cannot be caught, nothing changes.
     """
@@ -261,7 +306,10 @@ class _Interrupts:
     def __enter__(self) -> _Interrupts:
         self.main = threading.current_thread() is threading.main_thread()
         if self.main:
-            self.before = {which: signal.signal(which, self._ask) for which in (signal.SIGINT, signal.SIGTERM)}
+            caught = [signal.SIGINT, signal.SIGTERM]
+            if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
+                caught.append(signal.SIGHUP)
+            self.before = {which: signal.signal(which, self._ask) for which in caught}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -312,22 +360,35 @@ def right(lengths: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def accuracy(net: Predictor, data: Samples, batch: int = 128) -> float:
-    """Return the share of images whose longest capsules are those of their labels."""
+    """Return the share of images whose longest capsules are those of their labels; by name, if `net` has `classes`."""
     correct = 0
+    data, _ = by_name(data, getattr(net, "classes", data.classes), "test")
     for start in range(0, len(data), batch):
         images, labels = data.batch(slice(start, start + batch))
         correct += int(right(net.predict(images), labels).sum())
     return correct / len(data)
 
 
-def check_dataset(net: CapsNet[Any], data: Samples, what: str) -> None:
-    """Raise ShapeError unless the images and classes of `data` are those of the network."""
+def check_dataset(
+    net: CapsNet[Any], data: Samples, what: str, say: Callable[[str], object] = lambda note: None
+) -> Samples:
+    """Return `data` with its labels numbered as the network's classes; `say` hears of names that differ.
+
+    Raises ShapeError unless these are `Samples`, of the network's size, and DataError if the classes are others.
+    """
+    if not isinstance(data, Samples):
+        raise ShapeError(
+            f"the {what} set is {short(data)}, a {type(data).__name__}: give a capscore.data.Dataset(images, labels, "
+            "classes) of NumPy arrays, or what capscore.data.load returns; training shuffles and batches it itself"
+        )
     if not len(data):
         raise ShapeError(f"the {what} set has no images")
     if data.size != net.spec.input:
         raise ShapeError(f"the {what} images are {data.size}; the network takes {net.spec.input}")
-    if len(data.classes) != net.spec.classes:
-        raise ShapeError(f"the {what} set has {len(data.classes)} classes; the network has {net.spec.classes}")
+    matched, note = by_name(data, net.classes, what)
+    if note:
+        say(note)
+    return matched
 
 
 def _make(folder: Path) -> None:
@@ -349,7 +410,7 @@ def _start(folder: Path) -> tuple[list[dict[str, Any]], Progress]:
 def alone(folder: Path) -> Iterator[None]:
     """Let no second training write into the folder: their checkpoints would take turns.
 
-    Windows and some network file systems cannot tell.
+    Removes what one that was killed has left half-written. Windows and some network file systems cannot tell.
     """
     if sys.platform == "win32":
         yield
@@ -369,19 +430,30 @@ def alone(folder: Path) -> Iterator[None]:
         ) from None
     except OSError:  # a file system without locks
         pass
+    else:
+        for name in (BEST, LAST, LOG):
+            modelfile.sweep(folder / name)
     try:
         yield
     finally:
         os.close(handle)
 
 
-def _restore(
-    net: CapsNet[Any], learner: Learner[Any], recipe: Recipe, folder: Path, images: int
-) -> tuple[list[dict[str, Any]], Progress]:
-    """Take parameters, moments and progress from the last checkpoint, or say why it is not one of this training."""
+def read_last(folder: Path, kind: Any = CapsNetSpec) -> modelfile.Model:
+    """Read the last checkpoint in a folder. TrainingError says what is wrong with it, and what helps."""
     if not (folder / LAST).exists():
         raise TrainingError(f"there is nothing to resume in {folder}: {LAST} is missing")
-    model = modelfile.read(folder / LAST, type(net.spec))
+    try:
+        return modelfile.read(folder / LAST, kind)
+    except ModelFileError as error:
+        raise TrainingError(f"{error}; {_cure(folder, kind)}") from None
+
+
+def _restore(
+    net: CapsNet[Any], learner: Learner[Any], recipe: Recipe, folder: Path, known: Mapping[str, Any]
+) -> tuple[list[dict[str, Any]], Progress]:
+    """Take parameters, moments and progress from the last checkpoint, or say why it is not one of this training."""
+    model = read_last(folder, type(net.spec))
     about = model.provenance
     if model.spec != net.spec:
         raise TrainingError(f"the checkpoint in {folder} is of another network; resume with that one's settings")
@@ -392,31 +464,62 @@ def _restore(
         raise TrainingError(f"the training in {folder} had other settings: {which}; only epochs may change")
     state = {name.removeprefix(modelfile.STATE): array for name, array in model.state.items()}
     try:
+        images = known["training"]["images"]
         if about["training_images"] != images or model.classes != net.classes:
             raise TrainingError(
                 f"the training in {folder} was on other data: {short(about['training_images'])} images of "
-                f"{', '.join(model.classes)}; these are {images} of {', '.join(net.classes)}"
+                f"{', '.join(model.classes)}; these are {images} of {', '.join(net.classes)}; "
+                "bring them back as they were, or begin a new training"
             )
+        for part, now in known.items() if "fingerprints" in about else ():
+            if how := changes(about["fingerprints"][part], now):
+                raise TrainingError(
+                    f"the training in {folder} was on other data: as {part.replace('_', '-')} images there are now "
+                    f"{how}; bring the files back as they were, or begin a new training"
+                )
         progress = Progress(**about["training"])
-        progress.check(recipe.per_epoch(images), about["log"])
-        if progress.steps:
-            _check_moments(state, model.params)
+        progress.check(recipe, images, about["log"])
+        learning = {name: array for name, array in model.params.items() if net.spec.params[name].learns}
+        checkpoint.check_moments(learning, state, progress.steps)
+        checkpoint.check_finite(model.params)
+        if "frozen" in about:  # a checkpoint of an earlier version does not tell
+            learner.frozen = tuple(about["frozen"])
     except (KeyError, TypeError, ValueError) as error:
-        raise TrainingError(f"{folder / LAST} is no checkpoint of a training: {error}") from None
+        told = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise TrainingError(
+            f"{folder / LAST} is no checkpoint of a training, or is damaged: {told}; {_cure(folder, type(net.spec))}"
+        ) from None
+    for name, p in net.params.items():
+        stored, wanted = model.params[name].dtype, net.ops.to_numpy(p).dtype
+        if stored != wanted:
+            raise TrainingError(
+                f"{folder / LAST} has {name} in {stored}, the network in {wanted}: make the network with dtype "
+                f'"{stored}"'
+            )
     if progress.steps:
         learner.restore(state, progress.steps)
     net.assign(model.params)
+    for what, count in learner.workers.items():
+        if what in about and about[what] != count:
+            warnings.warn(
+                f"{what}: {short(about[what])} before and {count} now, so the training goes on, but not to the same "
+                "bits (float32 differs by about 1e-7)",
+                TrainingWarning,
+                stacklevel=3,
+            )
     rows = list(about["log"])
     if learner.writes:
         _write_log(folder, rows)  # it may have been killed before it did
     return rows, progress
 
 
-def _check_moments(state: Mapping[str, NDArray[Any]], params: Mapping[str, NDArray[Any]]) -> None:
-    for name, p in params.items():
-        for moment in (f"first.{name}", f"second.{name}"):
-            if state[moment].shape != p.shape:
-                raise ValueError(f"{moment} has shape {state[moment].shape}; wanted {p.shape}")
+def _cure(folder: Path, kind: Any) -> str:
+    """Return what helps when the last checkpoint is of no use."""
+    try:
+        modelfile.read(folder / BEST, kind)
+    except ModelFileError:
+        return "train anew into another folder"
+    return f"train anew into another folder; the best model so far is whole in {folder / BEST}"
 
 
 def _provenance(recipe: Recipe, images: int) -> dict[str, Any]:
@@ -434,10 +537,9 @@ def _write_log(folder: Path, rows: list[dict[str, Any]]) -> None:
     modelfile.write_atomically(folder / LOG, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
-def _not_finite(loss: float, progress: Progress, recipe: Recipe, folder: Path) -> str:
+def _not_finite(what: str, step: int, progress: Progress, recipe: Recipe, folder: Path) -> str:
     saved = f"the last good parameters are in {folder / LAST}" if (folder / LAST).exists() else "nothing was saved yet"
     return (
-        f"the loss became {loss} at step {progress.steps + 1} (epoch {progress.epoch + 1}): the rate "
-        f"{recipe.rate_at(progress.steps):.2g} is too high or an image is not finite; train anew with a smaller rate "
-        f"({saved})"
+        f"{what} at step {step} (epoch {progress.epoch + 1}): the rate {recipe.rate_at(progress.steps):.2g} is too "
+        f"high or an image is not finite; train anew with a smaller rate ({saved})"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,7 +25,10 @@ class Library(Protocol):
         """Return a new array."""
 
     def copy(self, x: Any) -> Any:
-        """Return a copy."""
+        """Return a copy on the same device."""
+
+    def fill(self, x: Any, values: Any) -> None:
+        """Write values, an array on the same device, into `x`."""
 
     def pointer(self, x: Any) -> int:
         """Return the address of the first element."""
@@ -45,6 +49,9 @@ class _Host:
     def copy(self, x: Any) -> Any:
         return x.copy()
 
+    def fill(self, x: Any, values: Any) -> None:
+        x[...] = values
+
     def pointer(self, x: Any) -> int:
         return int(x.ctypes.data)
 
@@ -61,16 +68,29 @@ class _Cupy:
         self.cupy = cupy
 
     def adopt(self, x: Any, dtype: str, device: int) -> Any:
+        if getattr(x, "is_cuda", False):  # torch's: by DLPack, CuPy's stream waits for torch's
+            x = self.cupy.from_dlpack(x.detach())
+        elif not isinstance(x, self.cupy.ndarray):
+            x = to_host(x)
+        if isinstance(x, self.cupy.ndarray) and x.device.id != device:
+            with x.device:  # another GPU's stream, on which the copy is made, knows nothing of this one's
+                self.cupy.cuda.get_current_stream().synchronize()
+            with self.cupy.cuda.Device(device):
+                x = x.copy()
         with self.cupy.cuda.Device(device):
-            x = self.cupy.asarray(x.detach() if hasattr(x, "detach") else x, dtype, order="C")
-            return x if x.device.id == device else x.copy()
+            return self.cupy.asarray(x, dtype, order="C")
 
     def empty(self, shape: tuple[int, ...], dtype: str, device: int) -> Any:
         with self.cupy.cuda.Device(device):
             return self.cupy.empty(shape, dtype)
 
     def copy(self, x: Any) -> Any:
-        return x.copy()
+        with x.device:  # the current one is where CuPy makes a copy
+            return x.copy()
+
+    def fill(self, x: Any, values: Any) -> None:
+        with x.device:
+            x[...] = values
 
     def pointer(self, x: Any) -> int:
         return int(x.data.ptr)
@@ -90,6 +110,8 @@ class _Torch:
 
     def adopt(self, x: Any, dtype: str, device: int) -> Any:
         where = self.torch.device(self.place, device)
+        if not isinstance(x, self.torch.Tensor) and hasattr(x, "__cuda_array_interface__"):
+            x = self.torch.utils.dlpack.from_dlpack(x)  # CuPy's: torch's stream waits for CuPy's
         return self.torch.as_tensor(x, dtype=getattr(self.torch, dtype), device=where).detach().contiguous()
 
     def empty(self, shape: tuple[int, ...], dtype: str, device: int) -> Any:
@@ -98,6 +120,9 @@ class _Torch:
 
     def copy(self, x: Any) -> Any:
         return x.clone()
+
+    def fill(self, x: Any, values: Any) -> None:
+        x.copy_(values)
 
     def pointer(self, x: Any) -> int:
         return int(x.data_ptr())
@@ -154,21 +179,32 @@ class Bound:
     def run(self) -> dict[str, Any]:
         """Run once; ONNX Runtime returns when the outputs are there."""
         self.library.wait(self.device)
+        return self.compute()
+
+    def compute(self) -> dict[str, Any]:
+        """Run once on an input that has been waited for."""
         self._session.run_with_iobinding(self._binding)
         return self.outputs
 
 
 class Captured:
-    """A bound run at fixed addresses, as a CUDA graph wants it: copied in, run, copied out, one call at a time."""
+    """A bound run at fixed addresses, as a CUDA graph wants it: copied in, run, copied out, one call at a time.
+
+    ONNX Runtime keeps a graph for the thread that captured it, so all runs are in one. The caller's copies and waits:
+    a thread has current streams of its own.
+    """
 
     def __init__(self, bound: Bound) -> None:
         self._bound, self._lock = bound, threading.Lock()
+        self._thread = ThreadPoolExecutor(1, "cuda-graph")
 
     def run(self, x: Any, dtype: str) -> dict[str, Any]:
         """Run on `x`, an array of any library, and return new arrays of the one that holds the addresses."""
         bound, library = self._bound, self._bound.library
         with self._lock:
-            bound.x[...] = library.adopt(x, dtype, bound.device)
-            copies = {name: library.copy(y) for name, y in bound.run().items()}
+            library.fill(bound.x, library.adopt(x, dtype, bound.device))
+            library.wait(bound.device)
+            outputs = self._thread.submit(bound.compute).result()
+            copies = {name: library.copy(y) for name, y in outputs.items()}
             library.wait(bound.device)  # before another call overwrites what is being copied
         return copies

@@ -91,7 +91,7 @@ class Recorder:
     norms, softmax and sums stay in float32, and so does what is computed from them.
     """
 
-    def __init__(self, opset: int = 18, half: bool = False, batch: int | None = None) -> None:
+    def __init__(self, opset: int = 17, half: bool = False, batch: int | None = None) -> None:
         self.opset, self.half, self.batch = opset, half, batch
         self.FUSED: Mapping[type, Any] = {DynamicRouting: self.routing}
         self.nodes: list[onnx.NodeProto] = []
@@ -237,10 +237,11 @@ class Recorder:
     ) -> Value:
         """Conv."""
         inputs = [self.cast(value, self.half) for value in (x, weight, bias) if value is not None]
-        settings: dict[str, Any] = {"strides": stride, "pads": padding * 2} | ({"group": groups} if groups > 1 else {})
         kernel = weight.shape[2:]
+        # What a runtime could read off the weight, or take as the default, is written out: not all of them do.
+        written: dict[str, Any] = {"kernel_shape": kernel, "dilations": [1, 1], "group": groups}
         shape = 1, weight.shape[0], *_slide(x.shape[2:], kernel, stride, padding)
-        return self.node("Conv", *inputs, half=self.half, shape=shape, **settings)
+        return self.node("Conv", *inputs, strides=stride, pads=padding * 2, half=self.half, shape=shape, **written)
 
     def fast_conv2d(self, x: Value, weight: Value, bias: Value | None, tiling: Tiling) -> Value:
         """The matrix products of the transforms, or a Conv if the batch is fixed to too few images for them."""
@@ -397,7 +398,7 @@ def export(
     *,
     precision: str = "fp32",
     batch: int | None = None,
-    opset: int = 18,
+    opset: int = 17,
     outputs: Sequence[str] | None = None,
     byte_images: bool = False,
     calibration: Any = None,
@@ -481,7 +482,7 @@ def export_decoder(
     *,
     precision: str = "fp32",
     batch: int | None = None,
-    opset: int = 18,
+    opset: int = 17,
     verify: bool = True,
 ) -> Report:
     """Write the decoder as a model of its own, `capsules` [batch, J, D] → `reconstruction` [batch, C, H, W].

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,22 @@ from typing import Any
 from capscore.errors import BackendError, ModelFileError, short
 from capscore.export import LARGEST
 from capscore.layer import Grid
-from capscore.modelfile import understand
+from capscore.modelfile import as_path, understand
 from capscore.net import CapsNetSpec
 
 try:
     import onnx
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError, Message
+    from google.protobuf.unknown_fields import UnknownFieldSet
 except ModuleNotFoundError as error:
     raise BackendError("reading ONNX files needs the onnx package: pip install 'capscore[onnx]'") from error
 
 COUPLINGS = re.compile(r"couplings\.(\d{1,3})\.(\d{1,3})")  # of a capsule layer and a routing iteration
+KINDS = {  # of messages that make up a capscore model
+    "ModelProto", "GraphProto", "NodeProto", "AttributeProto", "TensorProto", "ValueInfoProto", "TypeProto",
+    "TypeProto.Tensor", "TensorShapeProto", "TensorShapeProto.Dimension", "OperatorSetIdProto",
+    "StringStringEntryProto",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,7 @@ class Tensor:
 class OnnxFile:
     """What an exported file says of itself: one input, its outputs, and the network it was made from.
 
-    `batch` is None where any number of images will do.
+    `batch` is None where any number of images will do. `precision` is what the graph computes in: fp32, fp16 or int8.
     """
 
     path: Path
@@ -47,6 +53,7 @@ class OnnxFile:
     batch: int | None
     input: Tensor
     outputs: tuple[Tensor, ...]
+    precision: str
 
 
 def read(path: str | os.PathLike[str]) -> OnnxFile:
@@ -55,7 +62,7 @@ def read(path: str | os.PathLike[str]) -> OnnxFile:
     Raises ModelFileError for a file that is damaged, foreign, too large, not of one piece (external data), not
     flat (subgraphs), or whose graph is not that of its spec.
     """
-    path = Path(path)
+    path = as_path(path)
     try:
         if not path.is_file():
             raise ModelFileError("there is no such file")
@@ -77,27 +84,47 @@ def read(path: str | os.PathLike[str]) -> OnnxFile:
             raise ModelFileError(f"its inputs and outputs have different batches: {short(batches + more)}")
         for tensor in (*inputs, *outputs):
             _check_tensor(spec, tensor)
-        return OnnxFile(path, spec, classes, provenance, batches[0], inputs[0], tuple(outputs))
+        return OnnxFile(path, spec, classes, provenance, batches[0], inputs[0], tuple(outputs), _precision(model.graph))
     except (ModelFileError, ValueError, OSError, DecodeError, MemoryError) as error:
         raise ModelFileError(f"cannot load the ONNX model {path}: {error}") from None
 
 
 def _check_one_flat_file(model: Any) -> None:
-    graph = model.graph
-    stored = [*graph.initializer, *(part for x in graph.sparse_initializer for part in (x.values, x.indices))]
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("g") or attribute.graphs:
-                raise ModelFileError(f"its node {short(node.name)} ({node.op_type:.30}) has a graph of its own")
-            stored += [attribute.t, *attribute.tensors, attribute.sparse_tensor.values]
-    if model.functions:
-        raise ModelFileError(f"it defines the function {short(model.functions[0].name)}; a capscore model is flat")
-    for tensor in stored:
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+    """Refuse all that is not in a capscore model: another file's data, subgraphs, functions, what is unknown."""
+    again = "`capscore export` writes it again"
+    for where, message in _messages(model):
+        kind = message.DESCRIPTOR.full_name.removeprefix("onnx.")
+        if kind not in KINDS or (kind == "GraphProto" and where != ".graph"):
+            raise ModelFileError(f"its {where} is a {kind}: a capscore model is one flat graph of nodes; {again}")
+        if kind == "TensorProto" and (message.external_data or message.data_location != onnx.TensorProto.DEFAULT):
             raise ModelFileError(
-                f"the data of {short(tensor.name)} is in another file, which is not followed: "
-                "a capscore model is one file; `capscore export` writes it again"
+                f"the data of {where} is in another file, which is not followed: a capscore model is one file; {again}"
             )
+        if len(UnknownFieldSet(message)):
+            raise ModelFileError(f"its {where or 'beginning'} says what this version of onnx does not know; {again}")
+
+
+def _messages(message: Message, where: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield a message and all within it, in whatever fields, each with the way to it. All text must be UTF-8."""
+    yield where, message
+    for field in message.DESCRIPTOR.fields:
+        if field.type not in (field.TYPE_STRING, field.TYPE_MESSAGE):
+            continue
+        value = getattr(message, field.name)
+        alone = isinstance(value, str | bytes | Message)
+        for inner in [value] if alone else value:
+            if isinstance(inner, bytes):  # where another reader's rules allow what Python's str cannot hold
+                raise ModelFileError(f"its {where}.{field.name} is not UTF-8: {short(inner)}")
+            if isinstance(inner, Message) and (not alone or message.HasField(field.name)):
+                which = "" if alone else f" {short(getattr(inner, 'name', ''))}"
+                yield from _messages(inner, f"{where}.{field.name}{which}")
+
+
+def _precision(graph: Any) -> str:
+    """Return what a graph computes in, by its own nodes and constants: other tools quantise exports as well."""
+    if any("Quantize" in node.op_type for node in graph.node):
+        return "int8"
+    return "fp16" if any(x.data_type == onnx.TensorProto.FLOAT16 for x in graph.initializer) else "fp32"
 
 
 def _tensors(values: Sequence[Any]) -> tuple[list[int | None], list[Tensor]]:

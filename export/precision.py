@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from capscore.errors import BackendError, ShapeError
 from capscore.net import CapsNetSpec
+from capscore.ops import check_range
 
 try:
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
@@ -50,6 +52,7 @@ def quantize(spec: CapsNetSpec, model: onnx.ModelProto, images: NDArray[Any], by
         raise ShapeError(f"{len(images)} calibration images are too few: wanted at least {batch}")
     if not np.isfinite(images).all():
         raise ShapeError("calibration images hold NaN or infinity: they show int8 no range")
+    check_range(images, "calibration images", "int8")
     images = np.round(images * 255).astype(np.uint8) if byte_images else images.astype(np.float32)
     rows = [*spec.rows, *spec.decoder_rows]
     places = tuple(f"{row.name}/" for row in rows if row.layer.quantises)
@@ -59,20 +62,35 @@ def quantize(spec: CapsNetSpec, model: onnx.ModelProto, images: NDArray[Any], by
         inferred = onnx.shape_inference.infer_shapes(model)
         helper.set_model_props(inferred, {"onnx.quant.pre_process": "onnxruntime.quant"})  # it is flat already
         onnx.save(inferred, plain)
-        quantize_static(
-            str(plain),
-            str(quantised),
-            _Images(images, batch),
-            quant_format=QuantFormat.QDQ,
-            nodes_to_quantize=chosen,
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-        )
+        try:
+            with warnings.catch_warnings(), np.errstate(all="ignore"):
+                warnings.simplefilter("ignore", RuntimeWarning)  # of scales that overflow: an assertion follows
+                quantize_static(
+                    str(plain),
+                    str(quantised),
+                    _Images(images, batch),
+                    quant_format=QuantFormat.QDQ,
+                    nodes_to_quantize=chosen,
+                    per_channel=True,
+                    activation_type=QuantType.QUInt8,
+                    weight_type=QuantType.QInt8,
+                )
+        except (AssertionError, ValueError) as error:
+            largest = {tensor.name: _largest(tensor) for tensor in model.graph.initializer}
+            name = max(largest, key=lambda name: largest[name])
+            raise ShapeError(
+                f"ONNX Runtime finds no int8 scales ({str(error).splitlines()[0]:.80}); the largest value is "
+                f"{largest[name]:.1e}, in {name}: export it as fp32"
+            ) from None
         smaller = onnx.load(quantised)
     _narrow(smaller, tuple(f"{row.name}.weight" for row in rows if not row.layer.quantises))
     onnx.checker.check_model(smaller, full_check=True)
     return smaller
+
+
+def _largest(tensor: TensorProto) -> float:
+    array = numpy_helper.to_array(tensor)
+    return float(np.abs(array).max(initial=0)) if array.dtype.kind == "f" else 0.0
 
 
 def _narrow(model: onnx.ModelProto, weights: tuple[str, ...]) -> None:

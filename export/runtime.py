@@ -20,7 +20,7 @@ from capscore.errors import BackendError, CapscoreError, ModelFileError, ShapeEr
 from capscore.export import onnxfile
 from capscore.export.binding import HOST, Bound, Captured, gpu_library, library_of
 from capscore.model import Output, check_images, one_hot
-from capscore.ops import is_float, to_host
+from capscore.ops import array, check_range, is_float, to_host
 
 try:
     import onnxruntime
@@ -62,7 +62,7 @@ class _Session:
             )
         self.path, self.spec, self.classes = self.file.path, self.file.spec, self.file.classes
         self.provenance, self.batch, self.dtype = self.file.provenance, self.file.batch, self.file.input.dtype
-        self.device = device
+        self.device, self.precision = device, self.file.precision
         if not isinstance(threads, int) or not 0 <= threads <= MOST_THREADS:
             raise CapscoreError(
                 f"threads must be 0 (as many as there are cores) to {MOST_THREADS}, not {short(threads)}"
@@ -84,6 +84,14 @@ class _Session:
             wanted = NAMES["cpu"]
             self._session = _start(self.path, [(CPU, {})], threads)
         self.provider = wanted[0]
+        if TENSORRT in wanted and "NVIDIA_TF32_OVERRIDE" not in os.environ:  # ONNX Runtime has no option for it
+            warnings.warn(
+                "TensorRT may round the factors of float32 products to TF32, 11 bits: start Python with "
+                "NVIDIA_TF32_OVERRIDE=0 in the environment to forbid it to all of NVIDIA's libraries, "
+                "or with 1 to have no word of it",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         self._cuda_graph, self._lock = cuda_graph, threading.Lock()
         self._captured: Captured | None = None
 
@@ -96,13 +104,17 @@ class _Session:
             )
         library = library_of(x) if self.provider in (CUDA, TENSORRT) else HOST
         try:
+            x = library.adopt(x, self.dtype, self.device)
             if not self._cuda_graph:
-                return self._bind(library, x).run()
-            with self._lock:
-                if self._captured is None:
-                    self._captured = Captured(self._bind(gpu_library() if library is HOST else library, x, copy=True))
-            found = self._captured.run(x, self.dtype)
-            return {name: library.adopt(y, "float32", self.device) for name, y in found.items()}
+                found = self._bind(library, x).run()
+            else:
+                with self._lock:
+                    if self._captured is None:
+                        lasting = gpu_library() if library is HOST else library
+                        self._captured = Captured(self._bind(lasting, x, copy=True))
+                found = self._captured.run(x, self.dtype)
+                found = {name: library.adopt(y, "float32", self.device) for name, y in found.items()}
+            return found if self.precision != "int8" else _with_nan(x, found)
         except CapscoreError:
             raise
         except Exception as error:  # what a graph does not keep of its promises shows when it runs; so does memory
@@ -119,8 +131,8 @@ class Session(_Session):
     """An exported model in ONNX Runtime: called on images, it returns the same `Output` as the network.
 
     `spec`, `classes` and `provenance` are those of the network; `provider` is ONNX Runtime's name of where it runs,
-    `batch` the number of images it takes (None for any) and `dtype` that of the images. It may be called from
-    several threads.
+    `batch` the number of images it takes (None for any), `dtype` that of the images and `precision` that of the graph.
+    It may be called from several threads.
 
     Parameters
     ----------
@@ -144,14 +156,19 @@ class Session(_Session):
         Images of any backend will do. CuPy arrays and torch tensors on a GPU are read there without a copy if the
         session runs there too, and the outputs are arrays of the same library; else they are NumPy's. An output that
         the file lacks is None; couplings begin with the second iteration, those of the first being all equal.
+
+        An image that holds NaN gives NaN. Images in host memory that are clearly beyond [0, 1] bring a RuntimeWarning,
+        and a ShapeError where the file is fp16 or int8: the one overflows, the other cuts them off.
         """
-        x = images if hasattr(images, "dtype") else to_host(images)
+        x = array(images)
         check_images(self.spec, x, self.dtype)
+        if library_of(x) is HOST:
+            check_range(to_host(x), precision=self.precision)
         found = self._run(x)
         couplings: list[list[Any]] = [[] for _ in self.spec.capsules]
-        for name, array in found.items():  # in the order of the file: by layer, then by iteration
+        for name, coupling in found.items():  # in the order of the file: by layer, then by iteration
             if match := onnxfile.COUPLINGS.fullmatch(name):
-                couplings[int(match[1])].append(array)
+                couplings[int(match[1])].append(coupling)
         by_layer = tuple(map(tuple, couplings)) if any(couplings) else None
         lengths = found.get("lengths")
         scores = found.get("scores", lengths)
@@ -165,13 +182,14 @@ class Session(_Session):
         """
         size = self.batch or batch
         check_whole("batch", size, 1)
+        images = array(images)
+        check_images(self.spec, images, self.dtype)
         found = []
         starts = range(0, max(1, len(images)), size)
         for start in track(starts, "batches") if progress else starts:
             part = images[start : start + size]
             count = len(part)
             if self.batch is not None and count < size:
-                check_images(self.spec, part, self.dtype)
                 part = np.concatenate([to_host(part), np.zeros((size - count, *self.spec.input), self.dtype)])
             found.append(to_host(self(part).scores)[:count])
         return np.concatenate(found)
@@ -191,7 +209,7 @@ class DecoderSession(_Session):
         All but one capsule are masked: the longest stays, or the one of `labels` [B] (whole numbers).
         """
         count, dim = self.spec.output.dims
-        v = capsules if hasattr(capsules, "dtype") else to_host(capsules)
+        v = array(capsules)
         if tuple(v.shape[1:]) != (count, dim) or not is_float(v):
             wanted = f"floats [batch, {count}, {dim}]"
             raise ShapeError(f"capsules have shape {list(v.shape)} and dtype {v.dtype}; wanted {wanted}")
@@ -201,6 +219,17 @@ class DecoderSession(_Session):
                 raise ShapeError(f"labels have shape {list(chosen.shape)}; an exported decoder takes one per image")
             v = to_host(v) * one_hot(chosen, v.shape[0], count)[:, :, None]  # the graph keeps the longest
         return self._run(v)["reconstruction"]
+
+
+def _with_nan(x: Any, found: dict[str, Any]) -> dict[str, Any]:
+    """Return outputs that are NaN where the input was, for a graph of whole numbers, which have none.
+
+    It is computed where the arrays lie, in any library, and nothing waits for it.
+    """
+    if not is_float(x):
+        return found
+    nan = (x * 0.0).sum(axis=tuple(range(1, x.ndim)))  # [B], 0 where all is finite
+    return {name: y + nan.reshape(-1, *[1] * (y.ndim - 1)) for name, y in found.items()}
 
 
 def _pair() -> str | None:
@@ -239,12 +268,12 @@ def _start(path: Path, providers: list[tuple[str, dict[str, str]]], threads: int
     names = [name for name, _ in providers]
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what is an error is raised; it would also be printed, with names from the file
     if CUDA in names and hasattr(onnxruntime, "preload_dlls"):
         with redirect_stdout(sys.stderr):  # it prints what it cannot load
             onnxruntime.preload_dlls()
     try:
-        session = onnxruntime.InferenceSession(os.fspath(path), options, providers, enable_fallback=0)
+        session = onnxruntime.InferenceSession(_source(path), options, providers, enable_fallback=0)
         lost = [name for name in names if name not in session.get_providers()]
         reason = "a library or the driver is missing"
     except Exception as error:  # ONNX Runtime's errors share no base class; those of providers are plain ones
@@ -256,6 +285,16 @@ def _start(path: Path, providers: list[tuple[str, dict[str, str]]], threads: int
         cure = f"; {cures[lost[0]]} brings the libraries" if lost[0] in cures else ""
         raise BackendError(f"this ONNX Runtime has {lost[0]} but cannot start it: {reason}{cure}")
     return session
+
+
+def _source(path: Path) -> str | bytes:
+    """Return the path, or the file itself where the path is not UTF-8, which ONNX Runtime cannot take."""
+    name = os.fspath(path)
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return path.read_bytes()
+    return name
 
 
 def _reason(error: Exception) -> str:

@@ -22,7 +22,7 @@ from capscore import CapsNetSpec, Conv, modelfile
 from capscore.backends import torch as caps
 from capscore.backends._torch_parallel import together
 from capscore.errors import SpecError, short
-from capscore.layer import Map
+from capscore.layer import Map, Param
 from capscore.layers.chain import place
 from capscore.model import Output
 from capscore.net import Shapes
@@ -57,6 +57,11 @@ class CNNSpec:
             found |= {f"linear.{i}.weight": (out, size), f"linear.{i}.bias": (out,)}
             size = out
         return found
+
+    @property
+    def params(self) -> dict[str, Param]:
+        """Every parameter by name."""
+        return {name: Param(shape) for name, shape in self.parameters.items()}
 
     @property
     def parameter_count(self) -> int:
@@ -168,7 +173,7 @@ class CNN(caps.CapsNet):
         """Return the probabilities [B, J] as lengths, and the last features as capsules [B, 1, D]."""
         scores, features = self.scores(images)
         found = scores.softmax(1) if self.spec.exclusive else scores.sigmoid()
-        return Output(found, features[:, None])
+        return Output(found, features[:, None], scores=found)
 
     __call__ = forward
 
@@ -206,11 +211,11 @@ class CrossEntropy(nn.Module):
         super().__init__()
         self.net = net
 
-    def forward(self, x: Tensor, t: Tensor, _parts: Any) -> tuple[Tensor, Tensor]:
-        """Return the loss and the probabilities [B, J]."""
+    def forward(self, x: Tensor, t: Tensor, *_: Any) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Return the loss, the probabilities [B, J], and no running statistics."""
         spec = self.net.spec
         scores, _features = self.net.scores(x, spec.dropout)
         if spec.exclusive:
-            return functional.cross_entropy(scores, t), scores.softmax(1)
+            return functional.cross_entropy(scores, t), scores.softmax(1), {}
         each = functional.binary_cross_entropy_with_logits(scores, t, reduction="none")
-        return each.sum(1).mean(), scores.sigmoid()
+        return each.sum(1).mean(), scores.sigmoid(), {}

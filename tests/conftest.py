@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import http.server
 import importlib
 import math
@@ -47,6 +48,16 @@ def cuda_of_cupy() -> bool:
         return False
 
 
+@functools.cache
+def cuda_of_torch() -> bool:
+    """Whether there is a PyTorch with a GPU."""
+    try:
+        importlib.import_module("capscore.backends.torch")  # which says how PyTorch is to be loaded
+    except ImportError:
+        return False
+    return bool(sys.modules["torch"].cuda.is_available())
+
+
 REAL_CUPY = cuda_of_cupy()
 if not REAL_CUPY:  # the code of the cupy backend runs all the same
     sys.modules["cupy"] = importlib.import_module("fake_cupy")
@@ -63,12 +74,15 @@ def need(module: str, requirement: str) -> ModuleType:
         pytest.skip(str(error), allow_module_level=True)
 
 
+USABLE = {"cupy": lambda: REAL_CUPY, "torch": cuda_of_torch}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked `gpu` want the real CuPy."""
-    if not REAL_CUPY and "gpu" not in REQUIRED:
-        for item in items:
-            if "gpu" in item.keywords:
-                item.add_marker(pytest.mark.skip(reason="no CuPy with a GPU"))
+    """Tests marked `gpu` want one that each of the libraries named there can use."""
+    for item in items:
+        for library in {name for mark in item.iter_markers("gpu") for name in mark.args}:
+            if not {"gpu", library} <= REQUIRED and not USABLE[library]():
+                item.add_marker(pytest.mark.skip(reason=f"no {library} with a GPU"))
 
 
 @pytest.fixture(scope="session", params=["numpy", "torch", "cupy"])

@@ -1,11 +1,14 @@
 """A stand-in for CuPy on machines without a GPU, strict where CuPy is strict.
 
 It checks that the code written over NumPy's dispatch protocols only calls what CuPy (13 and later) supplies, and
-never lets an array of the host meet one of the device. Its numbers are NumPy's.
+never lets an array of the host meet one of the device, nor one of another device than the current one. Its numbers
+are NumPy's.
 """
 
 from __future__ import annotations
 
+import threading
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -38,9 +41,9 @@ SCALARS = (bool, int, float, np.generic)
 class ndarray(NDArrayOperatorsMixin):
     """An array that only meets its own kind and scalars; never a subclass of NumPy's."""
 
-    def __init__(self, held: Any) -> None:
+    def __init__(self, held: Any, on: int | None = None) -> None:
         assert isinstance(held, np.ndarray | np.generic), type(held)
-        self.held = np.asarray(held)
+        self.held, self.device = np.asarray(held), cuda.Device(on)
 
     def __array__(self, *args: Any, **kwargs: Any) -> Any:
         raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()`")
@@ -62,10 +65,10 @@ class ndarray(NDArrayOperatorsMixin):
         return _wrap(func(*map(_unwrap, args), **{name: _unwrap(x) for name, x in kwargs.items()}))
 
     def __getitem__(self, index: Any) -> ndarray:
-        return _wrap(self.held[_index(index)])
+        return self._view(self.held[_index(index)])
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        self.held[_index(index)] = _unwrap(value)
+        _unwrap(self)[_index(index)] = _unwrap(value)
 
     def __len__(self) -> int:
         return len(self.held)
@@ -89,9 +92,13 @@ class ndarray(NDArrayOperatorsMixin):
     nbytes = property(lambda self: self.held.nbytes)
     itemsize = property(lambda self: self.held.itemsize)
     strides = property(lambda self: self.held.strides)
-    T = property(lambda self: _wrap(self.held.T))
+    T = property(lambda self: self._view(self.held.T))
     flags = property(lambda self: self.held.flags)
-    device = property(lambda self: "<CUDA Device 0>")
+    data = property(lambda self: SimpleNamespace(ptr=self.held.ctypes.data))
+
+    def _view(self, held: Any) -> ndarray:
+        """The same memory, where it is."""
+        return ndarray(held, self.device.id)
 
     def get(self) -> Any:
         """Copy to the host, as CuPy does."""
@@ -104,16 +111,16 @@ class ndarray(NDArrayOperatorsMixin):
         return self.held.tolist()
 
     def reshape(self, *shape: Any) -> ndarray:
-        return _wrap(self.held.reshape(*shape))
+        return self._view(self.held.reshape(*shape))
 
     def transpose(self, *axes: Any) -> ndarray:
-        return _wrap(self.held.transpose(*axes))
+        return self._view(self.held.transpose(*axes))
 
     def swapaxes(self, a: int, b: int) -> ndarray:
-        return _wrap(self.held.swapaxes(a, b))
+        return self._view(self.held.swapaxes(a, b))
 
     def squeeze(self, axis: Any = None) -> ndarray:
-        return _wrap(self.held.squeeze(axis))
+        return self._view(self.held.squeeze(axis))
 
     def astype(self, dtype: Any, order: str = "K", copy: bool = True) -> ndarray:
         return _wrap(self.held.astype(dtype, order=order, copy=copy))
@@ -125,25 +132,25 @@ class ndarray(NDArrayOperatorsMixin):
         return _wrap(self.held.ravel())
 
     def max(self, axis: Any = None, out: None = None, keepdims: bool = False) -> ndarray:
-        return _wrap(self.held.max(axis=axis, keepdims=keepdims))
+        return _wrap(_unwrap(self).max(axis=axis, keepdims=keepdims))
 
     def min(self, axis: Any = None, out: None = None, keepdims: bool = False) -> ndarray:
-        return _wrap(self.held.min(axis=axis, keepdims=keepdims))
+        return _wrap(_unwrap(self).min(axis=axis, keepdims=keepdims))
 
     def sum(self, axis: Any = None, dtype: Any = None, out: None = None, keepdims: bool = False) -> ndarray:
-        return _wrap(self.held.sum(axis=axis, dtype=dtype, keepdims=keepdims))
+        return _wrap(_unwrap(self).sum(axis=axis, dtype=dtype, keepdims=keepdims))
 
     def mean(self, axis: Any = None, dtype: Any = None, out: None = None, keepdims: bool = False) -> ndarray:
-        return _wrap(self.held.mean(axis=axis, dtype=dtype, keepdims=keepdims))
+        return _wrap(_unwrap(self).mean(axis=axis, dtype=dtype, keepdims=keepdims))
 
     def argmax(self, axis: Any = None, out: None = None, dtype: Any = None, keepdims: bool = False) -> ndarray:
-        return _wrap(self.held.argmax(axis=axis, keepdims=keepdims))
+        return _wrap(_unwrap(self).argmax(axis=axis, keepdims=keepdims))
 
     def any(self, axis: Any = None, out: None = None, keepdims: bool = False) -> ndarray:
-        return _wrap(self.held.any(axis=axis, keepdims=keepdims))
+        return _wrap(_unwrap(self).any(axis=axis, keepdims=keepdims))
 
     def all(self, axis: Any = None, out: None = None, keepdims: bool = False) -> ndarray:
-        return _wrap(self.held.all(axis=axis, keepdims=keepdims))
+        return _wrap(_unwrap(self).all(axis=axis, keepdims=keepdims))
 
 
 def _wrap(x: Any) -> ndarray:
@@ -153,6 +160,7 @@ def _wrap(x: Any) -> ndarray:
 
 def _unwrap(x: Any) -> Any:
     if isinstance(x, ndarray):
+        assert x.device == cuda.Device(), f"an array of {x.device} in work on {cuda.Device()}"
         return x.held
     if isinstance(x, list | tuple):
         return type(x)(map(_unwrap, x))
@@ -167,9 +175,18 @@ def _index(index: Any) -> Any:
 
 def asarray(a: Any, dtype: Any = None, order: Any = None) -> ndarray:
     if isinstance(a, ndarray):
-        return a if dtype is None or a.dtype == dtype else a.astype(dtype)
+        fits = (dtype is None or a.dtype == dtype) and (order is None or a.flags.c_contiguous)
+        return a if fits else _wrap(_unwrap(a).astype(a.dtype if dtype is None else dtype, order=order or "K"))
     assert isinstance(a, (np.ndarray, list, tuple, *SCALARS)), f"CuPy cannot take {type(a)}"
     return ndarray(np.array(a, dtype=dtype, order="C"))  # to the device: always a copy
+
+
+def empty(shape: Any, dtype: Any) -> ndarray:
+    return ndarray(np.empty(shape, dtype))
+
+
+def from_dlpack(x: Any) -> ndarray:
+    return ndarray(x.__dlpack__(stream=1))  # the legacy stream, where CuPy works unless told otherwise
 
 
 def asnumpy(a: Any) -> Any:
@@ -184,8 +201,41 @@ class lib:
 
 
 class cuda:
-    """A GPU without shared memory, on which no kernel of our own fits."""
+    """GPUs without shared memory, on which no kernel of our own fits; any number of them."""
+
+    synchronized: ClassVar[list[int]] = []  # of which devices streams have been waited for
+
+    @staticmethod
+    def get_current_stream() -> Any:
+        device = cuda.Device().id
+        return SimpleNamespace(synchronize=lambda: cuda.synchronized.append(device))
 
     class Device:
-        id = 0
         attributes: ClassVar[dict[str, int]] = {"MaxSharedMemoryPerBlockOptin": 0}
+        entered: ClassVar[Any] = threading.local()  # .ids: the current one is the last, 0 before any
+
+        def __init__(self, device: int | None = None) -> None:
+            self.id = (self._ids() or [0])[-1] if device is None else device
+
+        def __repr__(self) -> str:
+            return f"<CUDA Device {self.id}>"
+
+        def __eq__(self, other: object) -> bool:
+            return isinstance(other, cuda.Device) and self.id == other.id
+
+        def __hash__(self) -> int:
+            return hash(self.id)
+
+        def __enter__(self) -> Any:
+            self._ids().append(self.id)
+            return self
+
+        def __exit__(self, *_: Any) -> None:
+            self._ids().pop()
+
+        @classmethod
+        def _ids(cls) -> list[int]:
+            if not hasattr(cls.entered, "ids"):
+                cls.entered.ids = []
+            ids: list[int] = cls.entered.ids
+            return ids

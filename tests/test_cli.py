@@ -61,7 +61,7 @@ def test_eval_export_inspect_verify(model, tmp_path):
     assert capscore("eval", onnx) == right
     _, test = load("digits")
     np.savez(tmp_path / "letters.npz", images=test.images[::5], labels=test.labels[::5], classes=list("abcdefghij"))
-    assert "the dataset's are a, b" in capscore("eval", model, "--data", tmp_path / "letters.npz")
+    assert "the test set's are a, b" in capscore("eval", model, "--data", tmp_path / "letters.npz")
     for path in (model, onnx, "small"):
         table = capscore("inspect", path)
         assert "471,216" in table
@@ -118,6 +118,34 @@ def test_predict_says_what_the_network_says(model, tmp_path):
     np.testing.assert_allclose(list(inverted["lengths"].values()), lengths[0], atol=2e-6)
 
 
+def test_predict_lays_transparency_on_what_invert_implies(model, tmp_path):
+    _, test = load("digits")
+    digit = test.images[3, 0]
+    black = Image.merge("LA", (Image.new("L", digit.T.shape, 0), Image.fromarray(digit)))  # ink on a signature pad
+    black.save(tmp_path / "black.png")
+    Image.merge("LA", (Image.new("L", digit.T.shape, 255), Image.fromarray(digit))).save(tmp_path / "white.png")
+    Image.fromarray(255 - digit).save(tmp_path / "paper.png")
+    Image.fromarray(digit).save(tmp_path / "plain.png")
+
+    def lengths(name, *options):
+        return list(json.loads(capscore("predict", model, tmp_path / name, "--json", *options))["lengths"].values())
+
+    assert lengths("black.png", "--invert") == lengths("paper.png", "--invert") == lengths("plain.png")
+    assert lengths("white.png") == lengths("plain.png")
+    assert lengths("black.png") == lengths("paper.png")
+
+
+def test_notes_on_images_are_lines_on_standard_error(model, tmp_path):
+    Image.new("L", (28, 28), 7).save(tmp_path / "grey.bmp")
+    done = subprocess.run(
+        [sys.executable, "-m", "capscore.cli", "predict", model, tmp_path / "grey.bmp", "--json"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    json.loads(done.stdout)
+    assert done.stderr.startswith(f"note: {tmp_path / 'grey.bmp'}: blank or nearly so")
+    assert done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("pressed", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_saves_and_the_command_it_names_goes_on(pressed, tmp_path):
     out = tmp_path / "my run"
@@ -145,8 +173,8 @@ def test_a_demo_that_was_stopped_knows_all_that_resuming_asks(tmp_path, monkeypa
 
     seen = {}
 
-    def stopped(net, *_):
-        seen.update(net.provenance)
+    def stopped(net, *_, **options):
+        seen.update(options["resuming"])
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli, "train", stopped)
@@ -170,7 +198,8 @@ def test_a_folder_of_colour_images_trains_and_keeps_its_class_names(tmp_path):
     capscore("train", "--spec", tmp_path / "spec.json", "--data", tmp_path / "images", "--out", tmp_path / "run",
              "--epochs", 15, "--batch", 8, "--shift", 1, "--backend", "numpy")  # fmt: skip
     model = tmp_path / "run" / "best.safetensors"
-    assert "0 of 6 test images" in capscore("eval", model, "--data", tmp_path / "images")
+    assert "accuracy 100.00%: 0 of" in (said := capscore("eval", model, "--data", tmp_path / "images"))
+    assert "held-out images of" in said
     found = json.loads(capscore("predict", model, tmp_path / "images" / "green" / "0.png", "--json"))
     assert found["class"] == "green"
     assert set(found["lengths"]) == {"red", "green", "blue"}
@@ -237,6 +266,7 @@ def wrong(tmp_path, model):
         (["train", "--backend", "tensorflow"], "there is no backend 'tensorflow'; choose one of cupy, numpy, torch"),
         (["train", "--backend", "numpy", "--amp", "--out", tmp_path / "amp"], "no option amp"),
         (["train", "--preset", "cifar10"], "1×28×28"),
+        (["eval", model, "--split", "test"], "choose one of held-out, train, all"),
         (["predict", model, tmp_path / "garbage.png"], "garbage.png"),
         (["predict", model, tmp_path / "nowhere.png"], "nowhere.png is not there"),
         (["export", model, tmp_path / "no" / "folder.onnx"], "is its folder there and writable?"),

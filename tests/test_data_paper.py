@@ -567,6 +567,9 @@ def test_download(tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     assert len(load(name)[0]) > 0
     assert sorted(path.name for path in (cache / "capscore" / name).iterdir()) == sorted(checksums)
+    (tmp_path / "usual").touch()
+    modes = {path.stat().st_mode for path in (cache / "capscore" / name).iterdir()}
+    assert modes == {(tmp_path / "usual").stat().st_mode}
 
     file = next(iter(checksums))
     (cache / "capscore" / name / file).unlink()

@@ -128,8 +128,8 @@ HUGE = struct.pack("<II", 14, 0x3FFFFFFF)
         (mat(b"few"), "damaged"),
         (mat(element(9, bytes(8))), "kind 9"),
         (mat(HUGE), "1,073,741,823 bytes too early"),
-        (mat(struct.pack("<II", 14, 0x40000001)), "up to 1,073,741,824"),
-        (mat(packed(struct.pack("<II", 14, 0xFFFFFFFF))), "up to 1,073,741,824"),
+        (mat(struct.pack("<II", 14, 0x40000001)), "1,073,741,825 bytes too early"),
+        (mat(packed(struct.pack("<II", 14, 0xFFFFFFFF))), "4,294,967,295 bytes of memory .* limit is 4,294,967,296"),
         (mat(packed(HUGE)), "too early"),
         (mat(packed(packed(VARIABLES[0]))), "kind 15"),
         (mat(packed(VARIABLES[0] + b"more")), "longer or shorter than it says"),
@@ -227,7 +227,7 @@ def norb(dims: tuple[int, ...], body: bytes, magic: int = 0x1E3D4C55, rank: int 
         (norb((5, 5, 5, 5), b"", rank=8), "within its header"),
         (norb((5, 0, 1), b"", rank=2), r"\(5, 0\)"),
         (norb((5, 2**32 - 1, 1), b"", rank=2), r"\(5, -1\)"),
-        (norb((2**31 - 1,) * 4, b"few"), "2,147,483,648 bytes can be read"),
+        (norb((2**31 - 1,) * 4, b"few"), "bytes of memory beside"),
         (norb((2**31 - 1, 1, 1), b"few", rank=1), "ends 2,147,483,644 bytes too early"),
         (norb((5, 1, 1), b"few", rank=1), "ends 2 bytes too early"),
         (norb((2, 1, 1), b"few", rank=1), "more than it declares"),
@@ -236,7 +236,7 @@ def norb(dims: tuple[int, ...], body: bytes, magic: int = 0x1E3D4C55, rank: int 
 )
 def test_read_matrix_refuses(folder: Path, content: bytes, message: str, pack: Callable[[bytes], bytes]) -> None:
     (folder / "x.mat").write_bytes(pack(content))
-    with peak_below(2 * MIB), pytest.raises(DataError, match=rf"x\.mat .*{message}"):
+    with peak_below(2 * MIB), pytest.raises(DataError, match=rf"x\.mat.*{message}"):
         read_matrix(folder / "x.mat")
 
 

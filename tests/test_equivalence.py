@@ -232,6 +232,7 @@ def test_predictions_do_not_depend_on_the_batch(predict: Any) -> None:
             close(alone[0], found[i], FLOAT32, "alone")
 
 
+@pytest.mark.filterwarnings("ignore:images go from")
 @pytest.mark.parametrize("value", [np.nan, 1e20])
 def test_a_bad_image_harms_no_other(predict: Any, value: float) -> None:
     images = random_images(small_spec(), 3, dtype="float32")

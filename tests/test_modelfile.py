@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import resource
+import socket
 import stat
 import struct
 import tracemalloc
@@ -252,7 +253,117 @@ def test_a_folder_in_the_place_of_the_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [tmp_path / "model"]
 
 
+@pytest.fixture
+def onnx_writer() -> Callable[[Path], Any]:
+    """What exports a network to a path."""
+    onnx_export = pytest.importorskip("capscore.export.onnx")
+    return lambda path: onnx_export.export(
+        NUMPY.CapsNet(TINY, random_params(TINY, dtype="float32")), path, verify=False
+    )
+
+
+@pytest.mark.parametrize("writer", ["save", "export", "figure"])
+def test_what_is_no_file_is_not_written_over(writer: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    if writer == "figure":
+        pytest.importorskip("matplotlib")
+        from matplotlib.figure import Figure
+
+        from capscore import figures
+
+        write: Callable[[Path], Any] = lambda path: figures.save(Figure((1, 1)), path)  # noqa: E731
+    else:
+        write = NUMPY.CapsNet(TINY).save if writer == "save" else request.getfixturevalue("onnx_writer")
+    fifo, folder = tmp_path / "fifo", tmp_path / "folder"
+    os.mkfifo(fifo)
+    folder.mkdir()
+    (tmp_path / "link").symlink_to(fifo)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(tmp_path / "socket"))
+    cases = {
+        fifo: "a pipe",
+        tmp_path / "link": "a pipe",
+        folder: "a folder",
+        tmp_path / "socket": "a socket",
+        Path("/dev/null"): "a device",
+    }
+    before = {path: path.lstat().st_ino for path in tmp_path.iterdir()}
+    null = os.stat("/dev/null").st_rdev
+    for path, what in cases.items():
+        with pytest.raises(
+            ModelFileError, match=f"cannot write {path}: it is {what}; nothing was changed; name a file"
+        ):
+            write(path)
+    listener.close()
+    assert {path: path.lstat().st_ino for path in tmp_path.iterdir()} == before
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+    assert os.stat("/dev/null").st_rdev == null
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["there", "dangling"])
+def test_a_symbolic_link_stays_and_its_file_is_written(there: bool, tmp_path: Path) -> None:
+    for name in ("far", "near"):
+        (tmp_path / name).mkdir()
+    real, middle, link = tmp_path / "far" / "model", tmp_path / "far" / "middle", tmp_path / "near" / "model"
+    middle.symlink_to("model")
+    link.symlink_to("../far/middle")
+    if there:
+        real.write_bytes(b"old")
+    NUMPY.CapsNet(TINY).save(link)
+    assert link.is_symlink()
+    assert middle.is_symlink()
+    assert not real.is_symlink()
+    assert read(real).spec == TINY
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["far", "middle", "model", "model", "near"]
+
+
+def test_the_folder_is_synced_after_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, real, synced = tmp_path / "model", os.fsync, []
+
+    def fsync(handle: int) -> None:
+        what = os.fstat(handle)
+        synced.append((stat.S_ISDIR(what.st_mode) and what.st_ino == tmp_path.stat().st_ino, path.exists()))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    NUMPY.CapsNet(TINY).save(path)
+    assert synced == [(False, False), (True, True)]
+
+
 # ----------------------------------------------------------------------------------------------- read with suspicion
+
+
+@pytest.mark.parametrize("kind", ["a value", "a name", "the description", "the digest"])
+def test_a_damaged_model_is_told_by_its_digest(kind: str, caps: ModuleType, tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    NUMPY.CapsNet(TINY, provenance={"accuracy": 0.5, "infinite": float("inf")}, classes=("ä", "b")).save(path)
+    whole = path.read_bytes()
+    assert caps.load(path).provenance == {"accuracy": 0.5, "infinite": float("inf")}
+    old, new = {
+        "a value": (whole[-4:], whole[-4:-1] + bytes([whole[-1] ^ 1])),
+        "a name": (b'"primary.bias"', b'"primary.bia"+'),
+        "the description": (b"0.5", b"0.6"),
+        "the digest": (digest := json.loads(metadata(path))["digest"].encode(), digest[::-1]),
+    }[kind]
+    assert old in whole
+    start = whole.rindex(old)
+    path.write_bytes(whole[:start] + new + whole[start + len(old) :])
+    with pytest.raises(ModelFileError, match="cannot read the model") as caught:
+        caps.load(path)
+    assert str(path) in str(caught.value)
+    assert ("it is damaged: its digest is not" in str(caught.value)) == (kind != "a name")
+
+
+def metadata(path: Path) -> str:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="numpy") as file:
+        return str(file.metadata()["capscore"])
+
+
+@pytest.mark.parametrize("digest", [None, 7, [], "x", {"a": []}])
+def test_a_digest_of_another_kind(digest: Any, tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(with_metadata(ABOUT | {"digest": digest}))
+    assert refuses(read, tmp_path / "a")
 
 
 def file_of(header: Any, data: bytes = b"", length: int | None = None) -> bytes:

@@ -340,7 +340,7 @@ def test_ops_do_not_write_to_what_they_are_given(caps: ModuleType) -> None:
             np.testing.assert_array_equal(caps.to_numpy(array), np.resize(x, shape), name)
 
 
-@pytest.mark.gpu
+@pytest.mark.gpu("cupy", "torch")
 def test_values_on_the_gpu(torch_caps: ModuleType) -> None:
     """CuPy itself, and PyTorch's tensors on the GPU handed to it without a copy."""
     import torch

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from conftest import FLOAT64
 
-from capscore import modelfile
+from capscore import PRESETS, modelfile
 
 torch = pytest.importorskip("torch")
 if not torch.distributed.is_available():
@@ -86,3 +86,59 @@ def test_a_killed_worker_ends_the_training_which_goes_on_later(folder: Path) -> 
     done = train(2, folder, "--resume", "run", "--epochs", str(epochs + 1))
     assert done.returncode == 0, done.stderr[-2000:]
     assert len((folder / "run" / "log.jsonl").read_text().splitlines()) == epochs + 1
+
+
+FREEZING = """
+import sys
+from capscore import PRESETS
+from capscore.backends import torch as caps
+from capscore.data import load
+from capscore.train import Recipe, train
+
+class Change:
+    def begin(self, epoch, *_):
+        learner.frozen = () if epoch == 2 else FROZEN
+    def step(self, *_): pass
+    def end(self, _): pass
+
+FROZEN = tuple(sys.argv[3:])
+sets = load("images.npz", size=(1, 28, 28))
+recipe = Recipe(epochs=3, batch=32, seed=3, reconstruction=float(sys.argv[2]))
+net = caps.CapsNet(PRESETS["small"], seed=3, dtype="float64")
+learner = caps.Learner(net, recipe.reconstruction)
+learner.frozen = FROZEN
+train(net, learner, *sets, recipe, sys.argv[1], reporters=(Change(),))
+"""
+
+
+STEM = ["stem.0.weight", "stem.0.bias", "primary.weight", "primary.bias"]
+
+
+def freeze(processes: int, folder: Path, reconstruction: str, frozen: list[str]) -> subprocess.CompletedProcess[str]:
+    (folder / "program.py").write_text(FREEZING)
+    run = command(processes)
+    run[run.index("capscore") - 1 :] = ["program.py", f"of{processes}", reconstruction, *frozen]
+    return subprocess.run(run, cwd=folder, env=environment(), capture_output=True, text=True, timeout=240)
+
+
+@pytest.mark.parametrize("reconstruction", ["0", "0.0005"])
+def test_two_processes_train_as_one_with_parameters_that_have_no_gradient(folder: Path, reconstruction: str) -> None:
+    """The decoder without reconstruction; the stem frozen, thawed, and frozen again."""
+    for processes in (1, 2):
+        done = freeze(processes, folder, reconstruction, STEM)
+        assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (modelfile.read(folder / f"of{n}" / "last.safetensors") for n in (1, 2))
+    for name, p in one.params.items():
+        np.testing.assert_allclose(two.params[name], p, rtol=0, atol=FLOAT64 * 10, err_msg=name)
+    assert two.provenance["processes"] == 2
+    assert two.provenance["frozen"] == STEM
+    steps = [{name: int(a[0]) for name, a in of.state.items() if ".steps." in name} for of in (one, two)]
+    assert steps[0] == steps[1]
+    assert all(steps[0][f"optimizer.steps.{name}"] == 4 for name in STEM)
+
+
+def test_where_nothing_can_learn_every_process_says_so(folder: Path) -> None:
+    done = freeze(2, folder, "0.0005", list(PRESETS["small"].parameters))
+    assert done.returncode != 0
+    assert "frozen, so nothing can be learned" in done.stderr
+    assert not list((folder / "of2").iterdir())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -212,8 +213,8 @@ BAD_IMAGES = [
         np.zeros((2, 7, 6), np.float32),
         r"images have shape \[2, 7, 6\]; wanted \[batch, 2, 7, 6\]; images\[None\] makes",
     ),
-    (np.zeros((1, 7, 6, 2), np.float32), r"images\.transpose\(0, 3, 1, 2\) puts the channels first"),
-    (np.zeros((1, 2, 7, 6), np.uint8), r"uint8; wanted floats .* images\.astype\('float32'\) / 255"),
+    (np.zeros((1, 7, 6, 2), np.float32), r"images\.(transpose|permute)\(0, 3, 1, 2\) puts the channels first"),
+    (np.zeros((1, 2, 7, 6), np.uint8), r"uint8; wanted floats .* images / 255 of whole numbers"),
     (np.zeros((1, 2, 8, 6), np.float32), r"images have shape \[1, 2, 8, 6\]"),
     (np.float32(3), r"images have shape \[\]"),
 ]
@@ -225,6 +226,21 @@ def test_images_that_do_not_fit(session: Any, caps: ModuleType, images: Any, mes
         session(images)
     with pytest.raises(ShapeError, match=message):
         caps.CapsNet(small_spec())(images)
+
+
+def test_the_cures_of_these_messages_cure(caps: ModuleType) -> None:
+    net = caps.CapsNet(small_spec())
+    for dtype in ("uint8", "int64", "uint16", "bool"):
+        images = caps.asarray(np.ones((1, 2, 7, 6), dtype))
+        with pytest.raises(ShapeError, match="wanted floats in") as refused:
+            net(images)
+        for cure in re.findall(r"images [/*] [\d.]+", str(refused.value)):
+            assert net(eval(cure, {"images": images})).lengths.shape == (1, 3)
+    for images in (np.zeros((1, 7, 6, 2), np.float32), np.zeros((2, 7, 6), np.float32)):
+        with pytest.raises(ShapeError, match=r"images") as refused:
+            net(caps.asarray(images))
+        (cure,) = re.findall(r"; (images\S* ?[\d, ()]*)", str(refused.value))
+        assert net(eval(cure.split(" makes")[0], {"images": caps.asarray(images)})).lengths.shape == (1, 3)
 
 
 def test_grey_images_without_their_channel(caps: ModuleType) -> None:

@@ -6,8 +6,9 @@ import io
 import json
 import os
 import sys
+import threading
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import FLOAT32, NUMPY, close, need, random_images, random_params, small_spec
+from conftest import FLOAT32, NUMPY, backend, close, need, random_images, random_params, small_spec
 
 from capscore.errors import BackendError, CapscoreError, ModelFileError, ShapeError
 
@@ -212,6 +213,32 @@ def test_a_provider_that_does_not_start(
         runtime.Session(make(), "tensorrt")
 
 
+class Started(Dropped):
+    """ONNX Runtime's session where every provider starts."""
+
+    def get_providers(self) -> list[str]:
+        return [name for name, _ in self.asked]
+
+
+def test_float32_is_float32_or_a_word_is_said(
+    runtime: ModuleType, make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The CUDA provider has an option for TF32, TensorRT's listens to the environment alone."""
+    there = ["TensorrtExecutionProvider", "CUDAExecutionProvider"]
+    monkeypatch.setattr(runtime.onnxruntime, "get_available_providers", lambda: there)
+    monkeypatch.setattr(runtime.onnxruntime, "preload_dlls", lambda: None, raising=False)
+    monkeypatch.setattr(runtime.onnxruntime, "InferenceSession", Started)
+    monkeypatch.delenv("NVIDIA_TF32_OVERRIDE", raising=False)
+    assert dict(runtime.Session(make(), "cuda")._session.asked)["CUDAExecutionProvider"]["use_tf32"] == "0"
+    with pytest.warns(RuntimeWarning, match="TensorRT may round .* NVIDIA_TF32_OVERRIDE=0") as told:
+        session = runtime.Session(make(), "tensorrt")
+    assert told[0].filename == __file__
+    assert dict(session._session.asked)["CUDAExecutionProvider"]["use_tf32"] == "0"  # for the nodes left to it
+    for value in "01":
+        monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", value)
+        runtime.Session(make(), "tensorrt")  # warnings are errors
+
+
 def test_cuda_graphs_need_a_gpu_and_a_fixed_batch(runtime: ModuleType, make: Callable[..., Path]) -> None:
     with pytest.raises(CapscoreError, match="need the provider cuda, not CPUExecutionProvider, and a fixed batch"):
         runtime.Session(make(batch=4), "cpu", cuda_graph=True)
@@ -238,7 +265,7 @@ class FakeGpu:
 
         self.real, self.place, self.waits, self.allocated = _Torch(), "cpu", 0, 0
         self.real.place = "cpu"
-        self.copy, self.pointer = self.real.copy, self.real.pointer
+        self.copy, self.fill, self.pointer = self.real.copy, self.real.fill, self.real.pointer
 
     def adopt(self, x: Any, dtype: str, device: int) -> Any:
         return self.real.adopt(x, dtype, None)  # type: ignore[arg-type]  # to torch, "cpu:0" is another than "cpu"
@@ -282,6 +309,27 @@ def test_tensors_are_read_where_they_lie(
         session(x[0])
 
 
+@pytest.mark.parametrize("graph", [False, True], ids=["", "cuda_graph"])
+def test_nan_in_int8_is_put_back_where_the_tensors_lie(
+    runtime: ModuleType, make: Callable[..., Path], gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch, graph: bool
+) -> None:
+    torch = need("torch", "torch")
+    seen = random_images(SPEC, 64, dtype="float32")
+    path = make(precision="int8", batch=3, calibration=seen.tolist())
+    session, images = runtime.Session(path, "cpu", 1), random_images(SPEC, 3, dtype="float32")
+    session._cuda_graph = graph
+    good = session(torch.from_numpy(images))
+    images[1, 0, 2, 2] = np.nan
+    from_host = session(images).lengths
+    monkeypatch.setattr(runtime, "to_host", None)  # nothing goes there
+    out = session(torch.from_numpy(images))
+    for found, wanted in ((out.lengths, good.lengths), (out.capsules, good.capsules)):
+        assert isinstance(found, torch.Tensor)
+        assert torch.isnan(found[1]).all()
+        torch.testing.assert_close(found[[0, 2]], wanted[[0, 2]], rtol=0, atol=0)
+    assert np.isnan(from_host[1]).all()
+
+
 def test_fixed_addresses(runtime: ModuleType, make: Callable[..., Path], net: Any, gpu: FakeGpu) -> None:
     torch = need("torch", "torch")
     session = runtime.Session(make(batch=2), "cpu", 1)
@@ -298,6 +346,102 @@ def test_fixed_addresses(runtime: ModuleType, make: Callable[..., Path], net: An
         for images, out in zip(batches, pool.map(session, batches), strict=True):
             close(out.lengths, net(images).lengths, FLOAT32)
     assert gpu.allocated == 3
+
+
+def test_a_graph_belongs_to_one_thread(
+    runtime: ModuleType, make: Callable[..., Path], net: Any, gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime keeps a CUDA graph for each thread that runs; what is to be waited for is the caller's."""
+    session = runtime.Session(make(batch=2), "cpu", 1)
+    session._cuda_graph = True
+    real, ran, waited = session._session.run_with_iobinding, set(), set()
+    monkeypatch.setattr(
+        session._session, "run_with_iobinding", lambda b: (ran.add(threading.current_thread()), real(b))
+    )
+    monkeypatch.setattr(gpu, "wait", lambda device: waited.add(threading.current_thread()))
+    batches = [random_images(SPEC, 2, seed, "float32") for seed in range(6)]
+    threads = []
+    for images in batches:
+        with ThreadPoolExecutor(1) as pool:
+            threads.append(pool.submit(threading.current_thread).result())
+            close(pool.submit(session, images).result().lengths, net(images).lengths, FLOAT32)
+    assert len(ran) == 1
+    assert waited == set(threads)
+    monkeypatch.setattr(session._session, "run_with_iobinding", lambda b: 1 / 0)
+    with pytest.raises(ModelFileError, match="cannot run the ONNX model"):  # an error in that thread is the caller's
+        session(batches[0])
+
+
+@pytest.mark.parametrize("options", [{}, {"batch": 3}])
+def test_a_session_on_another_gpu_than_the_current_one(
+    runtime: ModuleType, make: Callable[..., Path], net: Any, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CuPy's stand-in refuses work on arrays of another device, and its copies are made on the current one."""
+    import fake_cupy
+
+    from capscore.export import binding
+
+    monkeypatch.setitem(sys.modules, "cupy", fake_cupy)
+    library = binding._Cupy()
+    monkeypatch.setattr(library, "place", "cpu")
+    monkeypatch.setattr(runtime, "CUDA", "CPUExecutionProvider")
+    monkeypatch.setattr(runtime, "library_of", lambda x: library if isinstance(x, fake_cupy.ndarray) else runtime.HOST)
+    monkeypatch.setattr(fake_cupy.cuda, "synchronized", [])
+    monkeypatch.setattr(fake_cupy.ndarray, "__cuda_array_interface__", {}, raising=False)
+    session = runtime.Session(make(**options), "cpu", 1, device=1)
+    session._cuda_graph = "batch" in options
+    images = random_images(SPEC, 3)
+    expected = net(images.astype(np.float32))
+    there = fake_cupy.cuda.Device(1)
+    with there:
+        on_it = fake_cupy.asarray(images.astype(np.float32))
+    for x in (fake_cupy.asarray(images), fake_cupy.asarray(np.asfortranarray(images)), on_it):
+        fake_cupy.cuda.synchronized.clear()
+        out = session(x)
+        assert out.lengths.device == out.capsules.device == there
+        close(out.lengths.get(), expected.lengths, FLOAT32)
+        close(out.capsules.get(), expected.capsules, FLOAT32)
+        waits = {0, 1} if x.device != there else {1}  # for who made the images, and for the copy of them
+        assert set(fake_cupy.cuda.synchronized) == waits
+    assert fake_cupy.cuda.Device().id == 0
+
+
+class Elsewhere:
+    """An array on a GPU, of a library with streams of its own, whose memory may be read once DLPack has been asked."""
+
+    is_cuda, __cuda_array_interface__ = True, {}
+
+    def __init__(self, held: np.ndarray) -> None:
+        self.held, self.asked = held, 0
+        self.dtype, self.shape, self.device = held.dtype, held.shape, types.SimpleNamespace(id=0)
+
+    def detach(self) -> Any:
+        return self
+
+    def __dlpack_device__(self) -> Any:
+        return self.held.__dlpack_device__()
+
+    def __dlpack__(self, *, stream: int | None = None, **options: Any) -> Any:
+        self.asked += 1
+        return self.held if stream == 1 else self.held.__dlpack__()
+
+
+def test_streams_of_two_libraries_meet_by_dlpack(runtime: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An address alone says nothing of what has still to be computed."""
+    import fake_cupy
+
+    from capscore.export import binding
+
+    torch_caps = backend("torch")
+    monkeypatch.setitem(sys.modules, "cupy", fake_cupy)
+    monkeypatch.setattr(backend("cupy"), "cupy", fake_cupy)
+    monkeypatch.setattr(binding._Torch, "place", "cpu")
+    x = Elsewhere(np.arange(6.0))
+    on_cupy = backend("cupy").asarray(x), binding._Cupy().adopt(x, "float32", 0)
+    on_torch = torch_caps.asarray(x), binding._Torch().adopt(x, "float32", None)  # type: ignore[arg-type]
+    assert x.asked == 4
+    for found in (*on_cupy, *on_torch):
+        np.testing.assert_array_equal(found.get() if hasattr(found, "get") else found.numpy(), np.arange(6.0))
 
 
 class Pointer:
@@ -323,25 +467,24 @@ def test_which_library_an_array_is_of(runtime: ModuleType, monkeypatch: pytest.M
         binding.gpu_library()
 
 
-@pytest.mark.gpu
+@pytest.mark.parametrize("library", [pytest.param(name, marks=pytest.mark.gpu(name)) for name in ("cupy", "torch")])
 @pytest.mark.parametrize("options", [{}, {"batch": 5}])
-def test_zero_copy_on_a_gpu(runtime: ModuleType, make: Callable[..., Path], net: Any, options: dict[str, Any]) -> None:
+def test_zero_copy_on_a_gpu(
+    runtime: ModuleType, make: Callable[..., Path], net: Any, library: str, options: dict[str, Any]
+) -> None:
     if "CUDAExecutionProvider" not in need("onnxruntime", "onnx").get_available_providers():
         pytest.skip("this ONNX Runtime is for CPUs")
-    cupy, images = need("cupy", "cupy"), random_images(SPEC, 5, dtype="float32")
+    images, module = random_images(SPEC, 5, dtype="float32"), need(library, library)
     session = runtime.Session(make(**options), "cuda", cuda_graph="batch" in options)
     assert session.provider == "CUDAExecutionProvider"
     expected = net(images)
     for _ in range(3):  # a CUDA graph is captured by the first call and replayed by the others
-        out = session(cupy.asarray(images))
-        assert isinstance(out.lengths, cupy.ndarray)
-        close(out.lengths.get(), expected.lengths, FLOAT32)
+        x = module.asarray(images) if library == "cupy" else module.from_numpy(images).cuda()
+        out = session(x)
+        assert type(out.lengths) is type(x)
+        assert out.lengths.device == x.device
+        close(backend(library).to_numpy(out.lengths), expected.lengths, FLOAT32)
         close(session(images).capsules, expected.capsules, FLOAT32)
-    torch = need("torch", "torch")
-    if torch.cuda.is_available():
-        lengths = session(torch.from_numpy(images).cuda()).lengths
-        assert lengths.is_cuda
-        close(lengths.cpu().numpy(), expected.lengths, FLOAT32)
 
 
 # Files that are refused
@@ -379,6 +522,38 @@ def branch(model: Any) -> None:
     node.attribute.add(name="then_branch", type=5).g.name = "inner"
 
 
+def sparse(model: Any) -> None:
+    node = model.graph.node.add(op_type="Constant", name="far", output=["far"])
+    node.attribute.add(name="value", type=11).sparse_tensor.indices.data_location = 1
+
+
+def unknown(model: Any) -> None:
+    model.graph.MergeFromString(b"\xfa\x3f\x03abc")  # a field 1023 of three bytes
+
+
+def undecodable(field: str) -> Callable[[Any], None]:
+    def change(model: Any) -> None:
+        message = getattr(model.graph, field)[0]
+        content = message.SerializeToString()
+        at = content.index(message.name.encode())
+        end = at + len(message.name)
+        message.ParseFromString(content[: end - 1] + b"\xff" + content[end:])
+
+    return change
+
+
+def ways(descriptor: Any, passed: tuple[str, ...] = ()) -> Iterator[list[Any]]:
+    """Yield the fields that lead from a message to a tensor, by every way that passes no kind of message twice."""
+    for field in descriptor.fields:
+        inner = field.message_type
+        if inner is None or inner.name in passed:
+            continue
+        if inner.name == "TensorProto":
+            yield [field]
+        for way in ways(inner, (*passed, inner.name)):
+            yield [field, *way]
+
+
 def sizes(i: int, value: int) -> Callable[[Any], None]:
     def change(model: Any) -> None:
         model.graph.input[0].type.tensor_type.shape.dim[i].dim_value = value
@@ -395,8 +570,16 @@ def other_spec(model: Any) -> None:
 REFUSED = {
     "external data": (outside, "is in another file, which is not followed: a capscore model is one file"),
     "an external constant": (constant_outside, "is in another file"),
-    "a subgraph": (branch, r"its node 'branch' \(If\) has a graph of its own"),
-    "a function": (lambda m: m.functions.add(name="f"), "it defines the function 'f'; a capscore model is flat"),
+    "a subgraph": (
+        branch,
+        r"its \.graph\.node 'branch'\.attribute 'then_branch'\.g is a GraphProto: a capscore model is",
+    ),
+    "a function": (lambda m: m.functions.add(name="f"), r"its \.functions 'f' is a FunctionProto: .* one flat graph"),
+    "training": (lambda m: m.training_info.add(), r"its \.training_info '' is a TrainingInfoProto"),
+    "a sparse constant": (sparse, r"its \.graph\.node 'far'\.attribute 'value'\.sparse_tensor is a SparseTensorProto"),
+    "what is unknown": (unknown, r"its \.graph says what this version of onnx does not know"),
+    "a name in no encoding": (undecodable("output"), r"its \.graph\.output .*\.name is not UTF-8: b'len.*xff'"),
+    "a node's name in no encoding": (undecodable("node"), r"its \.graph\.node .*\.output is not UTF-8: b'.*xff'"),
     "no metadata": (lambda m: m.ClearField("metadata_props"), "no capscore metadata"),
     "metadata of another graph": (other_spec, r"its images are \[2, 7, 6\]; its spec says \[2, 9, 9\]"),
     "another output": (
@@ -412,6 +595,29 @@ REFUSED = {
     "doubles": (lambda m: setattr(m.graph.input[0].type.tensor_type, "elem_type", 11), "neither of float32 nor of"),
     "lengths of bytes": (lambda m: setattr(m.graph.output[1].type.tensor_type, "elem_type", 2), "uint8, not float32"),
 }
+
+
+def test_data_elsewhere_is_refused_wherever_a_tensor_can_be(runtime: ModuleType, damaged: Callable[..., Path]) -> None:
+    onnx = need("onnx", "onnx")
+    found = list(ways(onnx.ModelProto.DESCRIPTOR, ("ModelProto",)))
+    told = {".".join(field.name for field in way) for way in found}
+    assert {"training_info.initialization.node.attribute.t", "graph.node.attribute.sparse_tensor.indices",
+            "graph.node.attribute.sparse_tensors.values", "functions.node.attribute.tensors",
+            "graph.sparse_initializer.values"} - told == set()  # fmt: skip
+
+    def at(way: list[Any]) -> Callable[[Any], None]:
+        def change(message: Any) -> None:
+            for field in way:
+                place = getattr(message, field.name)
+                message = place.add() if hasattr(place, "add") else place
+            message.data_location = 1
+            message.external_data.add(key="location", value="/etc/passwd")
+
+        return change
+
+    for way in found:
+        with pytest.raises(ModelFileError, match=r"in another file|is a \w+: a capscore model is one flat graph"):
+            runtime.Session(damaged(at(way)))
 
 
 @pytest.mark.parametrize("what", REFUSED)

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from capscore import Conv
 from conftest import FLOAT32, FLOAT64, GRADIENT, NUMPY, backend, close, need, random_images, random_params, small_spec
 
 from capscore.errors import BackendError
 from capscore.model import objective
+from capscore.routing import DynamicRouting, dynamic_routing
 
 torch = need("torch", "torch")
 SPEC = small_spec()
@@ -118,6 +125,130 @@ def test_exports_with_a_symbolic_batch(net: Any) -> None:
         images = torch.from_numpy(random_images(SPEC, batch, seed=batch, dtype="float32"))
         lengths = program.module()(images)[0]
         close(lengths.detach().numpy(), reference(images), FLOAT32)
+
+
+# What other programs read: no operator of capscore's own, any batch, the same results
+
+
+@pytest.fixture(params=[None, "6x6"])
+def exportable(request: pytest.FixtureRequest) -> Any:
+    """A network whose layers have both operators, for maps that the tiles fit."""
+    spec = small_spec(input=(2, 20, 20), stem=(Conv(96, kernel=3),))  # what tiles are for
+    return backend("torch").CapsNet(spec, random_params(spec), fast_conv=request.param)
+
+
+class Lengths(torch.nn.Module):
+    """A module that holds a network, as an application's does."""
+
+    def __init__(self, net: Any) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: Any) -> Any:
+        return self.net(images).lengths
+
+
+def agrees(found: Any, net: Any) -> None:
+    """Assert that `found` (images → outputs, the first of them lengths) is the network, at any batch."""
+    for batch in (1, 2, 7, 40):
+        x = torch.from_numpy(random_images(net.spec, batch, seed=batch, dtype="float32"))
+        first = found(x)[0]
+        close(
+            np.asarray(first.detach() if hasattr(first, "detach") else first), net(x).lengths.detach().numpy(), FLOAT32
+        )
+
+
+def elsewhere(code: str, *args: Any) -> str:
+    """Run Python in a process of its own, where capscore is never imported."""
+    whole = f"import sys, torch\n{code}\nassert 'capscore' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", whole, *map(str, args)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_trace_runs_without_capscore(exportable: Any, batch: int, tmp_path: Path) -> None:
+    x = torch.from_numpy(random_images(exportable.spec, batch, dtype="float32"))
+    traced = torch.jit.trace(exportable, (x,))
+    agrees(traced, exportable)
+    torch.jit.save(traced, tmp_path / "net.pt")
+    torch.save(x, tmp_path / "x.pt")
+    code = "net, x = torch.jit.load(sys.argv[1]), torch.load(sys.argv[2])\nprint(net(x)[0].flatten().tolist())"
+    found = np.array(json.loads(elsewhere(code, tmp_path / "net.pt", tmp_path / "x.pt")))
+    close(found, exportable(x).lengths.detach().numpy().astype(np.float64).ravel(), FLOAT32)
+    inside = torch.jit.trace(Lengths(exportable), (x,))
+    agrees(lambda images: [inside(images)], exportable)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_exported_program_runs_without_capscore(exportable: Any, strict: bool, tmp_path: Path) -> None:
+    torch._dynamo.reset()
+    x = torch.from_numpy(random_images(exportable.spec, 3, dtype="float32"))
+    shapes = ({0: torch.export.Dim("batch")},)
+    program = torch.export.export(Lengths(exportable), (x,), dynamic_shapes=shapes, strict=strict)
+    module = program.module()
+    agrees(lambda images: [module(images)], exportable)
+    torch.export.save(program, tmp_path / "net.pt2")
+    torch.save(x, tmp_path / "x.pt")
+    code = "net, x = torch.export.load(sys.argv[1]).module(), torch.load(sys.argv[2])\nprint(net(x).flatten().tolist())"
+    found = np.array(json.loads(elsewhere(code, tmp_path / "net.pt2", tmp_path / "x.pt")))
+    close(found, exportable(x).lengths.detach().numpy().astype(np.float64).ravel(), FLOAT32)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore:Converting a tensor to a Python boolean")  # `couplings`, which PyTorch makes one
+@pytest.mark.parametrize("dynamo", [False, True])
+def test_the_onnx_exporters_of_pytorch(exportable: Any, dynamo: bool, tmp_path: Path) -> None:
+    ort = need("onnxruntime", "onnx")
+    if dynamo:
+        need("onnxscript", "onnxscript")
+    x, path = torch.from_numpy(random_images(exportable.spec, 3, dtype="float32")), tmp_path / "net.onnx"
+    free = {"dynamic_shapes": ({0: "batch"},)} if dynamo else {"dynamic_axes": {"images": {0: "batch"}}}
+    names = {"input_names": ["images"], "output_names": ["lengths", "capsules"]}
+    torch.onnx.export(exportable, (x,), path, dynamo=dynamo, verbose=False, **free, **names)
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    agrees(lambda images: session.run(["lengths"], {"images": images.numpy()}), exportable)
+
+
+@pytest.mark.filterwarnings("ignore")  # of versions that it was not tested with, and of what does not run on Linux
+def test_core_ml_converts_a_trace(exportable: Any) -> None:
+    ct = need("coremltools", "coreml")
+    x = torch.from_numpy(random_images(exportable.spec, 1, dtype="float32"))
+    free = ct.Shape((ct.RangeDim(1, 16), *exportable.spec.input))
+    taken = [ct.TensorType(name="images", shape=free)]
+    given = [ct.TensorType(name="lengths"), ct.TensorType(name="capsules")]
+    target = ct.target.iOS16
+    made = ct.convert(torch.jit.trace(exportable, (x,)), inputs=taken, outputs=given, minimum_deployment_target=target)
+    assert [output.name for output in made.get_spec().description.output] == ["lengths", "capsules"]
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit", "ignore:Converting a tensor to a Python integer")  # J is a constant
+@pytest.mark.parametrize("leaky", [False, True])
+def test_a_routing_of_votes_traces_at_any_batch(leaky: bool) -> None:
+    ops = backend("torch")
+
+    def votes(batch: int) -> Any:
+        return torch.from_numpy(np.random.default_rng(batch).normal(size=(batch, 12, 4, 5)))
+
+    for example in (1, 3):
+        traced = torch.jit.trace(lambda u_hat: dynamic_routing(ops, u_hat, leaky=leaky), (votes(example),))
+        for batch in (1, 2, 7):
+            expected = dynamic_routing(NUMPY, votes(batch).numpy(), leaky=leaky)
+            close(traced(votes(batch)).numpy(), expected, FLOAT64)
+
+
+def test_the_compiler_keeps_the_operators(exportable: Any) -> None:
+    torch._dynamo.reset()
+    seen = set()
+
+    def look(module: Any, inputs: Any) -> Any:
+        seen.update(str(node.target) for node in module.graph.nodes)
+        return module.forward
+
+    torch.compile(exportable, fullgraph=True, backend=look)(torch.zeros(9, 2, 20, 20))
+    assert "capscore.dynamic_routing.default" in seen
+    assert ("capscore.fast_conv2d.default" in seen) == (exportable.fast_conv is not None)
 
 
 def test_autocast_is_close_and_its_lengths_are_float32(net: Any, images: Any) -> None:
@@ -237,22 +368,153 @@ def test_tf32_is_off(net: Any) -> None:
     assert not torch.backends.cuda.matmul.allow_tf32
 
 
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize(("name", "on", "off"), [("allow_tf32", True, False), ("fp32_precision", "tf32", "ieee")])
 def test_tf32_is_used_where_pytorch_allows_it_by_either_name(
-    net: Any, images: Any, name: str, on: Any, off: Any
+    name: str, on: Any, off: Any, compiled: bool, monkeypatch: Any
 ) -> None:
+    """The flag is read in the forward pass; the backward one computes the same votes, whatever it says by then."""
     from capscore.backends import _torch_fused
 
-    matmul = torch.backends.cuda.matmul
+    matmul, told = torch.backends.cuda.matmul, []
     if not hasattr(matmul, name):
         pytest.skip(f"this PyTorch has no {name}")
-    before = getattr(matmul, name)
-    assert _torch_fused._allowed("float32") == "float32"
+
+    class Kernels:
+        @staticmethod
+        def forward(u: Any, weight: Any, bias: Any, iterations: int, leaky: bool, precision: str) -> Any:
+            told.append(precision)
+            (b, _, _), (_, j, d, _) = u.shape, weight.shape
+            return u.new_zeros(b, j, d), u.new_zeros(2, iterations, b, j, d)
+
+        @staticmethod
+        def backward(g: Any, kept: Any, u: Any, weight: Any, bias: Any, *how: Any) -> Any:
+            told.append(how[-1])
+            return torch.zeros_like(u), torch.zeros_like(weight), torch.zeros_like(bias)
+
+    def loss(u: Any, weight: Any, bias: Any) -> Any:
+        return _torch_fused.dynamic_routing(DynamicRouting(2), u, weight, bias).sum()
+
+    monkeypatch.setattr(_torch_fused, "_kernels", lambda u, weight: Kernels)
+    shapes, before = ((2, 3, 4), (3, 5, 6, 4), (5, 6)), getattr(matmul, name)
+    arrays = [torch.ones(shape, requires_grad=True) for shape in shapes]
+    run = torch.compile(loss, backend="aot_eager", fullgraph=True) if compiled else loss
     try:
+        for flag, other in ((off, on), (on, off), (off, on)):
+            setattr(matmul, name, flag)
+            value = run(*arrays)
+            setattr(matmul, name, other)
+            value.backward()
         setattr(matmul, name, on)
-        assert [_torch_fused._allowed(p) for p in ("float32", "bf16")] == ["tf32", "bf16"]
-        net(images)
-        setattr(matmul, name, off)
-        assert _torch_fused._allowed("float32") == "float32"
+        with torch.autocast("cpu", torch.bfloat16):
+            run(*arrays).backward()
     finally:
         setattr(matmul, name, before)
+        torch._dynamo.reset()
+    assert told == ["float32"] * 2 + ["tf32"] * 2 + ["float32"] * 2 + ["bf16"] * 2
+
+
+# ------------------------------------------------------------------------------------------------- threads and turns
+
+
+@pytest.mark.parametrize("call", ["predict", "forward", "reconstruct", "save"])
+@pytest.mark.parametrize("name", ["torch", "numpy"])
+def test_what_runs_while_parameters_are_assigned_sees_one_network(name: str, call: str, tmp_path: Path) -> None:
+    caps = backend(name)
+    x = random_images(SPEC, 6, dtype="float32")
+    ways = [random_params(SPEC, seed, dtype="float32") for seed in (1, 2)]
+    net = caps.CapsNet(SPEC, ways[0])
+
+    def ask(net: Any, thread: int = 0) -> bytes:
+        if call == "predict":
+            return net.predict(x, batch=2).tobytes()  # type: ignore[no-any-return]
+        if call == "forward":
+            return caps.to_numpy(net(x[:2]).capsules).tobytes()  # type: ignore[no-any-return]
+        if call == "reconstruct":
+            return caps.to_numpy(net.reconstruct(np.ones((2, 3, 6), np.float32), [0, 1])).tobytes()  # type: ignore[no-any-return]
+        net.save(tmp_path / str(thread))
+        return b"".join(caps.to_numpy(p).tobytes() for p in caps.load(tmp_path / str(thread)).params.values())
+
+    wanted = {ask(caps.CapsNet(SPEC, params)) for params in ways}
+    found: list[bytes] = []
+    done = threading.Event()
+
+    def asks(thread: int) -> None:
+        while not done.is_set():
+            found.append(ask(net, thread))
+
+    before, interval = list(net.parameters()) if name == "torch" else [], sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    threads = [threading.Thread(target=asks, args=(i,)) for i in range(3)]
+    try:
+        for thread in threads:
+            thread.start()
+        deadline = time.monotonic() + 3
+        while time.monotonic() < deadline:
+            for params in ways:
+                net.assign(params)
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+        sys.setswitchinterval(interval)
+    assert set(found) == wanted
+    if name == "torch":
+        assert all(a is b for a, b in zip(before, net.parameters(), strict=True))
+
+
+def test_an_assignment_waits_for_a_prediction_and_the_next_prediction_for_it(net: Any, images: Any) -> None:
+    order: list[str] = []
+    within, asked = threading.Event(), threading.Event()
+
+    def hold(*_: Any) -> None:
+        if not within.is_set():
+            within.set()
+            assert asked.wait(10)
+            time.sleep(0.05)  # the other thread has begun to assign
+            net.predict(images)  # who reads already may read again
+            order.append("predicted")
+
+    handle = net.register_forward_hook(hold)
+
+    def assigns() -> None:
+        assert within.wait(10)
+        asked.set()
+        net.assign(random_params(SPEC, 7))
+        order.append("assigned")
+
+    thread = threading.Thread(target=assigns)
+    thread.start()
+    before = net.predict(images, batch=1)
+    thread.join()
+    handle.remove()
+    assert order == ["predicted", "assigned"]
+    close(before, reference(images), FLOAT32)  # three batches, all by the former parameters
+    assert np.abs(net.predict(images) - before).max() > 1e-3
+
+
+def test_a_thread_may_assign_what_it_reads_itself(net: Any, images: Any) -> None:
+    handle = net.register_forward_hook(lambda *_: net.assign(random_params(SPEC, 7)))
+    net.predict(images)
+    handle.remove()
+    close(net.predict(images), NUMPY.CapsNet(SPEC, random_params(SPEC, 7))(images).lengths, FLOAT32)
+
+
+def test_a_backward_pass_after_an_assignment_is_refused(net: Any, images: Any) -> None:
+    loss = net(images).lengths.sum()
+    net.assign(random_params(SPEC, 7))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_a_copy_is_read_and_assigned_by_itself(net: Any, images: Any) -> None:
+    with net._reading():
+        copies = copy.deepcopy(net), pickle.loads(pickle.dumps(net))
+    changing = threading.Thread(target=lambda: [other.assign(random_params(SPEC, 7)) for other in copies])
+    with net._reading(), copies[0]._reading():
+        changing.start()
+        changing.join(0.2)
+        assert changing.is_alive()  # the first copy is read by this thread, and not by the one that assigns
+    changing.join()
+    for other in copies:
+        assert not np.array_equal(other.predict(images), net.predict(images))

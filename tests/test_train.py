@@ -1,5 +1,6 @@
 """Training: one loop for every backend, resumed to the bit, interrupted without loss."""
 
+import errno
 import itertools
 import json
 import os
@@ -15,9 +16,9 @@ from conftest import backend
 
 from capscore import CapsNetSpec, Conv, Decoder, DenseCaps, PrimaryCaps, modelfile
 from capscore.data import Dataset, Framed, Pairs, Resident, load, resident
-from capscore.errors import CapscoreError, ShapeError, TrainingError
+from capscore.errors import CapscoreError, ShapeError, TrainingError, TrainingWarning
 from capscore.model import objective
-from capscore.train import BEST, LAST, LOG, Recipe, Stopped, accuracy, batches, right, shifted, train
+from capscore.train import BEST, LAST, LOG, Recipe, Stopped, accuracy, alone, batches, right, shifted, train
 
 TINY = CapsNetSpec(
     input=(1, 28, 28),
@@ -587,3 +588,393 @@ def test_no_checkpoint_is_made_of_what_follows_a_loss_that_is_not_finite(digits,
     kept = modelfile.read(tmp_path / "checked" / LAST)
     assert kept.provenance["training"]["steps"] == 2
     assert all(np.isfinite(p).all() for p in kept.params.values())
+
+
+# --------------------------------------------------------------------------------------- parameters without a gradient
+
+FROZEN = ("stem.0.weight", "stem.0.bias", "primary.weight", "primary.bias")
+PLAIN = replace(RECIPE, reconstruction=0)
+
+
+class Reporter:
+    """A reporter that does nothing, to be derived from."""
+
+    def begin(self, *_):
+        pass
+
+    def step(self, *_):
+        pass
+
+    def end(self, _):
+        pass
+
+
+def freezing(name, digits, folder, frozen, recipe=RECIPE, resume=False, stop=0, reporters=()):
+    """Train with some parameters frozen, if `frozen` is not None; return the parameters and what is frozen then."""
+    caps = backend(name)
+    net = caps.CapsNet(TINY, seed=recipe.seed, classes=digits[0].classes)
+    learner = stopping(caps.Learner(net, recipe.reconstruction), stop)
+    if frozen is not None:
+        learner.frozen = frozen
+    train(net, learner, *digits, recipe, folder, resume, [make(learner) for make in reporters])
+    return {key: caps.to_numpy(value).copy() for key, value in net.params.items()}, learner.frozen
+
+
+@pytest.mark.parametrize("name", ["numpy", "cupy", "torch"])
+@pytest.mark.parametrize("frozen", [(), FROZEN], ids=["unused", "frozen"])
+def test_parameters_without_a_gradient_stay_and_resume(name, frozen, digits, tmp_path):
+    """Without reconstruction the decoder has no gradient; what is frozen has none either."""
+    recipe = PLAIN if not frozen else RECIPE
+    still = frozen or [key for key in TINY.parameters if key.startswith("decoder")]
+    whole, _ = freezing(name, digits, tmp_path / "whole", frozen, recipe)
+    with pytest.raises(Stopped):
+        freezing(name, digits, tmp_path / "cut", frozen, recipe, stop=3)
+    resumed, found = freezing(name, digits, tmp_path / "cut", None, recipe, resume=True)
+    assert found == frozen
+    first = {key: backend(name).to_numpy(p) for key, p in backend(name).CapsNet(TINY, seed=3).params.items()}
+    last = modelfile.read(tmp_path / "cut" / LAST)
+    assert last.provenance["frozen"] == list(frozen)
+    for key in TINY.parameters:
+        np.testing.assert_array_equal(whole[key], resumed[key])
+        assert np.array_equal(whole[key], first[key]) == (key in still)
+        for moment in ("first", "second"):
+            assert (not last.state[f"optimizer.{moment}.{key}"].any()) == (key in still)
+
+
+def test_requires_grad_is_what_torch_freezes_by(digits, tmp_path):
+    caps = backend("torch")
+    net = caps.CapsNet(TINY, seed=3, classes=digits[0].classes)
+    for key in ("stem", "primary"):
+        net.get_submodule(key).requires_grad_(False)
+    learner = caps.Learner(net)
+    assert learner.frozen == FROZEN
+    train(net, learner, *digits, replace(RECIPE, epochs=1), tmp_path)
+    again = caps.CapsNet(TINY, seed=3, classes=digits[0].classes)
+    train(again, caps.Learner(again), *digits, RECIPE, tmp_path, resume=True)
+    assert [key for key, p in again.params.items() if not p.requires_grad] == list(FROZEN)
+
+
+@pytest.mark.parametrize(("first", "second"), [("torch", "numpy"), ("numpy", "torch")])
+def test_what_is_frozen_stays_so_on_another_backend(first, second, digits, tmp_path):
+    one = replace(PLAIN, epochs=1)
+    before, _ = freezing(first, digits, tmp_path, FROZEN, one)
+    after, found = freezing(second, digits, tmp_path, None, PLAIN, resume=True)
+    assert found == FROZEN
+    for key in TINY.parameters:
+        assert np.array_equal(before[key], after[key]) == (key in FROZEN or key.startswith("decoder")), key
+
+
+@pytest.mark.parametrize("name", ["numpy", "torch"])
+def test_what_is_thawed_in_between_resumes_to_the_bit(name, digits, tmp_path):
+    """PyTorch corrects the moments of every parameter by the number of its own steps."""
+
+    class Thaw(Reporter):
+        def __init__(self, learner):
+            self.learner = learner
+
+        def end(self, row):
+            if row["epoch"] == 1:
+                self.learner.frozen = ()
+
+    whole, _ = freezing(name, digits, tmp_path / "whole", FROZEN, reporters=[Thaw])
+    with pytest.raises(Stopped):
+        freezing(name, digits, tmp_path / "cut", FROZEN, stop=7, reporters=[Thaw])
+    resumed, found = freezing(name, digits, tmp_path / "cut", None, resume=True)
+    assert found == ()
+    for key in whole:
+        np.testing.assert_array_equal(whole[key], resumed[key])
+
+
+@pytest.mark.parametrize("name", ["numpy", "cupy", "torch"])
+def test_only_parameters_are_frozen(name):
+    caps = backend(name)
+    learner = caps.Learner(caps.CapsNet(TINY))
+    with pytest.raises(ShapeError, match=r"there is no parameter 'stem\.weight' to freeze; there are stem\.0\."):
+        learner.frozen = ("stem.weight",)
+    assert learner.frozen == ()
+    learner.frozen = "stem.0.weight"
+    assert learner.frozen == ("stem.0.weight",)
+
+
+@pytest.mark.parametrize("name", ["numpy", "cupy", "torch"])
+@pytest.mark.parametrize("learns", [[], ["decoder.0.weight"]], ids=["none", "unused"])
+def test_where_nothing_can_learn_a_clear_error_leaves_nothing(name, learns, digits, tmp_path):
+    frozen = tuple(key for key in TINY.parameters if key not in learns)
+    with pytest.raises(TrainingError, match=r"frozen, so nothing can be learned: learner\.frozen = \(\) lets"):
+        freezing(name, digits, tmp_path, frozen, PLAIN)
+    assert not list(tmp_path.iterdir())
+    freezing(name, digits, tmp_path, (), replace(PLAIN, epochs=1))
+
+
+# ------------------------------------------------------------------------------------ a checkpoint that proves itself
+
+
+@pytest.fixture(scope="module")
+def whole_run(digits, tmp_path_factory):
+    """The folder of a training of one epoch."""
+    folder = tmp_path_factory.mktemp("run")
+    run("numpy", digits, folder, replace(RECIPE, epochs=1))
+    return folder
+
+
+def tampered(folder, target, change):
+    """Copy a run, its checkpoint changed and with a digest that is right again."""
+    target.mkdir()
+    for path in folder.iterdir():
+        (target / path.name).write_bytes(path.read_bytes())
+    model = modelfile.read(folder / LAST)
+    about = json.loads(json.dumps(model.provenance))
+    params, state = dict(model.params), {key.removeprefix("optimizer."): a for key, a in model.state.items()}
+    change(params, state, about)
+    named = {f"optimizer.{key}": array for key, array in state.items()}
+    modelfile.save(target / LAST, replace(model, params=params, state=named, provenance=about))
+
+
+def put(array, value):
+    changed = array.copy()
+    changed.flat[0] = value
+    return changed
+
+
+WEIGHT = "primary.weight"
+TAMPERINGS = {
+    "moments in float16": (lambda p, s, a: s.update({k: v.astype(np.float16) for k, v in s.items()}), "is stored as"),
+    "one in float64": (lambda p, s, a: s.update({"first." + WEIGHT: s["first." + WEIGHT].astype("f8")}), "is stored"),
+    "no steps": (lambda p, s, a: a["training"].update(steps=0), "are not 0 steps"),
+    "many steps": (lambda p, s, a: a["training"].update(steps=10**15), "are not 10{15} steps"),
+    "another epoch": (lambda p, s, a: (a["training"].update(epoch=0, best=-1), a["log"].clear()), "are not 5 steps"),
+    "right answers": (lambda p, s, a: a["training"].update(correct=1), "correct is 1"),
+    "another best": (lambda p, s, a: a["training"].update(best=2.0), "the best accuracy of its log is not 2.0"),
+    "a log of another epoch": (lambda p, s, a: a["log"][0].update(epoch=2), "epochs in their order"),
+    "signs": (lambda p, s, a: s.update({"second." + WEIGHT: -s["second." + WEIGHT]}), "holds negative numbers"),
+    "swapped moments": (
+        lambda p, s, a: s.update({"first." + WEIGHT: s["second." + WEIGHT], "second." + WEIGHT: s["first." + WEIGHT]}),
+        r"second\.primary\.weight holds negative numbers",
+    ),
+    "NaN in a moment": (lambda p, s, a: s.update({"first." + WEIGHT: put(s["first." + WEIGHT], np.nan)}), "holds NaN"),
+    "infinity": (lambda p, s, a: s.update({"second." + WEIGHT: put(s["second." + WEIGHT], np.inf)}), "infinity"),
+    "NaN in a parameter": (lambda p, s, a: p.update({WEIGHT: put(p[WEIGHT], np.nan)}), "primary.weight holds NaN"),
+    "a moment too few": (lambda p, s, a: s.pop("first." + WEIGHT), r"first\.primary\.weight is missing"),
+    "a moment too many": (lambda p, s, a: s.update({"third.x": np.zeros(1, "f4")}), "third.x belongs to no parameter"),
+    "own steps": (lambda p, s, a: s.update({"steps." + WEIGHT: np.array([6.0])}), "no whole number from 0 to 5"),
+    "half a step": (lambda p, s, a: s.update({"steps." + WEIGHT: np.array([0.5])}), "no whole number from 0 to 5"),
+    "NaN steps": (lambda p, s, a: s.update({"steps." + WEIGHT: np.array([np.nan])}), "no whole number from 0 to 5"),
+    "frozen strangers": (lambda p, s, a: a.update(frozen=["x"]), "there is no parameter 'x' to freeze"),
+    "frozen nonsense": (lambda p, s, a: a.update(frozen=[[1]]), r"there is no parameter \[1\] to freeze"),
+    "no progress": (lambda p, s, a: a.pop("training"), "'training' is missing"),
+}
+
+
+@pytest.mark.parametrize("name", ["numpy", "torch"])
+@pytest.mark.parametrize(("change", "message"), TAMPERINGS.values(), ids=TAMPERINGS)
+def test_parts_of_a_checkpoint_that_do_not_agree_are_refused(name, change, message, digits, whole_run, tmp_path):
+    tampered(whole_run, tmp_path / "run", change)
+    before = (tmp_path / "run" / LAST).read_bytes()
+    with pytest.raises(TrainingError, match=message) as caught:
+        run(name, digits, tmp_path / "run", resume=True)
+    told = str(caught.value)
+    assert str(tmp_path / "run" / LAST) in told
+    assert told.endswith(f"train anew into another folder; the best model so far is whole in {tmp_path / 'run' / BEST}")
+    assert "rate" not in told
+    assert (tmp_path / "run" / LAST).read_bytes() == before
+    (tmp_path / "run" / BEST).write_bytes(b"damaged")
+    with pytest.raises(TrainingError, match=r"train anew into another folder$"):  # no cure that cures nothing
+        run(name, digits, tmp_path / "run", resume=True)
+
+
+def test_any_flipped_bit_of_a_checkpoint_is_found(digits, whole_run, tmp_path):
+    tampered(whole_run, tmp_path / "run", lambda *_: None)
+    content = (tmp_path / "run" / LAST).read_bytes()
+    rng = np.random.default_rng(0)
+    places = [*rng.integers(8, len(content), 40), content.index(b'"seed\\": 3') + 9, len(content) - 4]
+    for place in places:
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << int(rng.integers(0, 7))
+        (tmp_path / "run" / LAST).write_bytes(flipped)
+        with pytest.raises(TrainingError, match=f"{LAST}.*the best model so far is whole in"):
+            run("numpy", digits, tmp_path / "run", resume=True)
+
+
+def test_a_checkpoint_without_a_digest_goes_on(digits, whole_run, tmp_path):
+    """As version 0.1 wrote it, which recorded neither threads nor what was frozen."""
+    from safetensors.numpy import load_file
+    from safetensors.numpy import save as serialize
+
+    model = modelfile.read(whole_run / LAST)
+    about = {key: value for key, value in model.provenance.items() if key not in ("threads", "frozen")}
+    text = modelfile.describe(model.spec, model.classes, about)
+    assert "digest" not in text
+    (tmp_path / LAST).write_bytes(serialize(load_file(whole_run / LAST), metadata={"capscore": text}))
+    resumed, _ = run("numpy", digits, tmp_path, resume=True)
+    whole, _ = run("numpy", digits, tmp_path / "whole")
+    for key in whole:
+        np.testing.assert_array_equal(whole[key], resumed[key])
+
+
+def test_a_checkpoint_resumes_in_its_own_precision(digits, whole_run, tmp_path):
+    tampered(whole_run, tmp_path / "run", lambda *_: None)
+    caps = backend("numpy")
+    net = caps.CapsNet(TINY, seed=3, dtype="float64", classes=digits[0].classes)
+    with pytest.raises(
+        TrainingError, match='in float32, the network in float64: make the network with dtype "float32"'
+    ):
+        train(net, caps.Learner(net), *digits, RECIPE, tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize("name", ["numpy", "torch"])
+def test_a_network_that_is_lost_is_neither_measured_nor_saved(name, digits, tmp_path):
+    """The last loss of an epoch is finite; what the step made of the parameters is not."""
+    run(name, digits, tmp_path, replace(RECIPE, epochs=1))
+    before = (tmp_path / LAST).read_bytes(), (tmp_path / BEST).read_bytes()
+    caps = backend(name)
+    net = caps.CapsNet(TINY, seed=3, classes=digits[0].classes)
+    learner, count = caps.Learner(net), itertools.count(1)
+    step = learner.step
+
+    def poisoned(*args):
+        found = step(*args)
+        if next(count) == 5:
+            net.assign({key: put(caps.to_numpy(p), np.nan) for key, p in net.params.items()})
+        return found
+
+    learner.step = poisoned
+    with pytest.raises(TrainingError, match=r"stem\.0\.weight holds NaN .* at step 10 .*last good parameters are in"):
+        train(net, learner, *digits, RECIPE, tmp_path, resume=True)
+    assert ((tmp_path / LAST).read_bytes(), (tmp_path / BEST).read_bytes()) == before
+
+
+@pytest.mark.parametrize("name", ["numpy", "torch"])
+def test_another_number_of_threads_is_told_of(name, digits, tmp_path):
+    run(name, digits, tmp_path / "run", replace(RECIPE, epochs=1))
+    threads = modelfile.read(tmp_path / "run" / LAST).provenance["threads"]
+    assert threads >= 1
+    run(name, digits, tmp_path / "run", resume=True)  # as many: no warning
+    tampered(tmp_path / "run", tmp_path / "other", lambda p, s, a: a.update(threads=threads + 1))
+    with pytest.warns(TrainingWarning, match=f"threads: {threads + 1} before and {threads} now.*not to the same bits"):
+        run(name, digits, tmp_path / "other", replace(RECIPE, epochs=3), resume=True)
+
+
+# ---------------------------------------------------------------------------------------------- the world interferes
+
+
+def test_what_a_killed_save_left_is_removed_by_the_next_training(digits, tmp_path):
+    left = [tmp_path / f".{name}.abc123.part" for name in (BEST, LAST, LOG)]
+    others = [tmp_path / name for name in (".mine.part", "last.safetensors.part", ".other.safetensors.abc.part")]
+    for path in (*left, *others):
+        path.write_text("half")
+    with alone(tmp_path):
+        assert not any(path.exists() for path in left)
+        left[0].write_text("of a training that goes on")
+        with pytest.raises(TrainingError, match="another training is writing into"):
+            run("numpy", digits, tmp_path)
+        assert left[0].exists()
+    run("numpy", digits, tmp_path, replace(RECIPE, epochs=1))
+    left[1].write_text("half")
+    run("numpy", digits, tmp_path, resume=True)
+    assert not any(path.exists() for path in left)
+    assert all(path.exists() for path in others)
+
+
+class Hung(Reporter):
+    """Sends a signal within the third step."""
+
+    def __init__(self, which):
+        self.which, self.count = which, itertools.count(1)
+
+    def step(self, *_):
+        if next(self.count) == 3:
+            signal.raise_signal(self.which)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system has no SIGHUP")
+@pytest.mark.parametrize("which", ["SIGHUP", "SIGTERM"])
+def test_a_terminal_that_is_closed_saves_as_a_termination_does(which, digits, tmp_path):
+    whole, _ = run("numpy", digits, tmp_path / "whole")
+    before = signal.signal(signal.SIGHUP, lambda *_: pytest.fail("not caught"))
+    try:
+        with pytest.raises(Stopped):
+            run("numpy", digits, tmp_path / "cut", reporters=[Hung(getattr(signal, which))])
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert modelfile.read(tmp_path / "cut" / LAST).provenance["training"]["steps"] >= 3
+    resumed, _ = run("numpy", digits, tmp_path / "cut", resume=True)
+    for key in whole:
+        np.testing.assert_array_equal(whole[key], resumed[key])
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system has no SIGHUP")
+def test_a_training_under_nohup_goes_on(digits, tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        _, rows = run("numpy", digits, tmp_path, reporters=[Hung(signal.SIGHUP)])
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert len(rows) == 2
+
+
+@pytest.mark.parametrize("error", [errno.EPIPE, errno.EIO])
+@pytest.mark.parametrize("where", ["begin", "step", "end"])
+def test_an_output_that_is_closed_saves_as_a_termination_does(error, where, digits, tmp_path):
+    class Closed(Reporter):
+        pass
+
+    def fail(self, *_):
+        raise OSError(error, os.strerror(error))
+
+    setattr(Closed, where, fail)
+    whole, _ = run("numpy", digits, tmp_path / "whole")
+    listener = Told()
+    with pytest.raises(Stopped):
+        run("numpy", digits, tmp_path / "cut", reporters=(Closed(), listener))
+    assert modelfile.read(tmp_path / "cut" / LAST).provenance["training"]["steps"] >= 1
+    assert listener.rows  # the others still hear
+    resumed, _ = run("numpy", digits, tmp_path / "cut", resume=True)
+    for key in whole:
+        np.testing.assert_array_equal(whole[key], resumed[key])
+
+
+def test_another_error_of_a_reporter_is_its_own(digits, tmp_path):
+    class Full(Reporter):
+        def end(self, _):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        run("numpy", digits, tmp_path, reporters=(Full(),))
+
+
+def commanded(digits, folder, *options):
+    """Return the command that trains on NumPy with few digits in `folder`."""
+    learn, held_out = digits
+    arrays = {"x_train": learn.images, "y_train": learn.labels, "x_test": held_out.images, "y_test": held_out.labels}
+    np.savez(folder / "few.npz", **arrays)
+    train_them = [sys.executable, "-m", "capscore", "train", "--data", "few.npz", "--backend", "numpy", "--out", "run"]
+    return [*train_them, *options]
+
+
+def test_a_pipe_that_nobody_reads_any_more_saves(digits, tmp_path):
+    """`capscore train | head -2`: rich would end the program on the spot."""
+    command = commanded(digits, tmp_path, "--epochs", "500")
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for _ in range(2):
+        process.stdout.readline()
+    process.stdout.close()
+    errors = process.stderr.read()
+    process.stderr.close()
+    assert process.wait(timeout=120) == 130, errors
+    assert "Traceback" not in errors
+    told = modelfile.read(tmp_path / "run" / LAST).provenance["training"]
+    assert told["step"] > 0  # of the epoch after the one whose line could not be printed
+    assert told["epoch"] < 500
+
+
+def test_the_command_tells_of_another_number_of_threads_in_one_line(digits, tmp_path):
+    """And goes on."""
+    how = {"cwd": tmp_path, "capture_output": True, "text": True, "check": True}
+    subprocess.run(commanded(digits, tmp_path, "--epochs", "1"), env=os.environ | {"OPENBLAS_NUM_THREADS": "1"}, **how)
+    resume = [sys.executable, "-m", "capscore", "train", "--resume", "run", "--epochs", "2"]
+    done = subprocess.run(resume, env=os.environ | {"OPENBLAS_NUM_THREADS": "2"}, **how)
+    assert done.stderr == (
+        "capscore: note: threads: 1 before and 2 now, so the training goes on, but not to the same bits (float32 "
+        "differs by about 1e-7)\n"
+    )
+    assert "epoch 2/2" in done.stdout

@@ -5,20 +5,26 @@ from pathlib import Path
 from capscore.data.affine import Affine
 from capscore.data.affnist import read_affnist_test
 from capscore.data.archive import read_npz
+from capscore.data.classes import absent, by_name
 from capscore.data.dataset import Dataset, Samples
+from capscore.data.fingerprint import changes, fingerprint
 from capscore.data.idx import read_idx, read_idx_folder
-from capscore.data.images import read_folder, read_image
+from capscore.data.images import read_folder
+from capscore.data.memory import Budget
 from capscore.data.pairs import Pairs
+from capscore.data.picture import read_image
 from capscore.data.place import Framed, Placed
 from capscore.data.resident import Resident, resident
 from capscore.data.source import SOURCES, source_folder
+from capscore.data.split import ByContent, BySeed, Rule, rule_of, whole
 from capscore.data.standardise import standardised
 from capscore.data.window import window
 from capscore.errors import DataError
 
 __all__ = [
-    "Affine", "Dataset", "Framed", "Pairs", "Placed", "Resident", "Samples",
-    "load", "read_idx", "read_image", "resident", "standardised", "window",
+    "Affine", "ByContent", "BySeed", "Dataset", "Framed", "Pairs", "Placed", "Resident", "Samples",
+    "absent", "by_name", "changes", "fingerprint", "load", "read_idx", "read_image", "resident", "rule_of",
+    "standardised", "whole", "window",
 ]  # fmt: skip
 
 DIGITS = Path(__file__).with_name("digits.npz")
@@ -27,14 +33,20 @@ NAMES = ", ".join(["digits", *SOURCES, *DRAWN])
 
 
 def load(
-    name: str, *, data_dir: str | Path | None = None, size: tuple[int, int, int] | None = None, seed: int = 0
+    name: str,
+    *,
+    data_dir: str | Path | None = None,
+    size: tuple[int, int, int] | None = None,
+    seed: int = 0,
+    split: Rule | None = None,
+    memory: int | str | None = None,
 ) -> tuple[Samples, Samples]:
     """Load a dataset as (train, test).
 
     Parameters
     ----------
     name
-        `digits` (5,000 + 1,000 MNIST images inside the package), a folder of PNG and JPEG images, an .npz
+        `digits` (5,000 + 1,000 MNIST images inside the package), a folder of images, an .npz
         file, or a dataset of the paper:
 
         - `mnist`, `fashion-mnist`: 28×28
@@ -57,16 +69,26 @@ def load(
         (C, H, W) that the network takes. Folder images are converted and resized to it; without it the first
         image decides. `cifar10` and `smallnorb` give patches of it. Every other dataset must already have it.
     seed
-        Draws the test images of a folder or archive that has no test set of its own, one in five per class;
-        and all that is drawn in `multimnist`, `mnist-40` and `affine-mnist`.
+        Of all that is drawn in `multimnist`, `mnist-40` and `affine-mnist`.
+    split
+        Parts a folder or archive that has no test set of its own; `ByContent()` if None, about one image in five.
+        `rule_of(model.provenance)` is the one that a model was trained with.
+    memory
+        What reading may hold, copies on the way included: bytes, or text such as "8G". Without it the variable
+        CAPSCORE_MEMORY, and without both 4 GiB.
+
+    Warns
+    -----
+    DataWarning
+        Images of a folder have transparency, several frames or nothing to see.
 
     Raises
     ------
     DataError
-        The dataset is unknown, missing, damaged, or of another size than `size`.
+        The dataset is unknown, missing, damaged, too large for the memory, or of another size than `size`.
     """
     try:
-        train, test = _read(name, data_dir, size, seed)
+        train, test = _read(name, data_dir, size, seed, split or ByContent(), Budget(memory))
         wanted = size or train.size
         for dataset in (train, test):
             if dataset.size != wanted:
@@ -81,22 +103,27 @@ def load(
 
 
 def _read(
-    name: str, data_dir: str | Path | None, size: tuple[int, int, int] | None, seed: int
+    name: str,
+    data_dir: str | Path | None,
+    size: tuple[int, int, int] | None,
+    seed: int,
+    rule: Rule,
+    memory: Budget,
 ) -> tuple[Samples, Samples]:
     if name == "digits":
-        return read_npz(DIGITS, size, seed)
+        return read_npz(DIGITS, size, rule, memory)
     if not name:
         raise DataError(f"the name is empty: use {NAMES}, a folder of images or an .npz file")
     if name in SOURCES:
         source = SOURCES[name]
-        train, test = source.read(source_folder(name, data_dir), source.classes)
+        train, test = source.read(source_folder(name, data_dir), source.classes, memory)
         if source.patch is None:
             return train, test
         _, height, width = size or (0, source.patch, source.patch)
         held = min(height, train.size[1]), min(width, train.size[2])  # a patch is never larger than the image
         return Framed(train, *held), Framed(test, *held)
     if name in DRAWN:
-        train, test = read_idx_folder(source_folder("mnist", data_dir), SOURCES["mnist"].classes)
+        train, test = read_idx_folder(source_folder("mnist", data_dir), SOURCES["mnist"].classes, memory)
         match name:
             case "multimnist":
                 return Pairs(train, (seed, 0)), Pairs(test, (seed, 1))
@@ -105,10 +132,10 @@ def _read(
             case "mnist-40":
                 return Framed(train, 40, 40), Placed(test, seed=(seed, 1))
             case _:
-                official = read_affnist_test(source_folder("affnist", data_dir), SOURCES["affnist"].classes)
-                return Framed(train, 40, 40), official
+                folder = source_folder("affnist", data_dir)
+                return Framed(train, 40, 40), read_affnist_test(folder, SOURCES["affnist"].classes, memory)
     if Path(name).is_dir():
-        return read_folder(Path(name), size, seed)
+        return read_folder(Path(name), size, rule, memory)
     if Path(name).is_file():
-        return read_npz(Path(name), size, seed)
+        return read_npz(Path(name), size, rule, memory)
     raise DataError(f"not a name and no such path: use {NAMES}, a folder of images or an .npz file")

@@ -10,12 +10,15 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from capscore.data.dataset import Dataset, split
-from capscore.data.stream import read_up_to
+from capscore.data.classes import numbered
+from capscore.data.dataset import Dataset
+from capscore.data.memory import Budget
+from capscore.data.split import Rule
+from capscore.data.stream import CHUNK, read_up_to
 from capscore.errors import DataError
 
-MAX_BYTES = 4 << 30
 MAX_CLASSES = 1 << 16
+OBJECT = 100  # bytes of a string of Python beside its characters
 MAX_HEADER = 10_000  # bytes of a member that may be its header, enough for any array of numbers or strings
 
 LAYOUTS = (
@@ -26,42 +29,55 @@ LAYOUTS = (
 LAYOUT_TEXT = "; or ".join(map(", ".join, LAYOUTS))
 
 
-def read_npz(path: Path, size: tuple[int, int, int] | None, seed: int) -> tuple[Dataset, Dataset]:
+def read_npz(path: Path, size: tuple[int, int, int] | None, rule: Rule, memory: Budget) -> tuple[Dataset, Dataset]:
     """Read (train, test) from an archive whose arrays are named as one of LAYOUTS.
 
     Images are uint8 or floats in [0, 1], of shape [N, H, W], [N, C, H, W] or [N, H, W, C] with C 1 or 3. Four
     dimensions are channels-last if they fit `size` (C, H, W) only so, or if only the last one is 1 or 3.
-    Labels are integers [N]. `classes` are the class names; without it the names are the numbers. A single set
-    is split by `seed`. Memory grows with what the file really holds, never with what its headers claim.
+    Labels are integers [N]. `classes` are the class names, of label 0 first, or of label 1 where labels go from 1 to
+    their number; without it the numbers that occur are the names. A single set is split by `rule`. Memory grows with
+    what the file really holds, never with what its headers claim.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with _File(path) as file, zipfile.ZipFile(file) as archive:
             members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
             layout = next((keys for keys in LAYOUTS if members.keys() >= {*keys}), None)
             if layout is None:
                 raise DataError(f"has the arrays {[*members][:8]}: name them {LAYOUT_TEXT}")
-            keys = [*layout, "classes"] if "classes" in members else [*layout]
-            total = sum(members[key].file_size for key in keys)
-            if total > MAX_BYTES:
-                raise DataError(f"declares {total:,} bytes: up to {MAX_BYTES:,} can be read, split the file")
-            arrays = {key: _read_array(archive, members[key]) for key in keys}
+            names = members.get("classes")
+            memory.check(sum(members[key].file_size for key in layout), "which declares as much, the archive")
+            images = [_images(archive, members[key], size, memory) for key in layout[::2]]
+            labels = [_labels(archive, members[key], memory) for key in layout[1::2]]
+            called = None if names is None else _names(archive, names, memory)
+            classes, labels, notes = _named(labels, called, memory)
     except DataError:
         raise
     except Exception as error:  # zipfile and numpy's header parser raise nearly anything on a damaged file
         raise DataError(f"cannot be read ({error!s:.200}): write it again with numpy.savez") from error
-    labels = [_labels(arrays[key]) for key in layout[1::2]]
-    classes = _classes(arrays.get("classes"), labels)
-    sets = [Dataset(_images(arrays[k], size), y, classes) for k, y in zip(layout[::2], labels, strict=True)]
-    return split(sets[0], seed) if len(sets) == 1 else (sets[0], sets[1])
+    sets = [Dataset(x, y, classes, notes=notes) for x, y in zip(images, labels, strict=True)]
+    if len(sets) == 2:
+        return sets[0], sets[1]
+    memory.take(images[0].nbytes + labels[0].nbytes, "the archive, of which the two parts are copies,")
+    return rule(sets[0])
 
 
-def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
+class _File(io.FileIO):
+    """A file of which no more than a piece is read at once: zipfile would read a directory of any size at once."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = super().read(size if size is not None and 0 <= size <= CHUNK else CHUNK + 1) or b""
+        if len(data) > CHUNK:
+            raise DataError(f"has a directory of more than {CHUNK:,} bytes: write it again with numpy.savez")
+        return data
+
+
+def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, memory: Budget) -> NDArray[Any]:
     name = member.filename
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         # zipfile unpacks the others without a bound on memory, and numpy writes only these two.
         raise DataError(f"{name} has zip method {member.compress_type}: write it with numpy.savez_compressed")
     with archive.open(member) as stream:
-        head = io.BytesIO(read_up_to(stream, MAX_HEADER))
+        head = io.BytesIO(stream.read(MAX_HEADER))
         first = npy.read_magic(head) == (1, 0)
         shape, fortran, dtype = (npy.read_array_header_1_0 if first else npy.read_array_header_2_0)(head)
         if dtype.kind not in "iufU" or dtype.itemsize == 0:
@@ -70,14 +86,27 @@ def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[An
         if 0 in shape or math.prod(shape) * dtype.itemsize != held:
             raise DataError(f"{name} declares {dtype} {shape!s:.80} but holds {held:,} bytes: write it again")
         stream.seek(0)
-        data = read_up_to(stream, member.file_size)
+        data = read_up_to(stream, member.file_size, memory, name)
     return np.frombuffer(data, dtype, offset=head.tell()).reshape(shape, order="F" if fortran else "C")
 
 
-def _images(array: NDArray[Any], size: tuple[int, int, int] | None) -> NDArray[Any]:
-    if array.dtype.kind == "f":
-        with np.errstate(over="ignore", invalid="ignore"):  # what overflows float32 fails the range check
-            array = array.astype(np.float32, copy=False)
+def _images(
+    archive: zipfile.ZipFile, member: zipfile.ZipInfo, size: tuple[int, int, int] | None, memory: Budget
+) -> NDArray[Any]:
+    with memory.passing():
+        array = _channels_first(_read_array(archive, member, memory), size)
+        if array.dtype.kind == "f" and array.dtype != np.float32:
+            memory.take(4 * array.size, member.filename)
+            with np.errstate(over="ignore", invalid="ignore"):  # what overflows float32 fails the range check
+                array = array.astype(np.float32, order="C")
+        elif not array.flags.c_contiguous:
+            memory.take(array.nbytes, member.filename)
+            array = np.ascontiguousarray(array)
+    memory.take(array.nbytes, member.filename)
+    return array
+
+
+def _channels_first(array: NDArray[Any], size: tuple[int, int, int] | None) -> NDArray[Any]:
     if array.ndim == 3:
         array = array[:, None]
     elif array.ndim == 4:
@@ -89,19 +118,53 @@ def _images(array: NDArray[Any], size: tuple[int, int, int] | None) -> NDArray[A
         else:
             raise DataError(f"images have shape {array.shape}: store [N, C, H, W] or [N, H, W, C], C 1 or 3")
         array = np.moveaxis(array, 3, 1) if channels_last else array
-    return np.ascontiguousarray(array)
+    return array
 
 
-def _labels(array: NDArray[Any]) -> NDArray[np.int64]:
-    if array.dtype.kind not in "iu":
-        raise DataError(f"labels are {array.dtype}: store integers, numbered from 0")
-    return array.astype(np.int64)
+def _labels(archive: zipfile.ZipFile, member: zipfile.ZipInfo, memory: Budget) -> NDArray[np.int64]:
+    with memory.passing():
+        array = _read_array(archive, member, memory)
+        if array.dtype.kind not in "iu":
+            raise DataError(f"labels are {array.dtype}: store integers, numbered from 0")
+        memory.take(8 * array.size, member.filename)
+        labels = array.astype(np.int64)
+    memory.take(labels.nbytes, member.filename)
+    return labels
 
 
-def _classes(names: NDArray[Any] | None, labels: list[NDArray[np.int64]]) -> tuple[str, ...]:
-    if names is not None and (names.dtype.kind != "U" or names.ndim != 1):
+def _named(
+    labels: list[NDArray[np.int64]], names: tuple[str, ...] | None, memory: Budget
+) -> tuple[tuple[str, ...], list[NDArray[np.int64]], tuple[str, ...]]:
+    """Return the class names, the labels as indices into them, and a note where they were not so already."""
+    with memory.passing():
+        memory.take(3 * sum(array.nbytes for array in labels), "the labels and what is made of them,")
+        numbers = np.unique(np.concatenate([array.ravel() for array in labels]))
+        count = len(numbers if names is None else names)
+        _check_count(count)
+        if names is not None:
+            if (numbers[0], numbers[-1]) != (1, count):
+                return names, labels, ()
+            note = f"the labels go from 1 to {count}: 1 is taken for {names[0]}, the first of the class names"
+            return names, [array - 1 for array in labels], (note,)
+        called = tuple(map(str, numbers.tolist()))
+        if called == numbered(count) or numbers[0] < 0:
+            return numbered(count), labels, ()
+        note = f"the labels are {numbers[0]} to {numbers[-1]}: the {count} numbers that occur name the classes"
+        return called, [np.searchsorted(numbers, array) for array in labels], (note,)
+
+
+def _names(archive: zipfile.ZipFile, member: zipfile.ZipInfo, memory: Budget) -> tuple[str, ...]:
+    names = _read_array(archive, member, memory)
+    if names.dtype.kind != "U" or names.ndim != 1:
         raise DataError(f"classes are {names.dtype} {names.shape}: store strings, one for each class")
-    count = max(int(array.max()) for array in labels) + 1 if names is None else len(names)
-    if count > MAX_CLASSES:
-        raise DataError(f"{count:,} classes: up to {MAX_CLASSES:,} are possible, number them from 0")
-    return tuple(map(str, range(count) if names is None else names.tolist()))
+    _check_count(len(names))
+    memory.take(names.nbytes + OBJECT * len(names), member.filename)
+    letters = np.ascontiguousarray(names).view(np.dtype(np.uint32).newbyteorder(names.dtype.byteorder))
+    if np.any((letters > 0x10FFFF) | (letters >> 11 == 0xD800 >> 11)):  # no Unicode at all, or half a pair of UTF-16
+        raise DataError("classes hold characters that are not Unicode: store the names again")
+    return tuple(names.tolist())
+
+
+def _check_count(classes: int) -> None:
+    if classes > MAX_CLASSES:
+        raise DataError(f"{classes:,} classes: up to {MAX_CLASSES:,} are possible")

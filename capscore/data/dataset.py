@@ -1,8 +1,9 @@
 """The one form in which every reader and generator hands over its images."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,7 @@ from capscore.errors import DataError
 Index = slice | NDArray[np.integer]
 
 
+@runtime_checkable
 class Samples(Protocol):
     """Labelled images that can be asked for by their positions; where they come from is their own affair."""
 
@@ -54,6 +56,10 @@ class Dataset:
         [N] int64, each an index into `classes`.
     classes
         Class names, distinct.
+    split
+        How these images were parted from others, as JSON values; None for a set of its own.
+    notes
+        What was lost, passed over or renamed as they were read, in one line each.
 
     Raises
     ------
@@ -64,12 +70,17 @@ class Dataset:
     images: NDArray[np.uint8] | NDArray[np.float32]
     labels: NDArray[np.int64]
     classes: tuple[str, ...]
+    split: Mapping[str, Any] | None = None
+    notes: tuple[str, ...] = ()
 
     shift: ClassVar[int] = 2  # section 5 of the paper
 
     def __post_init__(self) -> None:
         """Check the arrays."""
         images, labels, classes = self.images, self.labels, self.classes
+        for name, given in (("images", images), ("labels", labels)):
+            if not isinstance(given, np.ndarray):
+                raise DataError(f"{name} are a {type(given).__name__}: make them a NumPy array")
         if images.dtype not in (np.uint8, np.float32):
             raise DataError(f"images are {images.dtype}: store uint8 in 0..255 or float32 in [0, 1]")
         if images.ndim != 4 or 0 in images.shape:
@@ -128,20 +139,3 @@ def positions(index: Index, count: int) -> NDArray[np.int64]:
         raise IndexError(f"positions reach from {index.min()} to {index.max()} but there are {count:,} images")
     index = index.astype(np.int64)
     return np.where(index < 0, index + count, index)
-
-
-def split(dataset: Dataset, seed: int) -> tuple[Dataset, Dataset]:
-    """Split into (train, test): a fifth of every class to test, at least one image if the class has two.
-
-    Both parts keep the order of `dataset`. Raises DataError if no class has two images.
-    """
-    counts = np.bincount(dataset.labels)
-    quota = np.where(counts > 1, np.maximum(1, np.rint(counts / 5)), 0)
-    grouped = np.lexsort((np.random.default_rng(seed).random(len(dataset)), dataset.labels))
-    rank = np.arange(len(dataset)) - np.repeat(np.cumsum(counts) - counts, counts)
-    chosen = np.zeros(len(dataset), bool)
-    chosen[grouped] = rank < quota[dataset.labels[grouped]]
-    if not chosen.any():
-        raise DataError(f"{len(dataset)} images, one per class, leave none to test with: add images")
-    train, test = (Dataset(dataset.images[m], dataset.labels[m], dataset.classes) for m in (~chosen, chosen))
-    return train, test

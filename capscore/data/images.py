@@ -1,80 +1,106 @@
-"""PNG and JPEG files, alone or in one folder per class."""
+"""Folders of image files, one folder for each class."""
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from capscore.data.dataset import Dataset, split
-from capscore.errors import DataError
+from capscore.data.dataset import Dataset
+from capscore.data.memory import Budget
+from capscore.data.picture import FORMATS, Paper, ink, paper_for, read_noting
+from capscore.data.split import Rule
+from capscore.data.survey import fitting_size, lost, own_sizes, skipped
+from capscore.errors import DataError, DataWarning
 
-SUFFIXES = (".png", ".jpg", ".jpeg")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 LAYOUT = "images belong in <folder>/<class>/, or in <folder>/train/<class>/ and <folder>/test/<class>/"
+ENTRY = 1024  # bytes that the path of a file takes at most
+SAMPLE = 100  # images whose ink is looked at before a paper is chosen
 
 
-def read_image(path: str | Path, size: tuple[int, int, int] | None = None) -> NDArray[np.uint8]:
-    """Read a PNG or JPEG file as uint8 [C, H, W], in the colour and size (C, H, W) asked for or in its own.
+def read_folder(root: Path, size: tuple[int, int, int] | None, rule: Rule, memory: Budget) -> tuple[Dataset, Dataset]:
+    """Read (train, test) from root/train/<class>/ and root/test/<class>/, or split root/<class>/ by `rule`.
 
-    C is 1 for grey and 3 for RGB; resizing is bilinear. Transparency is laid on black, 16-bit greys are
-    scaled to 8 bits, and the orientation that a camera noted is applied. Raises DataError if the file is
-    missing, damaged or so large that PIL takes it for a decompression bomb, or if C is neither 1 nor 3.
+    Classes are the folders in alphabetical order. Hidden files are passed over; so is what is no image by its name,
+    and the notes of the datasets say how much, and what the images lost in `size`. Transparency is laid on one paper
+    everywhere: white if the training images' ink is dark as a whole, else black.
     """
-    from PIL import Image, ImageOps
-
-    if not Path(path).is_file():
-        raise DataError(f"{path} is {'a folder' if Path(path).is_dir() else 'not there'}: name files, PNG or JPEG")
-    if size and size[0] not in (1, 3):
-        raise DataError(f"size {size} asks for {size[0]} channels: images are read with 1 (grey) or 3 (RGB)")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=("PNG", "JPEG")) as file:
-                image = ImageOps.exif_transpose(file)
-        if image.mode.startswith("I"):  # 16-bit grey, which PIL's own convert would clip at 255
-            image = Image.fromarray(((np.asarray(image, np.uint32) + 128) // 257).astype(np.uint8))
-        grey = size[0] == 1 if size else image.mode in ("1", "L", "LA")
-        if image.mode.endswith("A") or "transparency" in image.info:
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA"))
-        image = image.convert("L" if grey else "RGB")
-        if size:
-            image = image.resize((size[2], size[1]), Image.Resampling.BILINEAR)
-        return np.array(np.atleast_3d(np.asarray(image)).transpose(2, 0, 1), order="C")
-    except Exception as error:  # PIL's decoders raise nearly anything on a damaged file
-        raise DataError(f"{path} cannot be read as PNG or JPEG ({error}): replace or remove it") from error
+    if not _has_test_set(root):
+        images, _ = _read_classes(root, size, memory)
+        memory.take(images.images.nbytes, root)  # the two parts are copies
+        return rule(images)
+    train, paper = _read_classes(root / "train", size, memory)
+    test, _ = _read_classes(root / "test", train.size, memory, paper, train.classes)
+    beside = skipped([path for path in _visible(root) if path.name not in ("train", "test")], root, SUFFIXES)
+    return replace(train, notes=(*train.notes, *filter(None, [beside]))), test
 
 
-def read_folder(root: Path, size: tuple[int, int, int] | None, seed: int) -> tuple[Dataset, Dataset]:
-    """Read (train, test) from root/train/<class>/ and root/test/<class>/, or split root/<class>/ by `seed`.
+def size_that_fits(root: Path) -> tuple[int, int, int] | None:
+    """Return the (C, H, W) in which to read a folder's images when nothing asks for another; None without images.
 
-    Classes are the folders in alphabetical order. Hidden files and files that are not images are passed over.
+    It is the size that most of them have, up to 64 pixels a side, in colour if any is.
     """
-    if not ((root / "train").is_dir() and (root / "test").is_dir()):
-        return split(_read_classes(root, size), seed)
-    train = _read_classes(root / "train", size)
-    return train, _read_classes(root / "test", train.size, train.classes)
+    files, _ = _files(root / "train" if _has_test_set(root) else root)
+    return fitting_size(own_sizes([file for found in files.values() for file in found], FORMATS))
 
 
-def _read_classes(root: Path, size: tuple[int, int, int] | None, classes: tuple[str, ...] | None = None) -> Dataset:
-    folders = [path for path in _visible(root) if path.is_dir()]
+def _has_test_set(root: Path) -> bool:
+    return (root / "train").is_dir() and (root / "test").is_dir()
+
+
+def _files(root: Path) -> tuple[dict[Path, list[Path]], list[Path]]:
+    """Return the image files of every class folder, and what is passed over."""
+    files, others = {}, [path for path in _visible(root) if not path.is_dir()]
+    for folder in _visible(root):
+        if folder.is_dir():
+            held = _visible(folder)
+            files[folder] = [path for path in held if path.suffix.lower() in SUFFIXES]
+            others += [path for path in held if path.suffix.lower() not in SUFFIXES]
+    return files, others
+
+
+def _read_classes(
+    root: Path,
+    size: tuple[int, int, int] | None,
+    memory: Budget,
+    paper: Paper | None = None,
+    classes: tuple[str, ...] | None = None,
+) -> tuple[Dataset, Paper]:
+    folders, others = _files(root)
     if not folders:
         raise DataError(f"{root} has no class folders: {LAYOUT}")
     classes = classes or tuple(folder.name for folder in folders)
     files, labels = [], []
-    for folder in folders:
+    for folder, found in folders.items():
         if folder.name not in classes:
             raise DataError(f"{folder} is not a class of the training images: those are {', '.join(classes)}")
-        found = [path for path in _visible(folder) if path.suffix.lower() in SUFFIXES]
         if not found:
             raise DataError(f"{folder} has no {', '.join(SUFFIXES)} files: {LAYOUT}")
+        memory.take(ENTRY * len(found), folder)
         files += found
         labels += [classes.index(folder.name)] * len(found)
-    first = read_image(files[0], size)
+    paper = paper or _paper(files, memory)
+    first, _ = read_noting(files[0], size, paper, memory)
     channels, height, width = first.shape
+    memory.take(len(files) * first.nbytes, f"{root} with {len(files):,} images of {channels}×{height}×{width}")
     images = np.empty((len(files), *first.shape), np.uint8)
+    noted: dict[str, list[Path]] = {}
     for i, file in enumerate(files):
-        images[i] = read_image(file, (channels, height, width))
-    return Dataset(images, np.array(labels, np.int64), classes)
+        images[i], notes = read_noting(file, (channels, height, width), paper, memory)
+        for note in notes:
+            noted.setdefault(note, []).append(file)
+    for note, those in noted.items():
+        which = f"{len(those):,} of {len(files):,} images, first {those[0]}"
+        warnings.warn(f"{which}: {note}", DataWarning, stacklevel=2)
+    told = skipped(others, root, SUFFIXES), lost(own_sizes(files, FORMATS), (channels, height, width))
+    return Dataset(images, np.array(labels, np.int64), classes, notes=tuple(filter(None, told))), paper
+
+
+def _paper(files: list[Path], memory: Budget) -> Paper:
+    """Choose by the ink of the files together, so that all have the same; of many, a sample from every part."""
+    inks = [found for file in files[:: -(-len(files) // SAMPLE)] if (found := ink(file, memory)) is not None]
+    return paper_for((sum(brightness for brightness, _ in inks), sum(opacity for _, opacity in inks)))
 
 
 def _visible(folder: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 The arrays follow from MNIST and the seed alone, the bytes of the file also from the zlib that packs them.
 """
 
+import io
 import sys
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from numpy.typing import NDArray
 from capscore.data import DIGITS
 from capscore.data.dataset import Dataset
 from capscore.data.idx import read_idx_folder
+from capscore.data.memory import Budget
 from capscore.data.source import SOURCES
+from capscore.modelfile import write_atomically
 
 
 def draw(dataset: Dataset, per_class: int, rng: np.random.Generator) -> tuple[NDArray[np.uint8], ...]:
@@ -25,10 +28,12 @@ def draw(dataset: Dataset, per_class: int, rng: np.random.Generator) -> tuple[ND
 def main(mnist: Path, target: Path) -> None:
     """Write 500 training and 100 test images of every digit in the folder `mnist` to `target`."""
     rng = np.random.default_rng(0)
-    train, test = read_idx_folder(mnist, SOURCES["mnist"].classes)
+    train, test = read_idx_folder(mnist, SOURCES["mnist"].classes, Budget())
     x_train, y_train = draw(train, 500, rng)
     x_test, y_test = draw(test, 100, rng)
-    np.savez_compressed(target, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
+    content = io.BytesIO()
+    np.savez_compressed(content, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
+    write_atomically(target, content.getvalue())
 
 
 if __name__ == "__main__":

@@ -12,32 +12,39 @@ from typing import IO, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from capscore.data.memory import Budget
 from capscore.data.stream import opened, read_up_to
 from capscore.errors import DataError
 
-MAX_BYTES = 1 << 30  # of one variable
 MATRIX, COMPRESSED = 14, 15  # kinds of elements that hold others
 STRUCT, NUMBERS = 2, range(6, 16)  # classes of matrices
 STORED = {1: "<i1", 2: "<u1", 3: "<i2", 4: "<u2", 5: "<i4", 6: "<u4", 7: "<f4", 9: "<f8", 12: "<i8", 13: "<u8"}
 
 
-def read_mat(path: Path, *names: str) -> list[NDArray[Any]]:
+def read_mat(path: Path, *names: str, memory: Budget | None = None) -> list[NDArray[Any]]:
     """Read the arrays of these names, a field of a struct being "struct.field", in the dtypes they are stored in.
 
-    Memory grows with what the file really holds, to 1 GiB a variable. Raises DataError if the file or an array
-    is missing, if it is damaged or of another version, or if the array is not of real numbers.
+    Memory grows with what the file really holds. Raises DataError if the file or an array is missing, if it is
+    damaged, of another version or too large for the memory, or if the array is not of real numbers.
     """
+    memory = memory or Budget()
     arrays: dict[str, NDArray[Any]] = {}
     with opened(path) as stream:
         try:
-            header = read_up_to(stream, 128)
+            header = read_up_to(stream, 128, memory, path)
             if header[124:] != b"\0\1IM":
                 raise DataError(
                     f"{path} is no MATLAB file of version 5, little endian: it begins with {bytes(header[:20])!r}; "
                     "fetch it again, or save it with -v7"
                 )
-            while tag := read_up_to(stream, 8):
-                arrays |= _matrix(_variable(stream, *struct.unpack("<II", tag)), names)
+            while tag := read_up_to(stream, 8, memory, path):
+                with memory.passing():
+                    content = _variable(stream, memory, path, *struct.unpack("<II", tag))
+                    found = _matrix(content, names)
+                if found:  # which are views of all that the variable holds
+                    memory.take(len(content), path)
+                del content
+                arrays |= found
         except DataError:
             raise
         except (ValueError, LookupError, StopIteration, struct.error, zlib.error) as error:
@@ -65,22 +72,23 @@ class _Inflated:
         return b""
 
 
-def _variable(stream: IO[bytes], kind: int, size: int) -> memoryview:
+def _variable(stream: IO[bytes], memory: Budget, path: Path, kind: int, size: int) -> memoryview:
     """Return the content of the matrix that an element is, unpacked."""
     if kind != COMPRESSED:
-        return _content(stream, kind, size)
+        return _content(stream, memory, path, kind, size)
     unpacking = _Inflated(stream, size)
     inner = cast(IO[bytes], unpacking)
-    content = _content(inner, *struct.unpack("<II", read_up_to(inner, 8)))
+    content = _content(inner, memory, path, *struct.unpack("<II", read_up_to(inner, 8, memory, path)))
     if inner.read(1) or not unpacking.zlib.eof or unpacking.left:  # then the stream is at the next element
         raise ValueError("a compressed element is longer or shorter than it says")
     return content
 
 
-def _content(stream: IO[bytes], kind: int, size: int) -> memoryview:
-    if kind != MATRIX or size > MAX_BYTES:
-        raise ValueError(f"an element of kind {kind} and {size:,} bytes, not a matrix of up to {MAX_BYTES:,}")
-    content = read_up_to(stream, size)
+def _content(stream: IO[bytes], memory: Budget, path: Path, kind: int, size: int) -> memoryview:
+    if kind != MATRIX:
+        raise ValueError(f"an element of kind {kind} and {size:,} bytes, not a matrix")
+    memory.check(size, f"{path}, where a variable declares {size:,} bytes,")
+    content = read_up_to(stream, size, memory, path)
     if len(content) < size:
         raise ValueError(f"it ends {size - len(content):,} bytes too early")
     return memoryview(content)

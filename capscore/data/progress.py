@@ -9,7 +9,8 @@ T = TypeVar("T")
 def track(items: Sequence[T], what: str) -> Iterator[T]:
     """Go through `items` behind a bar that says `what` they are, and vanishes in the end."""
     from rich import progress
-    from rich.console import Console
 
-    terminal = Console(stderr=True)
+    from capscore.terminal import Terminal
+
+    terminal = Terminal(stderr=True)
     yield from progress.track(items, what, console=terminal, transient=True, disable=not terminal.is_terminal)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from capscore.data.dataset import Index, Samples
 from capscore.data.pairs import Pairs
 from capscore.data.place import Redrawn
+from capscore.ops import check_range
 
 LARGEST = 4 << 30  # bytes held; larger sets are sent batch by batch
 BLOCK = 4096  # images sent at once
@@ -59,5 +60,7 @@ def resident(source: Samples, margin: int, empty: Callable[[tuple[int, ...]], An
         return source
     images = empty(shape)
     for start in range(0, len(source), BLOCK):
-        images[start : start + BLOCK] = put(source.batch(slice(start, start + BLOCK), margin)[0])
+        block, _ = source.batch(slice(start, start + BLOCK), margin)
+        check_range(block)
+        images[start : start + BLOCK] = put(block)
     return Resident(source, images, margin, put)

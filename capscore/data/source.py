@@ -4,15 +4,17 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from capscore.data.affnist import read_affnist
 from capscore.data.cifar import read_cifar
 from capscore.data.dataset import Dataset
 from capscore.data.idx import read_idx_folder
+from capscore.data.memory import Budget
 from capscore.data.norb import read_norb
 from capscore.data.svhn import read_svhn
 from capscore.errors import DataError
+from capscore.modelfile import usual_mode
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -22,13 +24,14 @@ if TYPE_CHECKING:
 class Source:
     """A published dataset: its classes, what reads its folder, and the addresses that serve its files.
 
-    `read` takes the folder and the classes and returns (train, test). `checksums` has the SHA-256 of each file, or
-    "md5:" and the MD5 where only that was published. Without them nothing is downloaded: `page` is where people find
-    the files. `patch` is the side in pixels of the patches that the paper's networks see, None for whole images.
+    `read` takes the folder, the classes and the memory and returns (train, test). `checksums` has the SHA-256 of each
+    file, or "md5:" and the MD5 where only that was published. Without them nothing is downloaded: `page` is where
+    people find the files. `patch` is the side in pixels of the patches that the paper's networks see, None for whole
+    images.
     """
 
     classes: tuple[str, ...]
-    read: Callable[[Path, tuple[str, ...]], tuple[Dataset, Dataset]]
+    read: Callable[[Path, tuple[str, ...], Budget], tuple[Dataset, Dataset]]
     mirrors: tuple[str, ...] = ()
     checksums: dict[str, str] = field(default_factory=dict)
     page: str = ""
@@ -124,10 +127,22 @@ class _Bar:
         self.progress.stop()
 
 
+@dataclass
+class _Http:
+    """A download whose file gets the user's usual mode: pooch makes it as a temporary one, for its owner alone."""
+
+    download: Any
+
+    def __call__(self, url: str, output: str, pooch: Any) -> None:
+        self.download(url, output, pooch)
+        os.chmod(output, usual_mode())
+
+
 def _download(name: str) -> Path:
     import pooch
-    from rich.console import Console
     from rich.progress import Progress
+
+    from capscore.terminal import Terminal
 
     source, folder = SOURCES[name], Path(pooch.os_cache("capscore")) / name
     if not source.checksums:
@@ -138,10 +153,10 @@ def _download(name: str) -> Path:
     for file, checksum in source.checksums.items():
         failures = []
         for mirror in source.mirrors:
-            terminal = Console(stderr=True)
+            terminal = Terminal(stderr=True)
             with Progress(console=terminal, disable=not terminal.is_terminal) as progress:
                 bar = _Bar(progress, progress.add_task(f"{name} {file}", total=None))
-                http = pooch.HTTPDownloader(progressbar=bar, chunk_size=1 << 16)
+                http = _Http(pooch.HTTPDownloader(progressbar=bar, chunk_size=1 << 16))
                 try:
                     pooch.retrieve(mirror + file, checksum, file, folder, downloader=http)
                     break

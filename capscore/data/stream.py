@@ -7,7 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, cast
 
+from capscore.data.memory import Budget
 from capscore.errors import DataError
+
+CHUNK = 1 << 20  # bytes read at once
 
 
 @contextmanager
@@ -22,9 +25,10 @@ def opened(path: str | Path) -> Iterator[IO[bytes]]:
         raise DataError(f"{path} cannot be read ({error}): fetch the file again") from error
 
 
-def read_up_to(stream: IO[bytes], count: int) -> bytearray:
-    """Read up to `count` bytes, allocated as they arrive so that a lying header costs no memory."""
+def read_up_to(stream: IO[bytes], count: int, memory: Budget, what: object) -> bytearray:
+    """Read up to `count` bytes, taken from the budget as they arrive, so that a lying header costs no memory."""
     data = bytearray()
-    while len(data) < count and (chunk := stream.read(min(1 << 20, count - len(data)))):
+    while len(data) < count and (chunk := stream.read(min(CHUNK, count - len(data)))):
+        memory.take(len(chunk), what)
         data += chunk
     return data

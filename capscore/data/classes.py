@@ -1,0 +1,72 @@
+"""Classes are known by their names: what a dataset calls them decides, not how it numbers them."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+import numpy as np
+
+from capscore.data.dataset import Dataset, Samples
+from capscore.data.pairs import Pairs
+from capscore.data.place import Redrawn
+from capscore.errors import DataError
+
+S = TypeVar("S", bound=Samples)
+
+
+def numbered(count: int) -> tuple[str, ...]:
+    """Return the names of classes that nobody named."""
+    return tuple(map(str, range(count)))
+
+
+def by_name(data: S, classes: Sequence[str], what: str) -> tuple[S, str]:
+    """Return `data` with its labels numbered as in `classes`, and a note, empty where there is nothing to say.
+
+    The data may lack classes. If nobody named the classes of one of the two (they are called "0", "1", …), and no
+    name is in both, they are taken in their order, and the note says so.
+
+    Raises
+    ------
+    DataError : the names of the data are others; `what` says in the message which data they are
+    """
+    theirs, ours = tuple(data.classes), tuple(classes)
+    if theirs == ours:
+        return data, ""
+    if set(theirs) <= set(ours):
+        lacking = [name for name in ours if name not in theirs]
+        note = f"the {what} set does not know the classes {_listed(lacking)}" if lacking else ""
+        return _renumbered(data, ours), note
+    unnamed = numbered(len(ours))
+    if len(theirs) == len(ours) and unnamed in (theirs, ours) and not set(theirs) & set(ours):
+        return data, (
+            f"the model's classes are {_listed(ours)}; the {what} set's are {_listed(theirs)}: "
+            "they are taken in this order, as they are numbers on one side"
+        )
+    strange = [name for name in theirs if name not in ours]
+    raise DataError(
+        f"the {what} set has the classes {_listed(theirs)}; the network knows {_listed(ours)}, and not "
+        f"{_listed(strange)}: give the classes of the data the network's names"
+    )
+
+
+def absent(data: Samples) -> tuple[str, ...]:
+    """Return the names of classes that no image shows."""
+    while isinstance(data, Redrawn | Pairs):  # whose labels are those of their source, or drawn from all of them
+        data = data.source
+    counts = np.bincount(np.ravel(data.labels), minlength=len(data.classes))
+    return tuple(name for name, count in zip(data.classes, counts, strict=True) if not count)
+
+
+def _renumbered(data: S, classes: tuple[str, ...]) -> S:
+    if isinstance(data, Dataset):
+        table = np.array([classes.index(name) for name in data.classes], np.int64)
+        return replace(data, labels=table[data.labels], classes=classes)
+    if isinstance(data, Redrawn | Pairs):
+        return replace(data, source=_renumbered(data.source, classes))
+    raise DataError(
+        f"the classes of a {type(data).__name__} are in another order than the network's {_listed(classes)}"
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= 12 else f"{', '.join(names[:10])} and {len(names) - 10} more"
