@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from . import modelfile
+from . import disk
 from .data import Pairs, Samples
 from .errors import BackendError, ShapeError
 from .layer import Run
@@ -362,7 +362,7 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
     """Write a figure as PNG, whole or not at all; the same figure gives the same bytes."""
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=DPI, metadata={"Software": None})
-    modelfile.write_atomically(path, content.getvalue())
+    disk.write_atomically(path, content.getvalue())
 
 
 def explore(

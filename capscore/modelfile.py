@@ -10,10 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import stat
-import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -21,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .disk import write_atomically
 from .errors import CapscoreError, ModelFileError, ShapeError, short
 from .net import CapsNetSpec
 from .ops import to_host
@@ -28,7 +26,6 @@ from .ops import to_host
 FORMAT = 2  # that is written; 1, of version 0.1, is read too
 STATE = "optimizer."
 CHECKPOINT = ("training", "log", "resume")  # entries of a provenance that only going on with a training asks for
-PART = ".part"  # how the name of a file ends that is not yet written whole
 
 
 @dataclass(frozen=True)
@@ -198,74 +195,3 @@ def _check_digest(text: str, tensors: Mapping[str, NDArray[Any]]) -> None:
         whole = False
     if not whole:
         raise ModelFileError("it is damaged: its digest is not that of its contents; take another copy of it")
-
-
-def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file so that its final name never holds half of it: write beside, fsync, rename.
-
-    Of a symbolic link the file that it points at is written; the link stays. What is no file is refused.
-    """
-    target = _target(path)
-    try:
-        handle, beside = tempfile.mkstemp(dir=target.parent, prefix=_beside(target), suffix=PART)
-    except OSError as error:
-        raise ModelFileError(f"cannot write {path}: {error.strerror}; is its folder there and writable?") from None
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(beside, usual_mode())
-        os.replace(beside, target)
-    except BaseException as error:
-        with suppress(OSError):
-            os.unlink(beside)
-        if isinstance(error, OSError):
-            raise ModelFileError(f"cannot write {path}: {error.strerror}; nothing was changed") from None
-        raise
-    _sync_folder(target.parent)
-
-
-def sweep(path: str | os.PathLike[str]) -> None:
-    """Remove what writers of `path` that were killed have left beside it; only while no other process writes it."""
-    target = _target(path)
-    with suppress(OSError):  # what cannot be removed stays, and harms nothing
-        for entry in target.parent.iterdir():
-            if entry.name.startswith(_beside(target)) and entry.name.endswith(PART):
-                entry.unlink()
-
-
-def usual_mode() -> int:
-    """Return the mode that the user's new files get."""
-    mask = os.umask(0)  # the only way to read it
-    os.umask(mask)
-    return 0o666 & ~mask
-
-
-def _target(path: str | os.PathLike[str]) -> Path:
-    """Return the file that writing `path` replaces, there or not, or say why it is none.
-
-    A symbolic link that leads back to itself leads to no file: it is replaced.
-    """
-    try:
-        mode = os.stat(path).st_mode
-    except OSError:  # nothing is there yet; or nothing can be, and to write will tell why
-        mode = stat.S_IFREG
-    kinds = {stat.S_IFREG: "", stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
-    if what := kinds.get(stat.S_IFMT(mode), "a device"):
-        raise ModelFileError(f"cannot write {path}: it is {what}; nothing was changed; name a file")
-    return Path(os.path.realpath(path))
-
-
-def _beside(target: Path) -> str:
-    return f".{target.name}."
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a new name in the folder outlast a loss of power, where the system can."""
-    with suppress(OSError):  # Windows opens no folders; what was written is there all the same
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

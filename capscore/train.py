@@ -25,7 +25,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from . import __version__, checkpoint, modelfile
+from . import __version__, checkpoint, disk, modelfile
 from .data import Pairs, Resident, Samples, absent, by_name, changes, fingerprint, window
 from .errors import ModelFileError, ShapeError, TrainingError, TrainingWarning, short
 from .model import CapsNet, Learner
@@ -432,7 +432,7 @@ def alone(folder: Path) -> Iterator[None]:
         pass
     else:
         for name in (BEST, LAST, LOG):
-            modelfile.sweep(folder / name)
+            disk.sweep(folder / name)
     try:
         yield
     finally:
@@ -534,7 +534,7 @@ def _provenance(recipe: Recipe, images: int) -> dict[str, Any]:
 
 
 def _write_log(folder: Path, rows: list[dict[str, Any]]) -> None:
-    modelfile.write_atomically(folder / LOG, "".join(json.dumps(row) + "\n" for row in rows).encode())
+    disk.write_atomically(folder / LOG, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
 def _not_finite(what: str, step: int, progress: Progress, recipe: Recipe, folder: Path) -> str:

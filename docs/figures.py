@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import snippets
 from PIL import Image
 
-from capscore import PRESETS, backend, figures, modelfile
+from capscore import PRESETS, backend, disk, figures
 from capscore.backends import numpy as caps
 from capscore.data import load
 from capscore.figures import BLUE, BODY, GREY, HEADER, INK, LINE, MARGIN, ORANGE, PALE, SMALL, WIDTH
@@ -685,7 +685,7 @@ def save(figure: Figure, path: Path, dpi: int = figures.DPI, colors: int = 256) 
     figure.savefig(content, format="png", dpi=dpi)
     small = io.BytesIO()
     Image.open(content).convert("RGB").quantize(colors, dither=Image.Dither.NONE).save(small, "png", optimize=True)
-    modelfile.write_atomically(path, small.getvalue())
+    disk.write_atomically(path, small.getvalue())
 
 
 def main() -> None:

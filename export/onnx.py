@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from capscore.backends import numpy as reference
+from capscore.disk import write_atomically
 from capscore.errors import BackendError, CapscoreError, ModelFileError, short
 from capscore.export import LARGEST
 from capscore.export.fold import fold
@@ -28,7 +29,7 @@ from capscore.fast.conv import check_tiles, with_tiles
 from capscore.fast.cook_toom import FEWEST, Tiling
 from capscore.fast.streaming import VOTES_BYTES
 from capscore.layer import Capsules, Grid, Run
-from capscore.modelfile import describe, write_atomically
+from capscore.modelfile import describe
 from capscore.net import CapsNetSpec, forward, reconstruct, scores
 from capscore.ops import Axes, to_host
 from capscore.routing import ArrayVotes, DynamicRouting, LinearVotes, dynamic_routing

@@ -7,9 +7,9 @@ import re
 import tempfile
 from pathlib import Path
 
+from capscore.disk import write_atomically
 from capscore.errors import CapscoreError, ModelFileError
 from capscore.export import onnxfile
-from capscore.modelfile import write_atomically
 
 TYPES = {"float32": "TYPE_FP32", "uint8": "TYPE_UINT8"}
 LABELS = "labels.txt"

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from capscore.disk import write_atomically
 from capscore.errors import CapscoreError
-from capscore.modelfile import write_atomically
 
 MARK = "written by python -m lab"
 HEAD = 200  # bytes within which the mark stands: in a PNG it comes before the pixels

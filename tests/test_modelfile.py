@@ -24,8 +24,9 @@ from safetensors.numpy import save as serialize
 
 import capscore
 from capscore import CapsNetSpec, Decoder, DenseCaps, PrimaryCaps, modelfile
+from capscore.disk import write_atomically
 from capscore.errors import CapscoreError, ModelFileError, ShapeError
-from capscore.modelfile import Model, read, write_atomically
+from capscore.modelfile import Model, read
 
 CLASSES = ("zéro", "one", "二")
 TINY = CapsNetSpec((1, 4, 4), (PrimaryCaps(1, 2, kernel=2, stride=2), DenseCaps(2, dim=3)), Decoder((3,)))

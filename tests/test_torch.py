@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from capscore import Conv
 from conftest import FLOAT32, FLOAT64, GRADIENT, NUMPY, backend, close, need, random_images, random_params, small_spec
 
+from capscore import Conv
 from capscore.errors import BackendError
 from capscore.model import objective
 from capscore.routing import DynamicRouting, dynamic_routing

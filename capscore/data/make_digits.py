@@ -15,7 +15,7 @@ from capscore.data.dataset import Dataset
 from capscore.data.idx import read_idx_folder
 from capscore.data.memory import Budget
 from capscore.data.source import SOURCES
-from capscore.modelfile import write_atomically
+from capscore.disk import write_atomically
 
 
 def draw(dataset: Dataset, per_class: int, rng: np.random.Generator) -> tuple[NDArray[np.uint8], ...]:

@@ -13,8 +13,8 @@ from capscore.data.idx import read_idx_folder
 from capscore.data.memory import Budget
 from capscore.data.norb import read_norb
 from capscore.data.svhn import read_svhn
+from capscore.disk import usual_mode
 from capscore.errors import DataError
-from capscore.modelfile import usual_mode
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 import capscore
-from capscore import CapsNetSpec, modelfile
+from capscore import CapsNetSpec, disk
 from capscore.backends import torch as caps
 from capscore.data import Dataset, Samples, load
 from capscore.errors import BackendError, DataError, ModelFileError
@@ -217,7 +217,7 @@ def write(file: Path, trials: list[dict[str, Any]]) -> None:
     except OSError as error:
         raise DataError(f"cannot make the folder {file.parent}: {error.strerror}") from None
     content = {"experiment": file.stem, "summary": list(summary(trials)), "trials": trials}
-    modelfile.write_atomically(file, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+    disk.write_atomically(file, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def summary(trials: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
