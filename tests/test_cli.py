@@ -170,6 +170,7 @@ def test_a_demo_that_was_stopped_knows_all_that_resuming_asks(tmp_path, monkeypa
     from typer.testing import CliRunner
 
     from capscore import cli
+    from capscore.cli.training import Setup
 
     seen = {}
 
@@ -177,10 +178,10 @@ def test_a_demo_that_was_stopped_knows_all_that_resuming_asks(tmp_path, monkeypa
         seen.update(options["resuming"])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "train", stopped)
+    monkeypatch.setattr("capscore.cli.training.train", stopped)
     result = CliRunner().invoke(cli.app, ["demo", "--backend", "numpy", "--out", str(tmp_path)])
     assert result.exit_code == 130
-    assert seen == cli._training(backend="numpy")
+    assert Setup.of({"recipe": {}, "resume": seen}) == Setup(backend="numpy")
 
 
 def test_a_folder_of_colour_images_trains_and_keeps_its_class_names(tmp_path):
@@ -287,20 +288,20 @@ def wrong(tmp_path, model):
 
 
 def test_a_second_demo_leaves_the_files_of_the_first(tmp_path):
-    from capscore.train import alone
+    from capscore.train import locked
 
     run = tmp_path / "run"
     run.mkdir()
     (run / "last.safetensors").write_bytes(b"of the first")
-    with alone(run):
+    with locked(run):
         assert "another training is writing into" in capscore("demo", "--out", tmp_path, code=1)
     assert (run / "last.safetensors").read_bytes() == b"of the first"
 
 
 def test_the_log_tells_whole_epochs(model):
-    from capscore.cli import _log
+    from capscore.cli.explore import read_log
 
-    assert [str(row["epoch"]) for row in _log(model.parent / "log.jsonl")] == ["1", "2"]
+    assert [str(row["epoch"]) for row in read_log(model.parent / "log.jsonl")] == ["1", "2"]
 
 
 def test_an_export_of_any_name_is_measured(model, tmp_path):
