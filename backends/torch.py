@@ -14,6 +14,7 @@ from capscore.data import Samples, resident
 from capscore.errors import BackendError, TrainingError
 from capscore.fast.cook_toom import Tiling
 from capscore.ops import Axes, check_plain, check_range, to_host
+from capscore.optim import Adam, Optimiser
 from capscore.routing import DynamicRouting
 
 # A fresh large array costs page faults, in small pages more than the arithmetic in it: measured, docs/performance.md.
@@ -265,7 +266,7 @@ def usable(device: str | None) -> Iterator[None]:
 
 
 class Learner(model.Learner[Tensor]):
-    """Adam by PyTorch on the training loss; see `capscore.model.Learner`.
+    """Learns by PyTorch's engine and optimisers; see `capscore.model.Learner`.
 
     Options: `device` moves the network there first, `amp` runs convolutions and matrix products in bfloat16,
     `compile` compiles the loss. Processes that torchrun started train together, each on its share of every batch.
@@ -277,6 +278,8 @@ class Learner(model.Learner[Tensor]):
         self,
         net: CapsNet,
         reconstruction: float = 0.0005,
+        optimiser: Optimiser = Adam(),  # noqa: B008 - frozen
+        average: float = 0.0,
         device: str | None = None,
         amp: bool = False,
         compile: bool = False,
@@ -288,24 +291,21 @@ class Learner(model.Learner[Tensor]):
             raise BackendError("on the device 'meta' nothing is computed")
         self.net, self.reconstruction, self.amp, self.steps = net, reconstruction, amp, 0
         self.writes = self.team.rank == 0
-        self.adam = torch.optim.Adam(net.parameters(), eps=1e-8, fused=True)
+        self.optimiser, self.average = optimiser, model.check_average(average)
+        self.engine = _torch_optim.engine(optimiser, list(net.parameters()))
+        self.kept = {"average": {name: p.detach().clone() for name, p in net.params.items()}} if average else {}
         objective = _torch_parallel.Objective(net, reconstruction, compile, self.team)
         self.objective = _torch_parallel.together(objective, self.team, partly=not reconstruction)
 
     @property
-    def _learning(self) -> dict[str, Tensor]:
-        """Every parameter that is no running statistic, by name."""
-        return {name: p for name, p in self.net.params.items() if self.net.spec.params[name].learns}
-
-    @property
     def frozen(self) -> tuple[str, ...]:
         """Names of the parameters whose `requires_grad` is off; to assign names switches it off for these alone."""
-        return tuple(name for name, p in self._learning.items() if not p.requires_grad)
+        return tuple(name for name, p in self.learning.items() if not p.requires_grad)
 
     @frozen.setter
     def frozen(self, names: Sequence[str]) -> None:
         chosen = model.check_names(self.net.spec, names)
-        for name, p in self._learning.items():
+        for name, p in self.learning.items():
             p.requires_grad_(name not in chosen)
 
     @property
@@ -335,7 +335,7 @@ class Learner(model.Learner[Tensor]):
             return _send(a[share], like.device).to(like.dtype)
 
         (x, t), *apart = ((there(a), there(b)) for a, b in ((images, targets), *parts))
-        self.adam.zero_grad()
+        self.engine.zero_grad()
         try:
             with torch.autocast(like.device.type, torch.bfloat16, enabled=self.amp):
                 loss, lengths, statistics = self.objective(x, t, apart, self.steps)
@@ -348,11 +348,16 @@ class Learner(model.Learner[Tensor]):
             if self.team.size == 1 or isinstance(error, TrainingError):
                 raise
             raise _torch_parallel.explained(error) from error
-        self.adam.param_groups[0]["lr"] = rate
-        self.adam.step()
+        if self.optimiser.clip is not None:
+            nn.utils.clip_grad_norm_(self.net.parameters(), self.optimiser.clip)
+        for group in self.engine.param_groups:
+            group["lr"] = rate
+        self.engine.step()
         with torch.no_grad():
             for name, value in statistics.items():
                 self.net._leaf(name).copy_(value)
+            for name, mean in self.kept.get("average", {}).items():
+                mean.lerp_(self.net._leaf(name), 1 - self.average)
         self.steps += 1
         return loss, lengths
 
@@ -362,24 +367,27 @@ class Learner(model.Learner[Tensor]):
         PyTorch counts the steps of every parameter, and keeps no moments of one that never had a gradient.
         """
         found: dict[str, NDArray[Any]] = {}
-        for name, p in self._learning.items():
-            kept = self.adam.state.get(p, {})
-            for ours, theirs in (("first", "exp_avg"), ("second", "exp_avg_sq")):
-                found[f"{ours}.{name}"] = to_numpy(kept.get(theirs, torch.zeros_like(p)))
-            if (steps := int(kept.get("step", 0))) != self.steps:
+        for name, p in self.learning.items():
+            kept = self.engine.state.get(p, {})
+            for slot in self.optimiser.slots:
+                array = kept.get(_torch_optim.SLOTS.get(slot, slot))
+                found[f"{slot}.{name}"] = to_numpy(torch.zeros_like(p) if array is None else array)
+            if (steps := int(kept.get("step", self.steps if kept else 0))) != self.steps:
                 found[f"steps.{name}"] = np.array([steps], np.float64)
-        return found
+        average = self.kept.get("average", {})
+        return found | {f"average.{name}": to_numpy(mean) for name, mean in average.items()}
 
     def restore(self, state: Mapping[str, NDArray[Any]], steps: int) -> None:
         """Go on from the `state` of a learner, of any backend, that had made `steps`."""
         self.steps = steps
-        for name, p in self._learning.items():
+        for name, p in self.learning.items():
             (own,) = state.get(f"steps.{name}", [steps])
-            self.adam.state[p] = {
-                "step": torch.tensor(float(own), device=p.device),
-                "exp_avg": asarray(state[f"first.{name}"], p),
-                "exp_avg_sq": asarray(state[f"second.{name}"], p),
+            self.engine.state[p] = {"step": torch.tensor(float(own), device=p.device)} | {
+                _torch_optim.SLOTS.get(slot, slot): asarray(state[f"{slot}.{name}"], p).clone()
+                for slot in self.optimiser.slots
             }
+        for name, mean in self.kept.get("average", {}).items():
+            mean.copy_(asarray(state[f"average.{name}"], mean))
 
 
 def _send(x: Any, device: torch.device) -> Tensor:
@@ -391,7 +399,7 @@ def _send(x: Any, device: torch.device) -> Tensor:
     return there.to(device, non_blocking=True)
 
 
-from capscore.backends import _torch_fused, _torch_parallel  # noqa: E402 - the first needs this
+from capscore.backends import _torch_fused, _torch_optim, _torch_parallel  # noqa: E402 - the first needs this
 
 FUSED: Mapping[type, Any] = {DynamicRouting: _torch_fused.dynamic_routing}
 load = CapsNet.load
