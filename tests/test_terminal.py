@@ -59,7 +59,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     net.save(folder / "m.safetensors")
     onnx.export(net, folder / "m.onnx", verify=False)
     for photo in PHOTOS:
-        Image.fromarray(np.zeros((6, 6), np.uint8)).save(folder / "x.png")
+        Image.fromarray(np.arange(0, 252, 7, np.uint8).reshape(6, 6)).save(folder / "x.png")
         os.rename(os.fsencode(folder / "x.png"), os.fsencode(folder) + b"/" + photo)
     return folder
 
