@@ -474,6 +474,21 @@ def test_every_backend_runs_a_network_of_everything(caps: ModuleType) -> None:
               TOLERANCE[dtype])  # fmt: skip
 
 
+@pytest.mark.parametrize("tiles", ["3x3", "6x6"])
+def test_fast_convolutions_leave_the_layers_as_they_are(
+    caps: ModuleType, onnx_export: ModuleType, tmp_path: Any, tiles: str
+) -> None:
+    """In groups, of windows that are no squares, with strides: by transforms or not, the same network."""
+    params, images = filled(EVERYTHING), np.random.default_rng(0).random((9, *EVERYTHING.input)).astype(np.float32)
+    exact = NUMPY.CapsNet(EVERYTHING, params, dtype="float64")(images)
+    net = caps.CapsNet(EVERYTHING, params, fast_conv=tiles)
+    close(caps.to_numpy(net(images).lengths), exact.lengths, 2e-5)
+    loss, _ = caps.Learner(net).step(images, np.eye(4)[np.arange(9) % 4], 1e-3)
+    other = NUMPY.Learner(NUMPY.CapsNet(EVERYTHING, params)).step(images, np.eye(4)[np.arange(9) % 4], 1e-3)[0]
+    assert float(loss) == pytest.approx(float(other), rel=1e-4)
+    onnx_export.export(net, tmp_path / "m.onnx", fast_conv=tiles)  # which verifies
+
+
 def nodes(onnx_export: ModuleType, layers: tuple[Layer, ...], path: Any) -> list[str]:
     """Kinds of the nodes of an export of these layers and some scores."""
     import onnx
