@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple
 
+from .errors import SpecError
 from .init import Constant, Init
 from .ops import A
 from .values import Value
@@ -103,6 +104,7 @@ class Run(NamedTuple):
     seed: int = 0  # of what training draws at random, together with the step
     statistics: dict[str, Any] | None = None  # training leaves the new running statistics here, by parameter name
     batch_mean: Any = None  # mean(ops, x, axes) over the images of all processes; None: over those at hand
+    share: tuple[int, int] = (0, 1)  # (k, n): of n processes, this one has the images k, k + n, k + 2n, … of the batch
     trace: list[Iteration[Any]] | None = None  # where asked for: every iteration of every routing, in their order
     path: str = ""  # name of the layer that is running
     input: Shape = Vector(0)  # its shapes
@@ -149,6 +151,19 @@ class Layer(Value, ABC):
 
         `p` holds the parameters under the names of the plan. Written over the ops alone: see `capscore.ops`.
         """
+
+
+def misplaced(layer: Layer, x: Shape, wanted: str) -> SpecError:
+    """Return the error of a layer that takes `wanted` and is given something else."""
+    made = {Map: "the map", Vector: "the vector", Grid: "the capsules"}[type(x)]
+    return SpecError(f"{type(layer).__name__} takes {wanted}, not {x}: put it before the layer that makes {made}")
+
+
+def need_map(layer: Layer, x: Shape) -> Map:
+    """Return the input shape of a layer that takes a map, or raise SpecError."""
+    if not isinstance(x, Map):
+        raise misplaced(layer, x, "a map")
+    return x
 
 
 class Row(NamedTuple):

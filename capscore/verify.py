@@ -83,15 +83,17 @@ def verify(model: Model, images: NDArray[Any] | None = None, seed: int = 0) -> l
 
 def _run(net: Any, x: NDArray[Any]) -> Output[Any]:
     out: Output[Any] = net(x)
-    return out if net.spec.decoder is None else out._replace(reconstruction=net.reconstruct(out.capsules))
+    if net.spec.decoder is None:
+        return out
+    return out._replace(reconstruction=net.reconstruct(out.capsules, to_host(out.scores).argmax(1)))
 
 
 def _row(engine: str, dtype: str, out: Output[Any], truth: Output[Any], allowed: float) -> Row:
     lengths, capsules = to_host(out.lengths), to_host(out.capsules)
     drawn = None
     if truth.reconstruction is not None:
-        # Rounding may choose another of two equally long capsules to draw: that is no error of the drawing.
-        same = lengths.argmax(1) == truth.lengths.argmax(1)
+        # Rounding may choose another of two equal scores to draw: that is no error of the drawing.
+        same = to_host(out.scores).argmax(1) == to_host(truth.scores).argmax(1)
         drawn = _largest(to_host(out.reconstruction)[same], truth.reconstruction[same])
     return Row(engine, dtype, _largest(lengths, truth.lengths), _largest(capsules, truth.capsules), drawn, allowed)
 

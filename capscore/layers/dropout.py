@@ -43,6 +43,8 @@ class Dropout(Layer):
         if self.whole and len(dims) > 1:
             dims = (dims[0], *([1] * (len(dims) - 1)))
         rng = np.random.default_rng([run.seed, run.step, zlib.crc32(run.path.encode())])
-        kept = rng.random((array.shape[0], *dims)) >= self.rate  # training alone reads the batch
+        mine, processes = run.share
+        drawn = rng.random((array.shape[0] * processes, *dims))[mine::processes]  # training alone reads the batch
+        kept = drawn >= self.rate
         y = array * ops.asarray(kept / (1 - self.rate), array)
         return x._replace(pose=y) if isinstance(x, Capsules) else y
