@@ -19,6 +19,7 @@ import typer
 from rich.table import Table
 
 from . import PRESETS, CapsNetSpec, __version__, backend, modelfile
+from .agree import verify
 from .data import NAMES, Samples, absent, changes, fingerprint, load, read_image, rule_of, whole
 from .data.images import size_that_fits
 from .data.split import Rule
@@ -27,7 +28,6 @@ from .fit import fitted
 from .report import Screen, TensorBoard
 from .terminal import Terminal, guard, json_line
 from .train import BEST, LAST, LOG, Recipe, Reporter, Stopped, accuracy, alone, check_dataset, read_last, train
-from .verify import verify
 
 app = typer.Typer(
     help="Capsule networks on NumPy, CuPy and PyTorch: train, look inside, export to ONNX.",
@@ -521,13 +521,16 @@ def _train(
 
 def _agreement(model: modelfile.Model, images: Any) -> bool:
     """Print the table of differences; return whether all are within the tolerances."""
-    table = Table("engine", "dtype", "lengths", "capsules", "reconstruction", "", box=None)
     rows = verify(model, images)
+    outputs = [difference.output for difference in rows[0].differences]
+    table = Table("engine", "dtype", *outputs, "", box=None)
     for row in rows:
-        drawn = "" if row.reconstruction is None else f"{row.reconstruction:.1e}"
-        verdict = "agrees" if row.agrees else f"differs (> {row.allowed:.1g})"
-        table.add_row(row.engine, row.dtype, f"{row.lengths:.1e}", f"{row.capsules:.1e}", drawn, verdict)
+        sizes = [f"{difference.size:.1e}" for difference in row.differences]
+        table.add_row(row.engine, row.dtype, *sizes, "agrees" if row.agrees else f"differs (> {row.allowed:.1g})")
     console.print(table)
+    for row in rows:
+        if not row.agrees:
+            _say(f"{row.engine} in {row.dtype}: the first that differs is {row.first}")
     return all(row.agrees for row in rows)
 
 

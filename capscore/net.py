@@ -270,12 +270,16 @@ def reconstruct(
     ops: Ops[A], spec: CapsNetSpec, params: Mapping[str, A], capsules: A, mask: A, run: Run = INFERENCE
 ) -> A:
     """Draw images [B, C, H, W] from capsules [B, J, D] of which `mask` [B, J] keeps some (figure 2)."""
+    drawn: A = through(ops, spec.decoder_rows, params, masked(ops, spec, capsules, mask), run)
+    return drawn
+
+
+def masked(ops: Ops[A], spec: CapsNetSpec, capsules: A, mask: A) -> A:
+    """Return what the decoder draws from, [B, J·D]: capsules [B, J, D] of which `mask` [B, J] keeps some."""
     count, dim = spec.output.dims
     with scope(ops, "decoder"):
         x = capsules * ops.reshape(mask, (-1, count, 1))
-        x = ops.reshape(x, (-1, count * dim))
-    drawn: A = through(ops, spec.decoder_rows, params, x, run)
-    return drawn
+        return ops.reshape(x, (-1, count * dim))
 
 
 def to_be_drawn(ops: Ops[A], spec: CapsNetSpec, images: A) -> A:
