@@ -22,6 +22,20 @@ PATCH = 512  # numbers in a patch: the first layer of most networks; with more, 
 FEW = 80  # patches: PyTorch's convolution rearranges its weights at every call, for so few the greater part of its time
 
 
+def tracing() -> bool:
+    """Whether `torch.jit.trace` runs the network; sizes are tensors then."""
+    return torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call, no-any-return]
+
+
+def exporting() -> bool:
+    """Whether PyTorch writes the network down for other programs, which know PyTorch's operators alone.
+
+    Then capscore's operators step aside for what they are made of. `torch.compile` keeps them.
+    """
+    in_export = getattr(torch.compiler, "is_exporting", bool)  # PyTorch 2.6 does not tell
+    return tracing() or torch.onnx.is_in_onnx_export() or in_export()
+
+
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, tiling: cook_toom.Tiling) -> Tensor:
     """Do the convolution of a tiling by its transforms."""
     with torch.autocast(x.device.type, enabled=False):
@@ -64,8 +78,10 @@ def _patches_conv2d(
     return y.view(height, b, width, o).permute(1, 3, 0, 2)
 
 
-def dynamic_routing(routing: DynamicRouting, u: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return v [B, J, D] of u [B, N, K], weight [N, J, D, K] and bias [J, D]."""
+def dynamic_routing(routing: DynamicRouting, u: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
+    """Return v [B, J, D] of u [B, N, K], weight [N, J, D, K] and bias [J, D]; None while PyTorch exports."""
+    if exporting():
+        return None
     learning = torch.is_grad_enabled() and (u.requires_grad or weight.requires_grad)
     precision = "float32"
     if torch.is_autocast_enabled(u.device.type) and torch.get_autocast_dtype(u.device.type) == torch.bfloat16:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import namedtuple
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,7 @@ from capscore import model
 from capscore.data import Samples, resident
 from capscore.errors import BackendError
 from capscore.fast.cook_toom import Tiling
+from capscore.layer import Run
 from capscore.modelfile import check_params
 from capscore.ops import Axes, to_host
 from capscore.routing import DynamicRouting
@@ -81,7 +83,7 @@ def conv2d(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int], padding: tuple[int, int], groups: int = 1
 ) -> Tensor:
     """Correlate x [B, C, H, W] with weight [O, C/groups, kh, kw], plus bias [O]."""
-    if x.device.type != "cpu" or groups > 1:
+    if x.device.type != "cpu" or groups > 1 or _torch_fused.exporting():
         return nn.functional.conv2d(x, weight, bias, stride, padding, 1, groups)
     return _torch_fused.direct_conv2d(x, weight, bias, stride, padding)
 
@@ -89,7 +91,7 @@ def conv2d(
 def fast_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, tiling: Tiling) -> Tensor:
     """Do the convolution of a tiling by its transforms where these pay; a GPU has convolutions of its own."""
     stride, padding = (tiling.stride,) * 2, (tiling.padding,) * 2
-    if x.device.type != "cpu":
+    if x.device.type != "cpu" or _torch_fused.exporting():
         return conv2d(x, weight, bias, stride, padding)
     if tiling.axes is None:
         return _torch_fused.patches_conv2d(x, weight, bias, stride, padding)
@@ -152,7 +154,7 @@ def softmax(x: Tensor, axis: int, leaky: bool = False) -> Tensor:
     """Return the softmax over `axis`, with an extra zero logit in the sum when `leaky`."""
     if not leaky:
         return x.softmax(axis)
-    largest = x.detach().amax(axis, keepdim=True).clamp_min(0)
+    largest = x.detach().amax(axis, keepdim=True).relu()
     e = (x - largest).exp()
     return e / (e.sum(axis, keepdim=True) + (-largest).exp())
 
@@ -165,7 +167,8 @@ def argmax_one_hot(x: Tensor) -> Tensor:
 class CapsNet(nn.Module, model.CapsNet[Tensor]):
     """A capsule network as an `nn.Module`, its state_dict named as the spec's parameters.
 
-    See `capscore.model.CapsNet`. `.to()`, `torch.compile`, `torch.export` and `copy.deepcopy` work on it.
+    See `capscore.model.CapsNet`. `.to()`, `torch.compile`, `torch.export` and `copy.deepcopy` work on it. Its layers
+    are modules, such as `net.get_submodule("stem.0")`, whose forward hooks fire.
     """
 
     ops = sys.modules[__name__]
@@ -177,30 +180,40 @@ class CapsNet(nn.Module, model.CapsNet[Tensor]):
         model.CapsNet.__init__(self, spec, params, seed, dtype, **about)
 
     def _adopt(self, params: dict[str, Tensor]) -> None:
-        for name, value in params.items():
-            holder: nn.Module = self
-            *path, leaf = name.split(".")
-            for part in path:  # a name with dots is a leaf of modules within modules
-                if part not in holder._modules:
-                    holder.add_module(part, nn.Module())
-                holder = holder.get_submodule(part)
-            if self.spec.params[name].learns:
-                holder.register_parameter(leaf, nn.Parameter(value))
-            else:
-                holder.register_buffer(leaf, value)
+        _torch_module.grow(self, (*self.spec.rows, *self.spec.decoder_rows))
+        _torch_module.fill(self, self.spec.params, params)
 
     @property
     def params(self) -> dict[str, Tensor]:
         """Name → parameter, in the order of the spec."""
-        return {name: self._leaf(name) for name in self.spec.parameters}
+        return {name: _torch_module.leaf(self, name) for name in self.spec.parameters}
 
-    def _leaf(self, name: str) -> Tensor:
-        leaf: Any = self  # not get_parameter: pruning and parametrisation put tensors in the place of parameters
-        for part in name.split("."):
-            leaf = getattr(leaf, part)
-        return leaf  # type: ignore[no-any-return]
+    def forward(self, images: Any, couplings: bool = False) -> model.Output[Tensor]:
+        """Run the network: see `capscore.model.CapsNet.forward`. `train()` and `eval()` make no difference.
 
-    forward = model.CapsNet.forward
+        While `torch.jit.trace` runs it, which refuses None, fields of the output that would be None are absent.
+        """
+        out = model.CapsNet.forward(self, images, couplings)
+        if not tracing():
+            return out
+        there = {name: part for name, part in out._asdict().items() if part is not None}
+        return namedtuple("Output", there)(**there)  # type: ignore[return-value]
+
+    def _images(self, images: Any) -> Tensor:
+        x = asarray(images)
+        if not tracing():  # sizes would be tensors
+            model.check_images(self.spec, x)
+        return asarray(x, next(iter(self.params.values())))
+
+    def _run(self, **about: Any) -> Run:
+        return Run(call=self._call, **about)
+
+    def _call(self, name: str, ops: Any, x: Any, run: Run) -> Any:
+        return _torch_module.call(self, name, ops, x, run)
+
+    def extra_repr(self) -> str:
+        """Return what the layers do not say."""
+        return f"input={self.spec.input}, loss={self.spec.loss}"
 
     def assign(self, params: Mapping[str, Any]) -> None:
         """Take other values for the parameters, in place: an optimiser keeps hold of them."""
@@ -287,7 +300,7 @@ class Learner(model.Learner[Tensor]):
         self.adam.step()
         with torch.no_grad():
             for name, value in statistics.items():
-                self.net._leaf(name).copy_(value)
+                _torch_module.leaf(self.net, name).copy_(value)
         self.steps += 1
         return loss, lengths
 
@@ -319,7 +332,9 @@ def _send(x: Any, device: torch.device) -> Tensor:
     return there.to(device, non_blocking=True)
 
 
-from capscore.backends import _torch_fused, _torch_parallel  # noqa: E402 - the first needs this
+from capscore.backends import _torch_fused, _torch_module, _torch_parallel  # noqa: E402 - which need this
+from capscore.backends._torch_fused import tracing  # noqa: E402
+from capscore.backends._torch_module import Module as Module  # noqa: E402
 
 FUSED: Mapping[type, Any] = {DynamicRouting: _torch_fused.dynamic_routing}
 load = CapsNet.load

@@ -102,6 +102,8 @@ class Run(NamedTuple):
     seed: int = 0  # of what training draws at random, together with the step
     statistics: dict[str, Any] | None = None  # training leaves the new running statistics here, by parameter name
     batch_mean: Any = None  # mean(ops, x, axes) over the images of all processes; None: over those at hand
+    thin: Any = None  # thin(x, rate, dims): dropout by a generator of the backend's; None: see `layers.Dropout`
+    call: Any = None  # call(name, ops, x, run): how a backend whose layers are objects runs one; None: `Layer.__call__`
     trace: dict[str, list[Iteration[Any]]] | None = None  # asked for: the iterations of every routing, by layer
     path: str = ""  # name of the layer that is running
     input: Shape = Vector(0)  # its shapes
@@ -142,6 +144,10 @@ class Layer(Value, ABC):
     def plan(self, x: Shape) -> Plan:
         """Return output, parameters and multiply-adds of one image for an input shape; SpecError if it does not fit."""
 
+    def rows(self, x: Shape) -> tuple[Row, ...]:
+        """Return the layers that this one is made of, in their places, for an input shape: none, for most."""
+        return ()
+
     @abstractmethod
     def __call__(self, ops: Ops[A], p: Mapping[str, A], x: Any, run: Run) -> Any:
         """Compute the layer's output of `x`: arrays for maps and vectors, `Capsules` for grids.
@@ -180,5 +186,8 @@ class Row(NamedTuple):
 
     def run(self, ops: Ops[A], params: Mapping[str, A], x: Any, run: Run) -> Any:
         """Compute the layer's output, given the parameters of the whole network."""
+        here = run.inside(self.name, self.input, self.plan.output)
+        if run.call is not None:
+            return run.call(self.name, ops, x, here)
         own = {key: params[f"{self.name}.{key}"] for key in self.plan.params}
-        return self.layer(ops, own, x, run.inside(self.name, self.input, self.plan.output))
+        return self.layer(ops, own, x, here)

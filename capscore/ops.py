@@ -41,8 +41,8 @@ class Fused(Protocol):
     the tape asks for: a backend with an engine of its own does without.
     """
 
-    def __call__(self, routing: Any, u: Any, weight: Any, bias: Any | None) -> Any:
-        """Return v [B, J, D]."""
+    def __call__(self, routing: Any, u: Any, weight: Any, bias: Any | None) -> Any | None:
+        """Return v [B, J, D]; None where the plain form is wanted, as in a program written down for others."""
 
     def forward(self, routing: Any, u: Any, weight: Any, bias: Any | None) -> tuple[Any, Any]:
         """Return v, and what `backward` needs of the way to it."""

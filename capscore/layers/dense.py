@@ -57,8 +57,8 @@ class DenseCaps(Layer):
         """
         weight, bias = p["weight"], p.get("bias")
         fused = ops.FUSED.get(type(self.routing)) if run.trace is None else None
-        if fused is not None:
-            return Capsules(fused(self.routing, x.pose, weight, bias))
+        if fused is not None and (v := fused(self.routing, x.pose, weight, bias)) is not None:
+            return Capsules(v)
         votes = LinearVotes(ops, x.pose, weight, bias, self.votes(run.input), x.activation)
         own = {name.removeprefix(ROUTING): array for name, array in p.items() if name.startswith(ROUTING)}
         return self.routing(ops, votes, own, run)

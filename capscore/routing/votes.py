@@ -94,6 +94,7 @@ class ArrayVotes(Votes[A]):
         self.ops, self.bias, self.u_hat = ops, bias, u_hat
         known: tuple[int, int, int] = sizes or u_hat.shape[1:]
         self.n_in, self.n_out, self.d_out = known
+        self.n_out = int(self.n_out)  # where PyTorch traces, sizes are tensors: couplings would not be a number
         self.by_capsule = ops.transpose(u_hat, (2, 0, 1, 3))  # [J, B, N, D]
 
     def combine(self, c: A | float) -> A:
