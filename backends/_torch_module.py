@@ -40,7 +40,7 @@ class LayerModule(nn.Module):
         """Shape of what the layer makes."""
         return self.row.output
 
-    def forward(self, x: Any, *, ops: Any = torch_ops, run: Run | None = None) -> Any:
+    def forward(self, x: Any, ops: Any = None, run: Run | None = None) -> Any:
         """Compute the layer's output of `x`. A network that runs its layers says how, by `ops` and `run`.
 
         Without them the module is on its own: `train()` and `eval()` decide, as for any other of PyTorch.
@@ -48,13 +48,13 @@ class LayerModule(nn.Module):
         row = self.row
         if run is None:
             if not tracing():  # sizes would be tensors
-                _check_input(row, x, next(self.parameters(), None))
+                _check_input(self._get_name(), row.input, x, next(self.parameters(), None))
             here = Run(self.training, statistics={}, thin=_thin, call=self._call_alone)
             here = here.inside(row.name, row.input, row.output)
         else:
             here = run._replace(call=self._call)
         own = {name: leaf(self, name) for name in row.plan.params}
-        y = row.layer(ops, own, _value(x, row.input), here)
+        y = row.layer(ops or torch_ops, own, _value(x, row.input), here)
         if run is None:
             self._renew(here.statistics or {})
         return _plain(y)
@@ -66,9 +66,8 @@ class LayerModule(nn.Module):
         return _value(self.get_submodule(name)(_plain(x)), run.output)
 
     def _renew(self, statistics: Mapping[str, Tensor]) -> None:
-        with torch.no_grad():
-            for name, value in statistics.items():
-                leaf(self, name.removeprefix(f"{self.row.name}.")).copy_(value)
+        for name, value in statistics.items():
+            leaf(self, name.removeprefix(f"{self.row.name}.")).copy_(value.detach())
 
     def _get_name(self) -> str:
         return self.row.kind
@@ -233,31 +232,31 @@ def _checked_shape(input: Any) -> Shape:
     return input
 
 
-def _check_input(row: Row, x: Any, parameter: Tensor | None) -> None:
-    """Raise ShapeError unless `x` is what the layer takes, of the parameters' dtype."""
-    shape, active = row.input, isinstance(row.input, Grid) and row.input.active
+def _check_input(kind: str, shape: Shape, x: Any, parameter: Tensor | None) -> None:
+    """Raise ShapeError unless `x` is what a layer of the kind takes, of the parameters' dtype."""
+    active = isinstance(shape, Grid) and shape.active
     tensors: tuple[Any, ...] = x if isinstance(x, Capsules) else (x, None)
     if not isinstance(shape, Grid) and isinstance(x, Capsules):
-        raise ShapeError(f"{row.kind} takes a tensor {_wanted(shape)}, not Capsules: x.pose is their tensor")
+        raise ShapeError(f"{kind} takes a tensor {_wanted(shape)}, not Capsules: x.pose is their tensor")
     if active != (tensors[1] is not None):
         cure = "Capsules(pose [B, N, D], activation [B, N])" if active else "x.pose alone"
-        raise ShapeError(f"{row.kind} takes capsules {'with' if active else 'without'} activations: give {cure}")
+        raise ShapeError(f"{kind} takes capsules {'with' if active else 'without'} activations: give {cure}")
     for tensor, dims in zip(tensors, (shape.dims, shape.dims[:1]), strict=True):
         if tensor is None:
             continue
         if not isinstance(tensor, Tensor):
-            raise ShapeError(f"{row.kind} takes a tensor, not {type(tensor).__name__}: torch.as_tensor(x) makes one")
+            raise ShapeError(f"{kind} takes a tensor, not {type(tensor).__name__}: torch.as_tensor(x) makes one")
         if tensor.dim() != len(dims) + 1 or tensor.shape[1:] != dims:
             raise ShapeError(
-                f"{row.kind}: the input has shape {list(tensor.shape)}; wanted {_wanted(shape, dims)}"
+                f"{kind}: the input has shape {list(tensor.shape)}; wanted {_wanted(shape, dims)}"
                 + _cure(shape, tuple(tensor.shape))
             )
         if not tensor.is_floating_point():
-            raise ShapeError(f"{row.kind}: the input has dtype {tensor.dtype}; wanted floats: x.float() makes them")
+            raise ShapeError(f"{kind}: the input has dtype {tensor.dtype}; wanted floats: x.float() makes them")
         own = tensor.dtype if parameter is None else parameter.dtype
         if tensor.dtype != own and not torch.is_autocast_enabled(tensor.device.type):
             raise ShapeError(
-                f"{row.kind}: the input has dtype {tensor.dtype}, the parameters {own}; x.to({own}) or "
+                f"{kind}: the input has dtype {tensor.dtype}, the parameters {own}; x.to({own}) or "
                 f"module.to({tensor.dtype}) makes both alike"
             )
 

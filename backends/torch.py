@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections import namedtuple
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -38,9 +39,18 @@ def asarray(x: Any, like: Tensor | None = None) -> Tensor:
     """Return `x`, an array of any backend, as a tensor, on the device and with the dtype of `like`."""
     if not isinstance(x, Tensor):  # CuPy's arrays are shared on the GPU, all others come through the host
         on_gpu = hasattr(x, "__cuda_array_interface__")
-        x = torch.as_tensor(x) if on_gpu else torch.from_numpy(to_host(x).copy())  # which may be turned around
+        x = torch.as_tensor(x) if on_gpu else _from_host(x)
     y: Tensor = x if like is None else x.to(like.device, like.dtype)
     return y
+
+
+def _from_host(x: Any) -> Tensor:
+    array = to_host(x).copy()  # which may be turned around
+    if not tracing():
+        return torch.from_numpy(array)
+    with warnings.catch_warnings():  # it is a constant of the trace, as it should be
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
+        return torch.from_numpy(array)
 
 
 def to_numpy(x: Tensor) -> NDArray[Any]:

@@ -128,7 +128,7 @@ class Run(NamedTuple):
         """Return the mean over `axes`, the batch among them, with kept dimensions. Training alone reads the batch."""
         if self.batch_mean is not None:
             return self.batch_mean(ops, x, axes)  # type: ignore[no-any-return]
-        count = math.prod(x.shape[axis] for axis in axes)  # type: ignore[attr-defined]
+        count = math.prod([x.shape[axis] for axis in axes])  # type: ignore[attr-defined]
         return ops.sum(x, axes, keepdims=True) / count
 
 
