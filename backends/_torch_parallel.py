@@ -19,7 +19,6 @@ from torch.distributed.nn.functional import all_reduce
 from capscore import model
 from capscore.errors import TrainingError, short
 from capscore.fast.conv import with_tiles
-from capscore.layer import Run
 
 
 class Team:
@@ -105,7 +104,8 @@ class Objective(nn.Module):
         self, images: Tensor, targets: Tensor, parts: list[tuple[Tensor, Tensor]], step: int = 0
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Return the loss, the class scores [B, J], and the new running statistics by name."""
-        net, run = self.net, Run(True, step, statistics={}, batch_mean=self.batch_mean, share=self.share)
+        net = self.net
+        run = net._run(training=True, step=step, statistics={}, batch_mean=self.batch_mean, share=self.share)
         ops = with_tiles(net.ops, net.fast_conv)
         loss, scores = self.compute(ops, net.spec, net.params, images, targets, self.reconstruction, parts, run)
         return loss, scores, run.statistics or {}

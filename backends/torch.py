@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections import namedtuple
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -13,6 +14,7 @@ from capscore import model
 from capscore.data import Samples, resident
 from capscore.errors import BackendError, TrainingError
 from capscore.fast.cook_toom import Tiling
+from capscore.layer import Run
 from capscore.ops import Axes, check_plain, check_range, to_host
 from capscore.optim import Adam, Optimiser
 from capscore.routing import DynamicRouting
@@ -45,11 +47,20 @@ def asarray(x: Any, like: Tensor | None = None) -> Tensor:
     if not isinstance(x, Tensor) and hasattr(x, "__cuda_array_interface__"):
         x = torch.utils.dlpack.from_dlpack(x)  # CuPy's: shared on the GPU, and torch's stream waits for CuPy's
     elif not isinstance(x, Tensor):  # all others come through the host
-        x = torch.from_numpy(to_host(x).copy())  # which may be turned around
+        x = _from_host(x)
     elif x.layout != torch.strided or x.is_quantized or x.is_nested or (like is not None and x.is_meta > like.is_meta):
         check_plain(x)  # which says why not
     y: Tensor = x if like is None else x.to(like.device, like.dtype)
     return y
+
+
+def _from_host(x: Any) -> Tensor:
+    array = to_host(x).copy()  # which may be turned around
+    if not tracing():
+        return torch.from_numpy(array)
+    with warnings.catch_warnings():  # it is a constant of the trace, as it should be
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
+        return torch.from_numpy(array)
 
 
 def to_numpy(x: Tensor) -> NDArray[Any]:
@@ -176,7 +187,8 @@ def argmax_one_hot(x: Tensor) -> Tensor:
 class CapsNet(nn.Module, model.CapsNet[Tensor]):
     """A capsule network as an `nn.Module`, its state_dict named as the spec's parameters.
 
-    See `capscore.model.CapsNet`. `.to()`, `torch.compile`, `torch.export` and `copy.deepcopy` work on it.
+    See `capscore.model.CapsNet`. `.to()`, `torch.compile`, `torch.export` and `copy.deepcopy` work on it. Its layers
+    are modules, such as `net.get_submodule("stem.0")`, whose forward hooks fire.
     """
 
     ops = sys.modules[__name__]
@@ -188,36 +200,21 @@ class CapsNet(nn.Module, model.CapsNet[Tensor]):
         model.CapsNet.__init__(self, spec, params, seed, dtype, **about)
 
     def _adopt(self, params: dict[str, Tensor]) -> None:
-        for name, value in params.items():
-            holder: nn.Module = self
-            *path, leaf = name.split(".")
-            for part in path:  # a name with dots is a leaf of modules within modules
-                if part not in holder._modules:
-                    holder.add_module(part, nn.Module())
-                holder = holder.get_submodule(part)
-            if self.spec.params[name].learns:
-                holder.register_parameter(leaf, nn.Parameter(value))
-            else:
-                holder.register_buffer(leaf, value)
+        _torch_module.grow(self, (*self.spec.rows, *self.spec.decoder_rows))
+        _torch_module.fill(self, self.spec.params, params)
 
     @property
     def params(self) -> dict[str, Tensor]:
         """Name → parameter, in the order of the spec."""
-        return {name: self._leaf(name) for name in self.spec.parameters}
-
-    def _leaf(self, name: str) -> Tensor:
-        leaf: Any = self  # not get_parameter: pruning and parametrisation put tensors in the place of parameters
-        for part in name.split("."):
-            leaf = getattr(leaf, part)
-        return leaf  # type: ignore[no-any-return]
+        return {name: _torch_module.leaf(self, name) for name in self.spec.parameters}
 
     def forward(self, images: Any, couplings: bool = False) -> model.Output[Tensor]:
-        """Run the network: see `capscore.model.CapsNet.forward`.
+        """Run the network: see `capscore.model.CapsNet.forward`. `train()` and `eval()` make no difference.
 
         While `torch.jit.trace` runs it, which refuses None, fields of the output that would be None are absent.
         """
         out = model.CapsNet.forward(self, images, couplings)
-        if not _torch_fused.tracing():
+        if not tracing():
             return out
         there = {name: part for name, part in out._asdict().items() if part is not None}
         if out.scores is out.lengths:
@@ -226,10 +223,20 @@ class CapsNet(nn.Module, model.CapsNet[Tensor]):
 
     def _images(self, images: Any) -> Tensor:
         x = asarray(images)
-        if not _torch_fused.tracing():
+        if not tracing():  # sizes would be tensors
             model.check_images(self.spec, x)
             check_range(_look(x))
         return asarray(x, next(iter(self.params.values())))
+
+    def _run(self, **about: Any) -> Run:
+        return Run(call=self._call, **about)
+
+    def _call(self, name: str, ops: Any, x: Any, run: Run) -> Any:
+        return _torch_module.call(self, name, ops, x, run)
+
+    def extra_repr(self) -> str:
+        """Return what the layers do not say."""
+        return f"input={self.spec.input}, loss={self.spec.loss}"
 
     def _replace(self, values: dict[str, Tensor]) -> None:
         with torch.no_grad():  # in place: an optimiser keeps hold of the parameters
@@ -355,9 +362,9 @@ class Learner(model.Learner[Tensor]):
         self.engine.step()
         with torch.no_grad():
             for name, value in statistics.items():
-                self.net._leaf(name).copy_(value)
+                _torch_module.leaf(self.net, name).copy_(value)
             for name, mean in self.kept.get("average", {}).items():
-                mean.lerp_(self.net._leaf(name), 1 - self.average)
+                mean.lerp_(_torch_module.leaf(self.net, name), 1 - self.average)
         self.steps += 1
         return loss, lengths
 
@@ -399,7 +406,9 @@ def _send(x: Any, device: torch.device) -> Tensor:
     return there.to(device, non_blocking=True)
 
 
-from capscore.backends import _torch_fused, _torch_optim, _torch_parallel  # noqa: E402 - the first needs this
+from capscore.backends import _torch_fused, _torch_module, _torch_optim, _torch_parallel  # noqa: E402 - which need this
+from capscore.backends._torch_fused import tracing  # noqa: E402
+from capscore.backends._torch_module import Module as Module  # noqa: E402
 
 FUSED: Mapping[type, Any] = {DynamicRouting: _torch_fused.dynamic_routing}
 load = CapsNet.load

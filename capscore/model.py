@@ -109,7 +109,7 @@ class CapsNet(Generic[A]):
         in its plain form, which keeps them, not in the backend's fused one.
         """
         x = self._images(images)
-        run = Run(trace=[] if couplings else None)
+        run = self._run(trace=[] if couplings else None)
         with self._reading():
             v = forward(with_tiles(self.ops, self.fast_conv), self.spec, self.params, x, run)
         found = scores(self.ops, v)
@@ -120,6 +120,10 @@ class CapsNet(Generic[A]):
         return Output(size, v.pose, None, told, found)
 
     __call__ = forward
+
+    def _run(self, **about: Any) -> Run:
+        """Return what a forward pass carries on this backend."""
+        return Run(**about)
 
     def predict(self, images: Any, batch: int = 128) -> NDArray[Any]:
         """Return the class scores [N, J] for images [N, C, H, W] as a NumPy array, `batch` images at a time.
@@ -167,7 +171,7 @@ class CapsNet(Generic[A]):
         else:
             mask = self.ops.asarray(one_hot(labels, v.shape[0], count), v)
         with self._reading():
-            drawn: A = reconstruct(self.ops, self.spec, self.params, v, mask)
+            drawn: A = reconstruct(self.ops, self.spec, self.params, v, mask, self._run())
         return drawn
 
     def _images(self, images: Any) -> Any:

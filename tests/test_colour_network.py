@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import oracle
 import pytest
+from capscore.verify import verify
 from conftest import FLOAT32, FLOAT64, NUMPY, backend, close, plain
 from test_train import stopping
 
@@ -17,7 +18,6 @@ from capscore import BatchNorm, CapsNetSpec, Conv, ConvDecoder, DenseCaps, Dropo
 from capscore.data import Dataset
 from capscore.layer import Grid
 from capscore.train import LAST, Recipe, train
-from capscore.verify import verify
 
 SPEC = CapsNetSpec(
     (3, 64, 64),

@@ -19,7 +19,7 @@ class Dropout(Layer):
     """In training, a share `rate` of the numbers is zero and the others are larger for it; else nothing happens.
 
     With `whole`, channels of a map and capsules vanish as a whole. What vanishes depends on the seed, the step and the
-    layer alone, and is the same on every backend.
+    layer alone, and is the same on every backend. (`caps.Module` on PyTorch draws from PyTorch's generator.)
     """
 
     rate: float = 0.5
@@ -42,6 +42,9 @@ class Dropout(Layer):
         dims = run.input.dims
         if self.whole and len(dims) > 1:
             dims = (dims[0], *([1] * (len(dims) - 1)))
+        if run.thin is not None:
+            y = run.thin(array, self.rate, dims)
+            return x._replace(pose=y) if isinstance(x, Capsules) else y
         rng = np.random.default_rng([run.seed, run.step, zlib.crc32(run.path.encode())])
         mine, processes = run.share
         drawn = rng.random((array.shape[0] * processes, *dims))[mine::processes]  # training alone reads the batch

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from capscore.errors import SpecError
-from capscore.layer import Grid, Layer, Plan, Run, Shape
+from capscore.layer import Grid, Layer, Plan, Row, Run, Shape
 from capscore.ops import A, Ops, scope
 
 from .activation import activate, check_activation
@@ -31,9 +31,13 @@ class Residual(Layer):
         check_layers(self, "shortcut")
         check_activation(self)
 
+    def rows(self, x: Shape) -> tuple[Row, ...]:
+        """Return the layers of the block, then those of the shortcut."""
+        return *plan_chain(self.layers, x, "layers"), *plan_chain(self.shortcut, x, "shortcut")
+
     def plan(self, x: Shape) -> Plan:
         """Return the shape of the sum; parameters are `layers.{i}.…` and `shortcut.{i}.…`."""
-        rows = (*plan_chain(self.layers, x, "layers"), *plan_chain(self.shortcut, x, "shortcut"))
+        rows = self.rows(x)
         block = rows[len(self.layers) - 1].output if self.layers else x
         past = rows[-1].output if self.shortcut else x
         if isinstance(block, Grid):
