@@ -39,7 +39,7 @@ from .ops import Ops
 from .presets import PRESETS
 from .routing import DynamicRouting, Routing
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "PRESETS", "Activation", "AveragePool", "BatchNorm", "CapsNetSpec", "CapscoreError", "Capsules", "Conv",
     "ConvDecoder", "CrossEntropy", "Decoder", "DenseCaps", "Dropout", "DynamicRouting", "GlobalPool", "Grid",
