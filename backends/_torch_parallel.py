@@ -19,7 +19,6 @@ from torch.distributed.nn.functional import all_reduce
 from capscore import model
 from capscore.errors import TrainingError, short
 from capscore.fast.conv import with_tiles
-from capscore.layer import Run
 
 
 class Team:
@@ -97,6 +96,7 @@ class Objective(nn.Module):
     def __init__(self, net: Any, reconstruction: float, compile: bool, team: Team) -> None:
         super().__init__()
         self.batch_mean = team.mean if team.size > 1 else None
+        self.share = team.rank, team.size
         self.net, self.reconstruction = net, reconstruction
         self.compute = torch.compile(model.objective) if compile else model.objective
 
@@ -104,7 +104,8 @@ class Objective(nn.Module):
         self, images: Tensor, targets: Tensor, parts: list[tuple[Tensor, Tensor]], step: int = 0
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Return the loss, the class scores [B, J], and the new running statistics by name."""
-        net, run = self.net, Run(training=True, step=step, statistics={}, batch_mean=self.batch_mean)
+        net = self.net
+        run = net._run(training=True, step=step, statistics={}, batch_mean=self.batch_mean, share=self.share)
         ops = with_tiles(net.ops, net.fast_conv)
         loss, scores = self.compute(ops, net.spec, net.params, images, targets, self.reconstruction, parts, run)
         return loss, scores, run.statistics or {}

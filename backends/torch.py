@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections import namedtuple
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -13,7 +14,9 @@ from capscore import model
 from capscore.data import Samples, resident
 from capscore.errors import BackendError, TrainingError
 from capscore.fast.cook_toom import Tiling
+from capscore.layer import Run
 from capscore.ops import Axes, check_plain, check_range, to_host
+from capscore.optim import Adam, Optimiser
 from capscore.routing import DynamicRouting
 
 # A fresh large array costs page faults, in small pages more than the arithmetic in it: measured, docs/performance.md.
@@ -44,11 +47,20 @@ def asarray(x: Any, like: Tensor | None = None) -> Tensor:
     if not isinstance(x, Tensor) and hasattr(x, "__cuda_array_interface__"):
         x = torch.utils.dlpack.from_dlpack(x)  # CuPy's: shared on the GPU, and torch's stream waits for CuPy's
     elif not isinstance(x, Tensor):  # all others come through the host
-        x = torch.from_numpy(to_host(x).copy())  # which may be turned around
+        x = _from_host(x)
     elif x.layout != torch.strided or x.is_quantized or x.is_nested or (like is not None and x.is_meta > like.is_meta):
         check_plain(x)  # which says why not
     y: Tensor = x if like is None else x.to(like.device, like.dtype)
     return y
+
+
+def _from_host(x: Any) -> Tensor:
+    array = to_host(x).copy()  # which may be turned around
+    if not tracing():
+        return torch.from_numpy(array)
+    with warnings.catch_warnings():  # it is a constant of the trace, as it should be
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
+        return torch.from_numpy(array)
 
 
 def to_numpy(x: Tensor) -> NDArray[Any]:
@@ -175,7 +187,8 @@ def argmax_one_hot(x: Tensor) -> Tensor:
 class CapsNet(nn.Module, model.CapsNet[Tensor]):
     """A capsule network as an `nn.Module`, its state_dict named as the spec's parameters.
 
-    See `capscore.model.CapsNet`. `.to()`, `torch.compile`, `torch.export` and `copy.deepcopy` work on it.
+    See `capscore.model.CapsNet`. `.to()`, `torch.compile`, `torch.export` and `copy.deepcopy` work on it. Its layers
+    are modules, such as `net.get_submodule("stem.0")`, whose forward hooks fire.
     """
 
     ops = sys.modules[__name__]
@@ -187,36 +200,21 @@ class CapsNet(nn.Module, model.CapsNet[Tensor]):
         model.CapsNet.__init__(self, spec, params, seed, dtype, **about)
 
     def _adopt(self, params: dict[str, Tensor]) -> None:
-        for name, value in params.items():
-            holder: nn.Module = self
-            *path, leaf = name.split(".")
-            for part in path:  # a name with dots is a leaf of modules within modules
-                if part not in holder._modules:
-                    holder.add_module(part, nn.Module())
-                holder = holder.get_submodule(part)
-            if self.spec.params[name].learns:
-                holder.register_parameter(leaf, nn.Parameter(value))
-            else:
-                holder.register_buffer(leaf, value)
+        _torch_module.grow(self, (*self.spec.rows, *self.spec.decoder_rows))
+        _torch_module.fill(self, self.spec.params, params)
 
     @property
     def params(self) -> dict[str, Tensor]:
         """Name → parameter, in the order of the spec."""
-        return {name: self._leaf(name) for name in self.spec.parameters}
-
-    def _leaf(self, name: str) -> Tensor:
-        leaf: Any = self  # not get_parameter: pruning and parametrisation put tensors in the place of parameters
-        for part in name.split("."):
-            leaf = getattr(leaf, part)
-        return leaf  # type: ignore[no-any-return]
+        return {name: _torch_module.leaf(self, name) for name in self.spec.parameters}
 
     def forward(self, images: Any, couplings: bool = False) -> model.Output[Tensor]:
-        """Run the network: see `capscore.model.CapsNet.forward`.
+        """Run the network: see `capscore.model.CapsNet.forward`. `train()` and `eval()` make no difference.
 
         While `torch.jit.trace` runs it, which refuses None, fields of the output that would be None are absent.
         """
         out = model.CapsNet.forward(self, images, couplings)
-        if not _torch_fused.tracing():
+        if not tracing():
             return out
         there = {name: part for name, part in out._asdict().items() if part is not None}
         if out.scores is out.lengths:
@@ -225,10 +223,20 @@ class CapsNet(nn.Module, model.CapsNet[Tensor]):
 
     def _images(self, images: Any) -> Tensor:
         x = asarray(images)
-        if not _torch_fused.tracing():
+        if not tracing():  # sizes would be tensors
             model.check_images(self.spec, x)
             check_range(_look(x))
         return asarray(x, next(iter(self.params.values())))
+
+    def _run(self, **about: Any) -> Run:
+        return Run(call=self._call, **about)
+
+    def _call(self, name: str, ops: Any, x: Any, run: Run) -> Any:
+        return _torch_module.call(self, name, ops, x, run)
+
+    def extra_repr(self) -> str:
+        """Return what the layers do not say."""
+        return f"input={self.spec.input}, loss={self.spec.loss}"
 
     def _replace(self, values: dict[str, Tensor]) -> None:
         with torch.no_grad():  # in place: an optimiser keeps hold of the parameters
@@ -265,7 +273,7 @@ def usable(device: str | None) -> Iterator[None]:
 
 
 class Learner(model.Learner[Tensor]):
-    """Adam by PyTorch on the training loss; see `capscore.model.Learner`.
+    """Learns by PyTorch's engine and optimisers; see `capscore.model.Learner`.
 
     Options: `device` moves the network there first, `amp` runs convolutions and matrix products in bfloat16,
     `compile` compiles the loss. Processes that torchrun started train together, each on its share of every batch.
@@ -277,6 +285,8 @@ class Learner(model.Learner[Tensor]):
         self,
         net: CapsNet,
         reconstruction: float = 0.0005,
+        optimiser: Optimiser = Adam(),  # noqa: B008 - frozen
+        average: float = 0.0,
         device: str | None = None,
         amp: bool = False,
         compile: bool = False,
@@ -288,24 +298,21 @@ class Learner(model.Learner[Tensor]):
             raise BackendError("on the device 'meta' nothing is computed")
         self.net, self.reconstruction, self.amp, self.steps = net, reconstruction, amp, 0
         self.writes = self.team.rank == 0
-        self.adam = torch.optim.Adam(net.parameters(), eps=1e-8, fused=True)
+        self.optimiser, self.average = optimiser, model.check_average(average)
+        self.engine = _torch_optim.engine(optimiser, list(net.parameters()))
+        self.kept = {"average": {name: p.detach().clone() for name, p in net.params.items()}} if average else {}
         objective = _torch_parallel.Objective(net, reconstruction, compile, self.team)
         self.objective = _torch_parallel.together(objective, self.team, partly=not reconstruction)
 
     @property
-    def _learning(self) -> dict[str, Tensor]:
-        """Every parameter that is no running statistic, by name."""
-        return {name: p for name, p in self.net.params.items() if self.net.spec.params[name].learns}
-
-    @property
     def frozen(self) -> tuple[str, ...]:
         """Names of the parameters whose `requires_grad` is off; to assign names switches it off for these alone."""
-        return tuple(name for name, p in self._learning.items() if not p.requires_grad)
+        return tuple(name for name, p in self.learning.items() if not p.requires_grad)
 
     @frozen.setter
     def frozen(self, names: Sequence[str]) -> None:
         chosen = model.check_names(self.net.spec, names)
-        for name, p in self._learning.items():
+        for name, p in self.learning.items():
             p.requires_grad_(name not in chosen)
 
     @property
@@ -335,7 +342,7 @@ class Learner(model.Learner[Tensor]):
             return _send(a[share], like.device).to(like.dtype)
 
         (x, t), *apart = ((there(a), there(b)) for a, b in ((images, targets), *parts))
-        self.adam.zero_grad()
+        self.engine.zero_grad()
         try:
             with torch.autocast(like.device.type, torch.bfloat16, enabled=self.amp):
                 loss, lengths, statistics = self.objective(x, t, apart, self.steps)
@@ -348,11 +355,16 @@ class Learner(model.Learner[Tensor]):
             if self.team.size == 1 or isinstance(error, TrainingError):
                 raise
             raise _torch_parallel.explained(error) from error
-        self.adam.param_groups[0]["lr"] = rate
-        self.adam.step()
+        if self.optimiser.clip is not None:
+            nn.utils.clip_grad_norm_(self.net.parameters(), self.optimiser.clip)
+        for group in self.engine.param_groups:
+            group["lr"] = rate
+        self.engine.step()
         with torch.no_grad():
             for name, value in statistics.items():
-                self.net._leaf(name).copy_(value)
+                _torch_module.leaf(self.net, name).copy_(value)
+            for name, mean in self.kept.get("average", {}).items():
+                mean.lerp_(_torch_module.leaf(self.net, name), 1 - self.average)
         self.steps += 1
         return loss, lengths
 
@@ -362,24 +374,27 @@ class Learner(model.Learner[Tensor]):
         PyTorch counts the steps of every parameter, and keeps no moments of one that never had a gradient.
         """
         found: dict[str, NDArray[Any]] = {}
-        for name, p in self._learning.items():
-            kept = self.adam.state.get(p, {})
-            for ours, theirs in (("first", "exp_avg"), ("second", "exp_avg_sq")):
-                found[f"{ours}.{name}"] = to_numpy(kept.get(theirs, torch.zeros_like(p)))
-            if (steps := int(kept.get("step", 0))) != self.steps:
+        for name, p in self.learning.items():
+            kept = self.engine.state.get(p, {})
+            for slot in self.optimiser.slots:
+                array = kept.get(_torch_optim.SLOTS.get(slot, slot))
+                found[f"{slot}.{name}"] = to_numpy(torch.zeros_like(p) if array is None else array)
+            if (steps := int(kept.get("step", self.steps if kept else 0))) != self.steps:
                 found[f"steps.{name}"] = np.array([steps], np.float64)
-        return found
+        average = self.kept.get("average", {})
+        return found | {f"average.{name}": to_numpy(mean) for name, mean in average.items()}
 
     def restore(self, state: Mapping[str, NDArray[Any]], steps: int) -> None:
         """Go on from the `state` of a learner, of any backend, that had made `steps`."""
         self.steps = steps
-        for name, p in self._learning.items():
+        for name, p in self.learning.items():
             (own,) = state.get(f"steps.{name}", [steps])
-            self.adam.state[p] = {
-                "step": torch.tensor(float(own), device=p.device),
-                "exp_avg": asarray(state[f"first.{name}"], p),
-                "exp_avg_sq": asarray(state[f"second.{name}"], p),
+            self.engine.state[p] = {"step": torch.tensor(float(own), device=p.device)} | {
+                _torch_optim.SLOTS.get(slot, slot): asarray(state[f"{slot}.{name}"], p).clone()
+                for slot in self.optimiser.slots
             }
+        for name, mean in self.kept.get("average", {}).items():
+            mean.copy_(asarray(state[f"average.{name}"], mean))
 
 
 def _send(x: Any, device: torch.device) -> Tensor:
@@ -391,7 +406,9 @@ def _send(x: Any, device: torch.device) -> Tensor:
     return there.to(device, non_blocking=True)
 
 
-from capscore.backends import _torch_fused, _torch_parallel  # noqa: E402 - the first needs this
+from capscore.backends import _torch_fused, _torch_module, _torch_optim, _torch_parallel  # noqa: E402 - which need this
+from capscore.backends._torch_fused import tracing  # noqa: E402
+from capscore.backends._torch_module import Module as Module  # noqa: E402
 
 FUSED: Mapping[type, Any] = {DynamicRouting: _torch_fused.dynamic_routing}
 load = CapsNet.load

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from .errors import BackendError, CapscoreError
+from .layer import Capsules, Grid, Layer, Map, Vector
 from .layers import (
     Activation,
     AveragePool,
@@ -36,17 +37,17 @@ from .losses import CrossEntropy, MarginLoss, SpreadLoss
 from .net import CapsNetSpec
 from .ops import Ops
 from .presets import PRESETS
-from .routing import DynamicRouting
+from .routing import DynamicRouting, Routing
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
-    "PRESETS", "Activation", "AveragePool", "BatchNorm", "CapsNetSpec", "CapscoreError", "Conv", "ConvDecoder",
-    "CrossEntropy", "Decoder", "DenseCaps", "Dropout", "DynamicRouting", "GlobalPool", "GroupNorm", "InstanceNorm",
-    "LayerNorm", "Linear", "MarginLoss", "MaxPool", "PrimaryCaps", "Residual", "SpreadLoss", "Upsample", "backend",
-    "backend_names",
+    "PRESETS", "Activation", "AveragePool", "BatchNorm", "CapsNetSpec", "CapscoreError", "Capsules", "Conv",
+    "ConvDecoder", "CrossEntropy", "Decoder", "DenseCaps", "Dropout", "DynamicRouting", "GlobalPool", "Grid",
+    "GroupNorm", "InstanceNorm", "Layer", "LayerNorm", "Linear", "Map", "MarginLoss", "MaxPool", "PrimaryCaps",
+    "Residual", "Routing", "SpreadLoss", "Upsample", "Vector", "backend", "backend_names",
 ]  # fmt: skip
 
-_OF_THE_BACKEND = {"CapsNet", "Learner", "load"} | {name for name in vars(Ops) if not name.startswith("_")}
+_OF_THE_BACKEND = {"CapsNet", "Learner", "Module", "load"} | {name for name in vars(Ops) if not name.startswith("_")}
 _CHOSEN = os.environ.get("CAPSCORE_BACKEND") or "numpy"
 
 
@@ -71,7 +72,13 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    """Take `CapsNet`, `Learner`, `load` and the ops from the chosen backend, imported at the first need of it."""
+    """Take `CapsNet`, `Learner`, `load` and the ops from the chosen backend, imported at the first need of it.
+
+    `Module` is there with PyTorch alone.
+    """
     if name not in _OF_THE_BACKEND:
         raise AttributeError(f"module 'capscore' has no attribute {name!r}")
-    return getattr(backend(_CHOSEN), name)
+    chosen = backend(_CHOSEN)
+    if not hasattr(chosen, name):
+        raise AttributeError(f"the backend {_CHOSEN} has no {name}; from capscore.backends import torch as caps has it")
+    return getattr(chosen, name)

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple
 
+from .errors import SpecError
 from .init import Constant, Init
 from .ops import A
 from .values import Value
@@ -103,6 +104,9 @@ class Run(NamedTuple):
     seed: int = 0  # of what training draws at random, together with the step
     statistics: dict[str, Any] | None = None  # training leaves the new running statistics here, by parameter name
     batch_mean: Any = None  # mean(ops, x, axes) over the images of all processes; None: over those at hand
+    share: tuple[int, int] = (0, 1)  # (k, n): of n processes, this one has the images k, k + n, k + 2n, … of the batch
+    thin: Any = None  # thin(x, rate, dims): dropout by a generator of the backend's; None: see `layers.Dropout`
+    call: Any = None  # call(name, ops, x, run): how a backend whose layers are objects runs one; None: `Layer.__call__`
     trace: list[Iteration[Any]] | None = None  # where asked for: every iteration of every routing, in their order
     path: str = ""  # name of the layer that is running
     input: Shape = Vector(0)  # its shapes
@@ -127,7 +131,7 @@ class Run(NamedTuple):
         """Return the mean over `axes`, the batch among them, with kept dimensions. Training alone reads the batch."""
         if self.batch_mean is not None:
             return self.batch_mean(ops, x, axes)  # type: ignore[no-any-return]
-        count = math.prod(x.shape[axis] for axis in axes)  # type: ignore[attr-defined]
+        count = math.prod([x.shape[axis] for axis in axes])  # type: ignore[attr-defined]
         return ops.sum(x, axes, keepdims=True) / count
 
 
@@ -143,12 +147,29 @@ class Layer(Value, ABC):
     def plan(self, x: Shape) -> Plan:
         """Return output, parameters and multiply-adds of one image for an input shape; SpecError if it does not fit."""
 
+    def rows(self, x: Shape) -> tuple[Row, ...]:
+        """Return the layers that this one is made of, in their places, for an input shape: none, for most."""
+        return ()
+
     @abstractmethod
     def __call__(self, ops: Ops[A], p: Mapping[str, A], x: Any, run: Run) -> Any:
         """Compute the layer's output of `x`: arrays for maps and vectors, `Capsules` for grids.
 
         `p` holds the parameters under the names of the plan. Written over the ops alone: see `capscore.ops`.
         """
+
+
+def misplaced(layer: Layer, x: Shape, wanted: str) -> SpecError:
+    """Return the error of a layer that takes `wanted` and is given something else."""
+    made = {Map: "the map", Vector: "the vector", Grid: "the capsules"}[type(x)]
+    return SpecError(f"{type(layer).__name__} takes {wanted}, not {x}: put it before the layer that makes {made}")
+
+
+def need_map(layer: Layer, x: Shape) -> Map:
+    """Return the input shape of a layer that takes a map, or raise SpecError."""
+    if not isinstance(x, Map):
+        raise misplaced(layer, x, "a map")
+    return x
 
 
 class Row(NamedTuple):
@@ -181,5 +202,8 @@ class Row(NamedTuple):
 
     def run(self, ops: Ops[A], params: Mapping[str, A], x: Any, run: Run) -> Any:
         """Compute the layer's output, given the parameters of the whole network."""
+        here = run.inside(self.name, self.input, self.plan.output)
+        if run.call is not None:
+            return run.call(self.name, ops, x, here)
         own = {key: params[f"{self.name}.{key}"] for key in self.plan.params}
-        return self.layer(ops, own, x, run.inside(self.name, self.input, self.plan.output))
+        return self.layer(ops, own, x, here)

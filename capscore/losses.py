@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any
 
-from .errors import ShapeError, SpecError
+from .errors import ShapeError, SpecError, short
 from .ops import A, Ops
 from .values import Value, check_flags, check_numbers, check_whole
 
@@ -29,8 +29,8 @@ class Loss(Value, ABC):
         weights = self.class_weights
         if weights is None:
             return
-        if not isinstance(weights, list | tuple) or not all(type(w) in (int, float) and 0 <= w < 1e9 for w in weights):
-            raise SpecError(f"{type(self).__name__}: class_weights must be numbers of at least 0, not {weights!r:.60}")
+        if not isinstance(weights, list | tuple) or not all(type(w) in (int, float) and 0 <= w <= 1e9 for w in weights):
+            raise SpecError(f"{type(self).__name__}: class_weights must be numbers from 0 to 1e9, not {short(weights)}")
         object.__setattr__(self, "class_weights", tuple(weights))
 
     @abstractmethod

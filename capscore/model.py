@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ClassVar, Generic, NamedTuple, Self
 
 import numpy as np
@@ -19,6 +19,7 @@ from .layer import INFERENCE, Capsules, Iteration, Run
 from .losses import reconstruction_loss
 from .net import CapsNetSpec, forward, init_params, reconstruct, scores, to_be_drawn
 from .ops import A, Ops, array, check_range, is_float, to_host
+from .optim import Adam, Optimiser
 from .squash import lengths
 from .turns import Turns
 
@@ -108,7 +109,7 @@ class CapsNet(Generic[A]):
         in its plain form, which keeps them, not in the backend's fused one.
         """
         x = self._images(images)
-        run = Run(trace=[] if couplings else None)
+        run = self._run(trace=[] if couplings else None)
         with self._reading():
             v = forward(with_tiles(self.ops, self.fast_conv), self.spec, self.params, x, run)
         found = scores(self.ops, v)
@@ -119,6 +120,10 @@ class CapsNet(Generic[A]):
         return Output(size, v.pose, None, told, found)
 
     __call__ = forward
+
+    def _run(self, **about: Any) -> Run:
+        """Return what a forward pass carries on this backend."""
+        return Run(**about)
 
     def predict(self, images: Any, batch: int = 128) -> NDArray[Any]:
         """Return the class scores [N, J] for images [N, C, H, W] as a NumPy array, `batch` images at a time.
@@ -166,7 +171,7 @@ class CapsNet(Generic[A]):
         else:
             mask = self.ops.asarray(one_hot(labels, v.shape[0], count), v)
         with self._reading():
-            drawn: A = reconstruct(self.ops, self.spec, self.params, v, mask)
+            drawn: A = reconstruct(self.ops, self.spec, self.params, v, mask, self._run())
         return drawn
 
     def _images(self, images: Any) -> Any:
@@ -258,18 +263,60 @@ def objective(
 
 
 class Learner(Generic[A]):
-    """Adam on a network's training loss (β 0.9 and 0.999, ε 1e-8), through the tape of `capscore.grad`."""
+    """Makes a network's training loss smaller, through the tape of `capscore.grad`.
+
+    Parameters
+    ----------
+    net : whose parameters learn
+    reconstruction : weight of the reconstruction loss
+    optimiser : see `capscore.optim`
+    average : decay of an exponential moving average of the weights, such as 0.998; 0 for none. See `averaged`
+    """
 
     writes = True  # whether this process writes checkpoints and reports: of several that train together, one does
     _frozen: tuple[str, ...] = ()
 
-    def __init__(self, net: CapsNet[Any], reconstruction: float = 0.0005, **options: Any) -> None:
+    def __init__(
+        self,
+        net: CapsNet[Any],
+        reconstruction: float = 0.0005,
+        optimiser: Optimiser = Adam(),  # noqa: B008 - frozen
+        average: float = 0.0,
+        **options: Any,
+    ) -> None:
         if options:
             raise ShapeError(f"this backend has no option {', '.join(options)}; the torch backend does")
         self.net, self.reconstruction, self.steps = net, reconstruction, 0
-        self.learning = {name: net.params[name] for name, param in net.spec.params.items() if param.learns}
-        self.first = {name: np.zeros_like(p) for name, p in self.learning.items()}
-        self.second = {name: np.zeros_like(p) for name, p in self.learning.items()}
+        self.optimiser, self.average = optimiser, check_average(average)
+        self.kept: dict[str, dict[str, Any]] = {
+            slot: {name: np.zeros_like(p) for name, p in self.learning.items()} for slot in optimiser.slots
+        }
+        if average:
+            self.kept["average"] = {name: p * 1.0 for name, p in net.params.items()}
+
+    @property
+    def learning(self) -> dict[str, A]:
+        """Every parameter that is no running statistic, by name."""
+        return {name: p for name, p in self.net.params.items() if self.net.spec.params[name].learns}
+
+    @property
+    def slots(self) -> dict[str, tuple[str, ...]]:
+        """What `state` holds: the optimiser's slots and "average", each with the names of its parameters."""
+        own = {slot: tuple(self.learning) for slot in self.optimiser.slots}
+        return own | ({"average": tuple(self.net.params)} if self.average else {})
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Let the network have the averaged weights meanwhile, if there are any: to measure and to save them."""
+        if not self.average or not self.steps:
+            yield
+            return
+        own = {name: p * 1.0 for name, p in self.net.params.items()}
+        self.net.assign(self.kept["average"])
+        try:
+            yield
+        finally:
+            self.net.assign(own)
 
     @property
     def frozen(self) -> tuple[str, ...]:
@@ -322,28 +369,39 @@ class Learner(Generic[A]):
 
         run = Run(training=True, step=self.steps, statistics={})
         value, gradients = value_and_gradients(ops, loss, learning)
+        gradients = self.optimiser.clipped(ops, gradients)
         self.steps += 1
-        slow, fast = 1 - 0.999**self.steps, 1 - 0.9**self.steps
+        p: Any
         for name, p in learning.items():
-            g, m, v = gradients[name], self.first[name], self.second[name]
-            m += (g - m) * (1 - 0.9)
-            v += (g * g - v) * (1 - 0.999)
-            p -= m / (np.sqrt(v) / slow**0.5 + 1e-8) * (rate / fast)
+            slots = {slot: self.kept[slot][name] for slot in self.optimiser.slots}
+            new, slots = self.optimiser.update(ops, p, gradients[name], slots, rate, self.steps)
+            p[...] = new
+            for slot, kept in slots.items():
+                self.kept[slot][name] = kept
         for name, statistic in (run.statistics or {}).items():
             net.params[name][...] = statistic.value
+        for name, mean in self.kept.get("average", {}).items():
+            mean += (net.params[name] - mean) * (1 - self.average)
         return value, found[0]
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Return what a checkpoint must keep beside the parameters, as NumPy arrays by name."""
-        moments = {f"first.{k}": v for k, v in self.first.items()} | {f"second.{k}": v for k, v in self.second.items()}
-        return {name: self.net.ops.to_numpy(array) for name, array in moments.items()}
+        to_numpy = self.net.ops.to_numpy
+        return {f"{slot}.{name}": to_numpy(a) for slot, arrays in self.kept.items() for name, a in arrays.items()}
 
     def restore(self, state: Mapping[str, NDArray[Any]], steps: int) -> None:
         """Go on from the `state` of a learner that had made `steps`."""
-        self.steps = steps
-        for name, like in self.learning.items():
-            self.first[name] = self.net.ops.asarray(state[f"first.{name}"].copy(), like)
-            self.second[name] = self.net.ops.asarray(state[f"second.{name}"].copy(), like)
+        self.steps, asarray = steps, self.net.ops.asarray
+        for slot, arrays in self.kept.items():
+            for name, like in arrays.items():
+                arrays[name] = asarray(state[f"{slot}.{name}"].copy(), like)
+
+
+def check_average(average: Any) -> float:
+    """Return the decay of an average of weights, or say why it is none."""
+    if not isinstance(average, int | float) or not 0 <= average < 1:
+        raise ShapeError(f"average must be a number from 0 (none) to below 1, such as 0.998, not {short(average)}")
+    return average
 
 
 def check_names(spec: CapsNetSpec, names: Sequence[str]) -> tuple[str, ...]:

@@ -15,16 +15,13 @@ from numpy.typing import NDArray
 from .errors import SpecError, check_whole, short
 from .layer import INFERENCE, Capsules, Grid, Layer, Map, Param, Row, Run, Shape, Vector
 from .layers import Conv, Decoder, DenseCaps, Drawing, PrimaryCaps
-from .layers.chain import check_layers, place, plan_chain
+from .layers.chain import check_layers, check_size, check_sizes, place, plan_chain
 from .losses import Loss, MarginLoss
 from .ops import A, Ops, scope
 from .squash import lengths
 from .values import check_kind, check_names, read, sizes, write
 
 Shapes = dict[str, tuple[int, ...]]  # of parameters, by name
-MAX_VALUES = (
-    2**30
-)  # a spec may come from a stranger: the numbers of one layer's output for one image, or of a parameter
 
 
 @dataclass(frozen=True, init=False)
@@ -82,6 +79,7 @@ class CapsNetSpec:
         object.__setattr__(self, "layers", (*parts["stem"], *parts["primary"], *parts["capsules"]))
 
     def _check_rows(self) -> None:
+        check_size("input", self.input)
         if not self.layers:
             raise SpecError("layers is empty: a network needs at least one, which makes its classes")
         if isinstance(self.output, Map) or (isinstance(self.output, Grid) and self.output.dims[0] != self.output.types):
@@ -90,16 +88,11 @@ class CapsNetSpec:
             )
         if self.decoder is not None and not isinstance(self.output, Grid):
             raise SpecError("a decoder draws from class capsules, and this network ends in none: decoder=None")
-        counts: list[tuple[str, tuple[int, ...]]] = [("input", self.input)]
-        for row in (*self.rows, *self.decoder_rows):
-            counts += [(f"{row.name}: output", row.output.dims), *((n, p.shape) for n, p in row.parameters.items())]
-        for what, shape in counts:
-            if math.prod(shape) > MAX_VALUES:
-                raise SpecError(
-                    f"{what} of shape {shape} holds {math.prod(shape):,} numbers, more than the {MAX_VALUES:,} "
-                    f"allowed; a smaller input, fewer channels or capsules, or a larger stride would fit"
-                )
         _ = self.parameters  # inferred now: PyTorch's compiler cannot follow what would be inferred later
+        if self.loss.class_weights is not None and len(self.loss.class_weights) != self.classes:
+            raise SpecError(
+                f"loss: {len(self.loss.class_weights)} class weights for {self.classes} classes; give one for each"
+            )
 
     @cached_property
     def rows(self) -> tuple[Row, ...]:
@@ -115,6 +108,7 @@ class CapsNetSpec:
             kind = _kind(shape, place(layer, shape, f"layers.{i}").output)
             at = counts[kind] = counts.get(kind, -1) + 1
             rows.append(place(layer, shape, kind if kind == "primary" and not at else f"{kind}.{at}"))
+            check_sizes(rows[-1])
             shape = rows[-1].output
         return tuple(rows)
 
@@ -276,12 +270,16 @@ def reconstruct(
     ops: Ops[A], spec: CapsNetSpec, params: Mapping[str, A], capsules: A, mask: A, run: Run = INFERENCE
 ) -> A:
     """Draw images [B, C, H, W] from capsules [B, J, D] of which `mask` [B, J] keeps some (figure 2)."""
+    drawn: A = through(ops, spec.decoder_rows, params, masked(ops, spec, capsules, mask), run)
+    return drawn
+
+
+def masked(ops: Ops[A], spec: CapsNetSpec, capsules: A, mask: A) -> A:
+    """Return what the decoder draws from, [B, J·D]: capsules [B, J, D] of which `mask` [B, J] keeps some."""
     count, dim = spec.output.dims
     with scope(ops, "decoder"):
         x = capsules * ops.reshape(mask, (-1, count, 1))
-        x = ops.reshape(x, (-1, count * dim))
-    drawn: A = through(ops, spec.decoder_rows, params, x, run)
-    return drawn
+        return ops.reshape(x, (-1, count * dim))
 
 
 def to_be_drawn(ops: Ops[A], spec: CapsNetSpec, images: A) -> A:

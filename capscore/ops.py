@@ -43,7 +43,7 @@ class Fused(Protocol):
     the tape asks for: a backend with an engine of its own does without.
     """
 
-    def __call__(self, routing: Any, u: Any, weight: Any, bias: Any | None) -> Any:
+    def __call__(self, routing: Any, u: Any, weight: Any, bias: Any | None) -> Any | None:
         """Return v [B, J, D], or None where the routing itself must run, as when PyTorch writes it down."""
 
     def forward(self, routing: Any, u: Any, weight: Any, bias: Any | None) -> tuple[Any, Any]:

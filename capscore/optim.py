@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 from .errors import SpecError
 from .ops import A, Ops
@@ -26,14 +26,17 @@ class Optimiser(Value, ABC):
     With `clip`, the gradients of all parameters together are shortened to that Euclidean norm where they are longer.
     """
 
-    slots: ClassVar[tuple[str, ...]] = ()  # names of what it remembers; all start at zero
-
     clip: float | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         """Check every setting."""
         if self.clip is not None:
             check_numbers(self, "clip", least=1e-12)
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """Names of what it remembers of every parameter; all start at zero."""
+        return ()
 
     @abstractmethod
     def update(self, ops: Ops[A], p: Any, g: Any, slots: Slots, rate: float, step: int) -> tuple[Any, Slots]:
@@ -54,8 +57,6 @@ class Optimiser(Value, ABC):
 class Adam(Optimiser):
     """Adam (Kingma, Ba 2015): the mean of the gradients over the root of the mean of their squares."""
 
-    slots: ClassVar[tuple[str, ...]] = ("first", "second")
-
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8
@@ -65,6 +66,11 @@ class Adam(Optimiser):
         super().__post_init__()
         check_numbers(self, "beta1", "beta2", most=0.9999999)
         check_numbers(self, "epsilon", least=1e-30, most=1)
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """Return the two moments."""
+        return "first", "second"
 
     def update(self, ops: Ops[A], p: Any, g: Any, slots: Slots, rate: float, step: int) -> tuple[Any, Slots]:
         """Return the parameter and its moments after a step."""
@@ -103,8 +109,6 @@ class SGD(Optimiser):
     `decay` · weight is added to the gradient of weights, but not of biases and scales, which have one axis.
     """
 
-    slots: ClassVar[tuple[str, ...]] = ("momentum",)
-
     momentum: float = 0.9
     nesterov: bool = False
     decay: float = 0.0
@@ -118,10 +122,17 @@ class SGD(Optimiser):
         if self.nesterov and not self.momentum:
             raise SpecError("SGD: nesterov needs a momentum above 0")
 
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """Return the velocity, if there is any momentum."""
+        return ("momentum",) if self.momentum else ()
+
     def update(self, ops: Ops[A], p: Any, g: Any, slots: Slots, rate: float, step: int) -> tuple[Any, Slots]:
         """Return the parameter and its velocity after a step."""
         if self.decay and len(p.shape) > 1:
             g = g + p * self.decay
+        if not self.momentum:
+            return p - g * rate, {}
         velocity = slots["momentum"] * self.momentum + g
         return p - (g + velocity * self.momentum if self.nesterov else velocity) * rate, {"momentum": velocity}
 

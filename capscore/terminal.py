@@ -13,7 +13,7 @@ import json
 import re
 import sys
 from collections.abc import Iterable
-from typing import Any
+from typing import IO, Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
@@ -61,6 +61,18 @@ class Terminal(Console):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+    @property
+    def file(self) -> IO[str]:
+        """The stream itself: while a bar runs, rich's own guard stands before this module's."""
+        stream: Any = super().file
+        while (behind := getattr(stream, "rich_proxied_file", None)) is not None:
+            stream = behind
+        return stream  # type: ignore[no-any-return]
+
+    @file.setter
+    def file(self, stream: IO[str]) -> None:
+        self._file = stream
 
     @property
     def encoding(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from capscore.backends import numpy as reference
+from capscore.agree import SHARE, Truth, hard_images, largest
 from capscore.errors import BackendError, ModelFileError
 from capscore.ops import to_host
 
@@ -22,23 +22,7 @@ except ModuleNotFoundError as error:
         "verifying an export needs ONNX Runtime: pip install 'capscore[onnx]', or export with verify=False"
     ) from error
 
-# The largest absolute difference of lengths, capsules, couplings and pixels that an export may show on any input;
-# those of the reduced precisions allow for saturated noise, which is harder than real images. Where float32 costs
-# NumPy itself more on the same images (large weights, many iterations), four times that is allowed. Pixels may differ
-# by as much more as the difference of the capsules changes them: trained decoders amplify it twentyfold.
-TOLERANCE = {"fp32": 2e-6, "fp16": 5e-3, "int8": 0.2}
-LARGE_TILES = 2e-5  # of fp32 with 6×6 tiles, whose transforms round more: see `capscore.fast.cook_toom`
 BATCHES = (1, 2, 7)
-
-
-def hard_images(shape: tuple[int, ...], batch: int, seed: int = 0) -> Iterator[NDArray[np.float64]]:
-    """Yield batches [batch, *shape] of bytes / 255: black, white, noise, and noise of black and white alone."""
-    rng = np.random.default_rng(seed)
-    size = (batch, *shape)
-    yield np.zeros(size)
-    yield np.ones(size)
-    yield rng.integers(0, 256, size) / 255
-    yield rng.integers(0, 2, size).astype(np.float64)
 
 
 def check(
@@ -54,38 +38,26 @@ def check(
     `plain` is the same graph in float32, whose nodes say what each value should be. `examples` [N, C, H, W] in
     [0, 1] are real images that are tried beside the made ones.
     """
-    truth, single = (reference.CapsNet(net.spec, net.params, dtype=dtype) for dtype in ("float64", "float32"))
+    truth = Truth(net.spec, net.params)
     session = _session(model, onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL)
     (taken,) = model.graph.input
     fixed = taken.type.tensor_type.shape.dim[0].dim_value
     names = [output.name for output in model.graph.output]
-    tolerance = LARGE_TILES if fast_conv == "6x6" else TOLERANCE[precision]
+    allowed_as = "6x6" if fast_conv == "6x6" else precision
     found: dict[str, float] = {}
     for batch in (fixed,) if fixed else BATCHES:
         real = [] if examples is None or len(examples) < batch else [np.round(to_host(examples[:batch]) * 255) / 255]
         for images in (*hard_images(net.spec.input, batch), *real):
-            expected, rounded = _expected(truth, images), _expected(single, images)
-            feed = _feed(taken, expected if taken.name == "capsules" else {"images": images})
+            expected = truth.expect(images)
+            feed = _feed(taken, images if taken.name == "images" else expected.exact["capsules"])
             actual = dict(zip(names, session.run(names, feed), strict=True))
-            for name in names:
-                room = 0.0
-                if name == "reconstruction":
-                    # Rounding may choose another of two equally long capsules to draw.
-                    chosen = actual.get("scores", actual.get("lengths", expected["scores"])).argmax(1)
-                    wanted = truth.reconstruct(expected["capsules"], chosen)
-                    near = single.reconstruct(rounded["capsules"], chosen)
-                    if taken.name == "images":
-                        capsules = _capsules(actual, expected, tolerance)
-                        room = float(np.abs(truth.reconstruct(capsules, chosen) - wanted).max())
-                else:
-                    wanted, near = expected[name], rounded[name]
-                difference = float(np.abs(actual[name] - wanted).max())
-                found[name] = max(found.get(name, 0.0), difference)
-                allowed = max(tolerance, 4 * float(np.abs(near - wanted).max())) + room
-                if not difference <= allowed:
+            for difference in expected.differences(actual, allowed_as, taken.name):
+                name, size, allowed = difference
+                found[name] = max(found.get(name, 0.0), size)
+                if not difference.fits:
                     where = first_difference(model, plain, feed, precision)
                     raise ModelFileError(
-                        f"the graph's {name} differs from the network's by {difference:.1e} (allowed: "
+                        f"the graph's {name} differs from the network's by {size:.1e} (allowed: "
                         f"{allowed:.1g}); the first node that differs is {where}; nothing was written"
                     )
     return found
@@ -107,34 +79,22 @@ def first_difference(model: onnx.ModelProto, plain: onnx.ModelProto, feed: dict[
     actual = _session(shown, onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL).run(compared, feed)
     exact = {name: x.astype(np.float64) if x.dtype == np.float32 else x for name, x in feed.items()}
     expected = ReferenceEvaluator(wide).run(None, exact)
-    relative = {"fp32": 1e-4, "fp16": 3e-2, "int8": 0.3}[precision]
     for name, a, b in zip(compared, actual, expected, strict=True):
-        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-        if not np.abs(a - b).max(initial=0) <= relative * max(1e-6, np.abs(b).max(initial=0)):
+        if not largest(a, b) <= SHARE[precision] * max(1e-6, largest(b, 0)):
             return str(name)
-    return "none by itself: an optimisation of ONNX Runtime changes the result"
-
-
-def _expected(truth: Any, images: NDArray[np.float64]) -> dict[str, NDArray[Any]]:
-    out = truth(images, couplings=True)
-    expected = {"lengths": out.lengths, "capsules": out.capsules, "scores": out.scores}
-    layers = enumerate(out.couplings or ())
-    return expected | {f"couplings.{i}.{r}": c for i, layer in layers for r, c in enumerate(layer)}
-
-
-def _capsules(actual: dict[str, NDArray[Any]], expected: dict[str, NDArray[Any]], tolerance: float) -> NDArray[Any]:
-    """Return the graph's capsules; of one that keeps them to itself, such as differ by no more than fp32 allows."""
-    if "capsules" in actual:
-        return actual["capsules"]
-    capsules = expected["capsules"]
-    moved: NDArray[Any] = capsules + min(tolerance, LARGE_TILES) * np.random.default_rng(0).choice(
-        (-1, 1), capsules.shape
+    return (
+        "none by itself: the graph as a whole means something else than the network, or an optimisation of ONNX "
+        "Runtime changes the result"
     )
-    return moved
 
 
-def _feed(taken: onnx.ValueInfoProto, values: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    x = values[taken.name]
+def first_node(path: Path, images: NDArray[Any]) -> str:
+    """Return the name of the first node of an fp32 file that ONNX Runtime computes differently on these images."""
+    model = onnx.load(path)
+    return first_difference(model, model, _feed(model.graph.input[0], images), "fp32")
+
+
+def _feed(taken: onnx.ValueInfoProto, x: NDArray[Any]) -> dict[str, NDArray[Any]]:
     if taken.type.tensor_type.elem_type == onnx.TensorProto.UINT8:
         return {taken.name: np.round(x * 255).astype(np.uint8)}
     return {taken.name: np.ascontiguousarray(to_host(x), dtype=np.float32)}

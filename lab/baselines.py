@@ -191,7 +191,7 @@ class Learner(caps.Learner):
     objective: Any
 
     def __init__(self, net: CNN, reconstruction: float = 0.0005, device: str | None = None, amp: bool = False) -> None:
-        super().__init__(net, reconstruction, device, amp)
+        super().__init__(net, reconstruction, device=device, amp=amp)
         self.objective = together(CrossEntropy(net), self.team, partly=False)
 
     def step(

@@ -1,4 +1,4 @@
-"""What the tests share: the tolerances, each named once; the backends; random networks and images."""
+"""What the tests share: the tolerances of `capscore.agree`; the backends; random networks and images."""
 
 from __future__ import annotations
 
@@ -22,14 +22,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 import capscore.backends.numpy
-from capscore import CapsNetSpec, Conv, Decoder, DenseCaps, DynamicRouting, PrimaryCaps
+from capscore import CapsNetSpec, Conv, Decoder, DenseCaps, DynamicRouting, PrimaryCaps, agree
 from capscore.fast import buffers
 from capscore.values import write
 
-FLOAT64 = 1e-10  # the same weights and images on any two backends
-FLOAT32 = 2e-6
-GRADIENT = 1e-5  # float32, relative to the largest entry
-TOLERANCE = {"float64": FLOAT64, "float32": FLOAT32}
+FLOAT64, FLOAT32, GRADIENT = agree.TOLERANCE["float64"], agree.TOLERANCE["float32"], agree.SHARE["gradient"]
+TOLERANCE = {dtype: agree.TOLERANCE[dtype] for dtype in ("float64", "float32")}  # of backends
+EXPORTED = agree.TOLERANCE | {"int8": agree.TOLERANCE["int8 as calibrated"]}  # of files, on images as they were shown
 
 REQUIRED = {name for name in os.environ.get("CAPSCORE_REQUIRE", "").split(",") if name}  # such as "torch,onnx"
 

@@ -21,19 +21,39 @@ class Answer(NamedTuple):
     couplings: list[list[Array]]  # per capsule layer and iteration [B, N, J]
 
 
-def conv(image: Array, weight: Array, bias: Array, stride: int, padding: int) -> Array:
-    """Correlate one image [C, H, W] with weight [O, C, k, k]: a map [O, H', W']."""
-    _, height, width = image.shape
-    channels, _, k, _ = weight.shape
-    framed = np.zeros((image.shape[0], height + 2 * padding, width + 2 * padding))
-    framed[:, padding : padding + height, padding : padding + width] = image
-    rows, columns = (height + 2 * padding - k) // stride + 1, (width + 2 * padding - k) // stride + 1
-    out = np.zeros((channels, rows, columns))
+Size = int | tuple[int, int]  # of height and width
+
+
+def two(size: Size) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def margins(padding: Size | str, kernel: Size) -> tuple[int, int]:
+    return (two(kernel)[0] // 2, two(kernel)[1] // 2) if isinstance(padding, str) else two(padding)
+
+
+def windows(image: Array, kernel: Size, stride: Size, padding: Size, around: float = 0.0) -> Array:
+    """What a window sees at every position of one image [C, H, W]: [H', W', C, kh, kw]."""
+    (kh, kw), (down, right), (top, left), (c, height, width) = two(kernel), two(stride), two(padding), image.shape
+    framed = np.full((c, height + 2 * top, width + 2 * left), around)
+    framed[:, top : top + height, left : left + width] = image
+    rows, columns = (height + 2 * top - kh) // down + 1, (width + 2 * left - kw) // right + 1
+    seen = np.zeros((rows, columns, c, kh, kw))
+    for y in range(rows):
+        for x in range(columns):
+            seen[y, x] = framed[:, y * down : y * down + kh, x * right : x * right + kw]
+    return seen
+
+
+def conv(image: Array, weight: Array, bias: Array, stride: Size, padding: Size, groups: int = 1) -> Array:
+    """Correlate one image [C, H, W] with weight [O, C/groups, kh, kw]: a map [O, H', W']."""
+    channels, inputs, *kernel = weight.shape
+    seen = windows(image, (kernel[0], kernel[1]), stride, padding)
+    out = np.zeros((channels, *seen.shape[:2]))
     for o in range(channels):
-        for y in range(rows):
-            for x in range(columns):
-                seen = framed[:, y * stride : y * stride + k, x * stride : x * stride + k]
-                out[o, y, x] = (seen * weight[o]).sum() + bias[o]
+        first = o // (channels // groups) * inputs  # of the inputs that this output's group sees
+        for y, x in np.ndindex(*seen.shape[:2]):
+            out[o, y, x] = (seen[y, x, first : first + inputs] * weight[o]).sum() + bias[o]
     return out
 
 
@@ -103,17 +123,17 @@ def network(spec: Mapping[str, Any], params: Mapping[str, Array], images: Array)
     capsules, couplings = [], []
     for image in np.asarray(images, dtype=np.float64):
         x = image
-        for i, layer in enumerate(spec["stem"]):
-            x = conv(x, p[f"stem.{i}.weight"], p[f"stem.{i}.bias"], layer["stride"], layer["padding"])
-            x = np.maximum(x, 0) if layer["activation"] == "relu" else x
-        layer = spec["primary"]
-        x = conv(x, p["primary.weight"], p["primary.bias"], layer["stride"], layer["padding"])
-        u = primary_capsules(x, layer["types"], layer["dim"])
+        for i, how in enumerate(spec["stem"]):
+            x = layer(how, part(p, f"stem.{i}."), x[None])[0]
+        how = spec["primary"]
+        padding = margins(how["padding"], how["kernel"])
+        x = conv(x, p["primary.weight"], p["primary.bias"], how["stride"], padding, how["groups"])
+        u = primary_capsules(x, how["types"], how["dim"])
         found = []
-        for i, layer in enumerate(spec["capsules"]):
-            bias = p.get(f"capsules.{i}.bias", np.zeros((layer["count"], layer["dim"])))
-            how = layer["routing"]
-            u, c = routing(votes(u, p[f"capsules.{i}.weight"]), bias, how["iterations"], how["leaky"])
+        for i, how in enumerate(spec["capsules"]):
+            bias = p.get(f"capsules.{i}.bias", np.zeros((how["count"], how["dim"])))
+            rule = how["routing"]
+            u, c = routing(votes(u, p[f"capsules.{i}.weight"]), bias, rule["iterations"], rule["leaky"])
             found.append(c)
         capsules.append(u)
         couplings.append(found)
@@ -127,6 +147,9 @@ def reconstruct(spec: Mapping[str, Any], params: Mapping[str, Array], capsules: 
     drawn = []
     for v, label in zip(np.asarray(capsules, dtype=np.float64), labels, strict=True):
         x = np.concatenate([v[k] if k == label else np.zeros_like(v[k]) for k in range(len(v))])
+        if spec["decoder"]["type"] == "ConvDecoder":
+            drawn.append(conv_decoder(spec["decoder"], part(p, "decoder."), x, spec["input"]))
+            continue
         hidden = len(spec["decoder"]["hidden"])
         for i in range(hidden):
             x = np.maximum(p[f"decoder.{i}.weight"] @ x + p[f"decoder.{i}.bias"], 0)
@@ -147,3 +170,176 @@ def margin_loss(lengths: Array, targets: Array) -> float:
 def reconstruction_loss(images: Array, drawn: Array) -> float:
     """Section 4.1: the sum of squared differences, scaled down by 0.0005, averaged over the images."""
     return sum(0.0005 * ((a - b) ** 2).sum() for a, b in zip(images, drawn, strict=True)) / len(images)
+
+
+# ------------------------------------------------------------------------------- layers that the paper does not have
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x)) if x > 0 else math.exp(x) / (1 + math.exp(x))
+
+
+ACTIVATIONS = {
+    "none": lambda x: x,
+    "relu": lambda x: max(x, 0.0),
+    "leaky_relu": lambda x: x if x > 0 else 0.01 * x,
+    "elu": lambda x: x if x > 0 else math.expm1(x),
+    "gelu": lambda x: x / 2 * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+    "silu": lambda x: x * sigmoid(x),
+    "sigmoid": sigmoid,
+}
+
+
+def activation(x: Array, name: str) -> Array:
+    """Number by number."""
+    return np.array([ACTIVATIONS[name](float(n)) for n in x.ravel()]).reshape(x.shape)
+
+
+def standard(x: Array, epsilon: float) -> Array:
+    """`x` at mean 0 and variance 1, of all its numbers."""
+    mean = x.sum() / x.size
+    variance = ((x - mean) ** 2).sum() / x.size
+    return (x - mean) / math.sqrt(variance + epsilon)
+
+
+def batch_norm(how: Mapping[str, Any], p: Mapping[str, Array], x: Array, training: bool) -> tuple[Array, Array, Array]:
+    """Algorithms 1 and 2 of Ioffe and Szegedy: the maps [B, C, H, W], and what the running statistics become."""
+    y, mean, variance = np.zeros(x.shape), np.array(p["mean"]), np.array(p["variance"])
+    for c in range(x.shape[1]):
+        if training:
+            y[:, c] = standard(x[:, c], how["epsilon"])
+            of_batch = x[:, c].sum() / x[:, c].size
+            spread = ((x[:, c] - of_batch) ** 2).sum() / x[:, c].size
+            mean[c] += how["momentum"] * (of_batch - mean[c])
+            variance[c] += how["momentum"] * (spread - variance[c])
+        else:
+            y[:, c] = (x[:, c] - mean[c]) / math.sqrt(variance[c] + how["epsilon"])
+        y[:, c] = y[:, c] * p["weight"][c] + p["bias"][c]
+    return y, mean, variance
+
+
+def group_norm(p: Mapping[str, Array], image: Array, groups: int, epsilon: float) -> Array:
+    """Every group of channels of one image [C, H, W] by itself; the channels scaled and shifted."""
+    y, size = np.zeros(image.shape), len(image) // groups
+    for g in range(groups):
+        y[g * size : (g + 1) * size] = standard(image[g * size : (g + 1) * size], epsilon)
+    return np.array([y[c] * p["weight"][c] + p["bias"][c] for c in range(len(image))])
+
+
+def linear(p: Mapping[str, Array], features: Array) -> Array:
+    return np.array([(w * features.ravel()).sum() + b for w, b in zip(p["weight"], p["bias"], strict=True)])
+
+
+def upsample(image: Array, factor: int) -> Array:
+    c, h, w = image.shape
+    y = np.zeros((c, h * factor, w * factor))
+    for i, j in np.ndindex(*y.shape[1:]):
+        y[:, i, j] = image[:, i // factor, j // factor]
+    return y
+
+
+def chain(layers: Any, name: str, p: Mapping[str, Array], x: Array, training: bool) -> Array:
+    for i, how in enumerate(layers):
+        x = layer(how, part(p, f"{name}.{i}."), x, training)
+    return x
+
+
+def part(p: Mapping[str, Array], start: str) -> dict[str, Array]:
+    return {name.removeprefix(start): array for name, array in p.items() if name.startswith(start)}
+
+
+def layer(how: Mapping[str, Any], p: Mapping[str, Array], x: Array, training: bool = False) -> Array:
+    """What a layer, said as its JSON, makes of a batch of maps [B, C, H, W] or vectors [B, size]."""
+    match how["type"]:
+        case "Residual":
+            y = chain(how["layers"], "layers", p, x, training) + chain(how["shortcut"], "shortcut", p, x, training)
+        case "BatchNorm":
+            y = batch_norm(how, p, x, training)[0]
+        case _:
+            y = np.array([of_image(how, p, image) for image in x])
+    return activation(y, how.get("activation", "none"))
+
+
+def of_image(how: Mapping[str, Any], p: Mapping[str, Array], image: Array) -> Array:
+    match how["type"]:
+        case "Activation" | "Dropout":  # which does nothing when told of no mask: see `dropout`
+            return image
+        case "Conv":
+            bias = p.get("bias", np.zeros(how["channels"]))
+            padding = margins(how["padding"], how["kernel"])
+            return conv(image, p["weight"], bias, how["stride"], padding, how["groups"])
+        case "GroupNorm" | "InstanceNorm" | "LayerNorm":
+            groups = {"InstanceNorm": len(image), "LayerNorm": 1}.get(how["type"]) or how["groups"]
+            return group_norm(p, image, groups, how["epsilon"])
+        case "MaxPool":
+            padding = margins(how["padding"], how["kernel"])
+            return windows(image, how["kernel"], how["stride"], padding, -math.inf).max((3, 4)).transpose(2, 0, 1)
+        case "AveragePool":
+            padding = margins(how["padding"], how["kernel"])
+            return windows(image, how["kernel"], how["stride"], padding).mean((3, 4)).transpose(2, 0, 1)
+        case "GlobalPool":
+            return np.array([channel.sum() / channel.size for channel in image])
+        case "Upsample":
+            return upsample(image, how["factor"])
+        case "Linear":
+            y = linear(p, image)
+            return y if isinstance(how["output"], int) else y.reshape(how["output"])
+    raise ValueError(how["type"])
+
+
+def dropout(x: Array, kept: Array, rate: float) -> Array:
+    """What is kept of `x` is larger by as much as is lost on average."""
+    return np.where(kept, x / (1 - rate), 0.0)
+
+
+def conv_decoder(how: Mapping[str, Any], p: Mapping[str, Array], x: Array, image: tuple[int, ...]) -> Array:
+    """A small map of the numbers [J·D]; then twice as large, convolved, until it is the image."""
+    (_, h, w), maps = image, len(how["channels"])
+    y = np.maximum(linear(part(p, "0."), x), 0).reshape(how["channels"][0], h // 2**maps, w // 2**maps)
+    for i in range(1, maps + 1):
+        own = part(p, f"{2 * i}.")
+        y = conv(upsample(y, 2), own["weight"], own["bias"], 1, how["kernel"] // 2)
+        y = activation(y, "sigmoid" if i == maps else "relu")
+    return y
+
+
+# -------------------------------------------------------------------------------------------------------- more losses
+
+
+def importance(weights: Any, shown: Array) -> float:
+    """How much an image counts: the mean weight of the classes it shows."""
+    own = [w for w, t in zip(weights or (), shown, strict=False) if t]
+    return sum(own) / len(own) if own else 1.0
+
+
+def loss(how: Mapping[str, Any], scores: Array, targets: Array, step: int) -> float:
+    """A loss, said as its JSON, of scores [B, J]; the targets may show several classes."""
+    of_image = {"MarginLoss": margin, "SpreadLoss": spread, "CrossEntropy": cross_entropy}[how["type"]]
+    rows = zip(scores, targets, strict=True)
+    return sum(importance(how["class_weights"], t) * of_image(how, s, t, step) for s, t in rows) / len(scores)
+
+
+def margin(how: Mapping[str, Any], scores: Array, shown: Array, step: int) -> float:
+    total = 0.0
+    for n, t in zip(scores, shown, strict=True):
+        total += max(0, how["m_plus"] - n) ** 2 if t else how["down_weight"] * max(0, n - how["m_minus"]) ** 2
+    return total
+
+
+def spread(how: Mapping[str, Any], scores: Array, shown: Array, step: int) -> float:
+    done = 1.0 if step >= how["steps"] else step / how["steps"]
+    m = how["start"] + done * (how["end"] - how["start"])
+    total = 0.0
+    for t in range(len(scores)):
+        for i in range(len(scores)):
+            if shown[t] and not shown[i]:
+                total += max(0, m - (scores[t] - scores[i])) ** 2
+    return total
+
+
+def cross_entropy(how: Mapping[str, Any], scores: Array, shown: Array, step: int) -> float:
+    x = [how["scale"] * float(s) for s in scores]
+    if how["exclusive"]:
+        whole = max(x) + math.log(sum(math.exp(n - max(x)) for n in x))
+        return sum(whole - n for n, t in zip(x, shown, strict=True) if t)
+    return sum(-math.log(sigmoid(n if t else -n)) for n, t in zip(x, shown, strict=True))

@@ -32,6 +32,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from capscore import PRESETS, CapsNetSpec, Conv, PrimaryCaps, im2col
+from capscore.agree import SHARE
 from capscore.errors import CapscoreError, ShapeError
 from capscore.fast import cook_toom, streaming
 from capscore.model import objective
@@ -40,7 +41,7 @@ from capscore.net import init_params
 Array = NDArray[Any]
 TILES = sorted(cook_toom.TILES)
 # Float32 by the transforms against float64: of the paper's layer, relative to its largest output, and of the lengths.
-LAYER = {"3x3": 1e-5, "6x6": 2.5e-4}
+LAYER = {tiles: SHARE[tiles] for tiles in ("3x3", "6x6")}
 LENGTHS = {"3x3": 5e-7, "6x6": 5e-6}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import FLOAT32, backend, close, random_images, random_params, small_spec
+from conftest import EXPORTED, FLOAT32, backend, close, random_images, random_params, small_spec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -86,10 +86,10 @@ def test_half_precision_keeps_norms_and_softmax_in_float32(onnx_export: ModuleTy
     report = onnx_export.export(network(), tmp_path / "m.onnx", precision="fp16")
     x = random_images(SPEC, 4, dtype="float32")
     found, wanted = run(report.path, x), expected(network(), x)
-    assert max(report.differences.values()) < 5e-3
+    assert max(report.differences.values()) < EXPORTED["fp16"]
     for name, array in found.items():
         assert array.dtype == np.float32
-        close(array, wanted[name], 5e-3, name)
+        close(array, wanted[name], EXPORTED["fp16"], name)
     graph = onnx.shape_inference.infer_shapes(onnx.load(report.path), strict_mode=True).graph
     kinds = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.output)}
     half, single = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
@@ -116,7 +116,7 @@ def test_int8_quantises_convolutions_and_decoder_per_channel(onnx_export: Module
     report = onnx_export.export(network(spec), tmp_path / "m.onnx", precision="int8", calibration=images)
     found, wanted = run(report.path, images[:8]), expected(network(spec), images[:8])
     for name, array in found.items():
-        close(array, wanted[name], 0.1, name)
+        close(array, wanted[name], EXPORTED["int8"], name)
     graph = onnx.load(report.path).graph
     stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
     for name in ("stem.0.weight", "primary.weight"):
@@ -134,7 +134,7 @@ def test_int8_of_a_decoder_that_draws_sharp_edges(onnx_export: ModuleType, tmp_p
     params["decoder.2.weight"] = params["decoder.2.weight"] * np.float32(20)
     images = random_images(SPEC, 64, dtype="float32")
     report = onnx_export.export(NUMPY.CapsNet(SPEC, params), tmp_path / "m", precision="int8", calibration=images)
-    assert report.differences["capsules"] < 0.1
+    assert report.differences["capsules"] < EXPORTED["int8"]
     assert report.differences["reconstruction"] > 0.2
 
 
@@ -198,7 +198,7 @@ def test_bytes_as_images_and_a_fixed_batch(onnx_export: ModuleType, tmp_path: Pa
     graph = onnx.load(report.path).graph
     assert [d.dim_value for d in graph.input[0].type.tensor_type.shape.dim] == [4, 2, 7, 6]
     x = np.random.default_rng(1).integers(0, 256, (4, 2, 7, 6), np.uint8)
-    tolerance = {"fp32": FLOAT32, "fp16": 5e-3, "int8": 0.1}[precision]
+    tolerance = EXPORTED[precision]
     for name, array in run(report.path, x).items():
         assert array.shape[0] == 4
         close(array, expected(network(), x / 255)[name], tolerance, name)
@@ -209,7 +209,7 @@ def test_the_decoder_alone(onnx_export: ModuleType, tmp_path: Path, precision: s
     report = onnx_export.export_decoder(network(), tmp_path / "d.onnx", precision=precision)
     v = np.random.default_rng(0).normal(0, 0.3, (5, 3, 6)).astype(np.float32)
     truth = NUMPY.CapsNet(SPEC, random_params(SPEC, dtype="float32"), dtype="float64").reconstruct(v)
-    close(run(report.path, v)["reconstruction"], truth, FLOAT32 if precision == "fp32" else 5e-3)
+    close(run(report.path, v)["reconstruction"], truth, EXPORTED[precision])
     stored = {tensor.name.split(".")[0] for tensor in onnx.load(report.path).graph.initializer}
     assert not stored & {"stem", "primary", "capsules"}
     with pytest.raises(CapscoreError, match="no decoder"):
@@ -315,7 +315,7 @@ def test_openvino_runs_the_same_files(onnx_export: ModuleType, tmp_path: Path, p
     for batch in (1, 5):
         x = random_images(SPEC, batch, dtype="float32")
         found = {output.get_any_name(): array for output, array in compiled([x]).items()}
-        tolerance = {"fp32": FLOAT32, "fp16": 5e-3, "int8": 0.1}[precision]
+        tolerance = EXPORTED[precision]
         for name, array in found.items():
             close(array, expected(network(), x)[name], tolerance, name)
 
@@ -356,6 +356,6 @@ def test_so_few_images_have_their_votes_in_memory(onnx_export: ModuleType, tmp_p
         onnx_export.export(network(spec), path, precision=precision, **options)
         assert ("capsules.0/votes/matmul" in {node.name for node in onnx.load(path).graph.node}) == votes
         x = random_images(spec, batch or 3, dtype="float32")
-        tolerance = {"fp32": FLOAT32, "fp16": 5e-3, "int8": 0.1}[precision]
+        tolerance = EXPORTED[precision]
         for name, array in run(path, x).items():
             close(array, expected(network(spec), x)[name], tolerance, name)

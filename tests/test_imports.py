@@ -53,6 +53,7 @@ def loaded_by(code: str, **environment: str) -> set[str]:
     [
         "import capscore",
         "import capscore.backends.numpy",
+        "import capscore.train",
         "import capscore as caps; caps.CapsNet, caps.Learner, caps.load, caps.softmax",
         "from capscore.backends import numpy as caps",
         "from capscore import losses, layers, routing, spec, grad, init, model, modelfile, errors",
@@ -165,7 +166,7 @@ import capscore, capscore.backends.numpy as b
 from capscore import *
 print(all(hasattr(capscore, n) for n in capscore.__all__), capscore.__version__)
 """
-    assert python(code) == "True 0.1.0"
+    assert python(code) == "True 0.2.0"
 
 
 # ---------------------------------------------------------------------------------------------------- the wheel
@@ -192,7 +193,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_holds_every_module_of_capscore_and_nothing_else(wheel: Path) -> None:
     top = {path.name for path in wheel.iterdir()}
-    assert top == {"capscore", "capscore-0.1.0.dist-info"}  # no lab, and no backends beside capscore
+    assert top == {"capscore", "capscore-0.2.0.dist-info"}  # no lab, and no backends beside capscore
     modules = {str(path.relative_to(wheel)) for path in wheel.rglob("*.py")}
     assert modules == set(glob.glob("capscore/**/*.py", root_dir=ROOT, recursive=True))
 

@@ -14,7 +14,18 @@ import numpy as np
 import pytest
 from conftest import FLOAT64
 
-from capscore import PRESETS, modelfile
+from capscore import (
+    PRESETS,
+    BatchNorm,
+    CapsNetSpec,
+    Conv,
+    Decoder,
+    DenseCaps,
+    Dropout,
+    PrimaryCaps,
+    Residual,
+    modelfile,
+)
 
 torch = pytest.importorskip("torch")
 if not torch.distributed.is_available():
@@ -64,6 +75,40 @@ def test_two_processes_train_as_one(folder: Path) -> None:
         assert a["loss"] == pytest.approx(b["loss"], rel=FLOAT64)
         assert a["accuracy"] == b["accuracy"]
         assert a["held_out_accuracy"] == b["held_out_accuracy"]
+
+
+NORMALISED = CapsNetSpec(
+    (1, 28, 28),
+    (
+        Conv(4, 5, stride=3, activation="none"),
+        BatchNorm(activation="relu"),
+        Residual((Conv(4, 3, padding="same", activation="none"), BatchNorm(momentum=0.5)), activation="silu"),
+        Dropout(0.3),
+        PrimaryCaps(2, 4, 3, stride=2),
+        DenseCaps(10, 4),
+    ),
+    Decoder((8,)),
+)
+
+
+def test_two_processes_normalise_and_drop_as_one(folder: Path) -> None:
+    """Statistics are those of the whole batch; the last, of one image, leaves a process without any."""
+    (folder / "spec.json").write_text(NORMALISED.to_json())
+    for processes in (1, 2):
+        more = ["--spec", "spec.json", "--epochs", "2", "--out", f"of{processes}", *TRAIN, "--batch", "31"]
+        done = train(processes, folder, *more)
+        assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (modelfile.read(folder / f"of{n}" / "last.safetensors") for n in (1, 2))
+    statistics = [name for name, param in NORMALISED.params.items() if not param.learns]
+    assert len(statistics) == 4
+    fresh = NORMALISED.params
+    for name, p in one.params.items():
+        np.testing.assert_allclose(two.params[name], p, rtol=0, atol=FLOAT64 * 10, err_msg=name)
+        assert name not in statistics or (p != fresh[name].init.value).all()
+    rows = [[json.loads(line) for line in (folder / f"of{n}" / "log.jsonl").read_text().splitlines()] for n in (1, 2)]
+    for a, b in zip(*rows, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=10 * FLOAT64)
+        assert a["accuracy"] == b["accuracy"]
 
 
 def test_a_killed_worker_ends_the_training_which_goes_on_later(folder: Path) -> None:

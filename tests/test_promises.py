@@ -11,14 +11,25 @@ from typing import Any
 import numpy as np
 import oracle
 import pytest
-from conftest import FLOAT32, FLOAT64, NUMPY, backend, close, need, plain, random_images, random_params, small_spec
+from conftest import (
+    EXPORTED,
+    FLOAT32,
+    FLOAT64,
+    NUMPY,
+    backend,
+    close,
+    need,
+    plain,
+    random_images,
+    random_params,
+    small_spec,
+)
 
 from capscore.errors import ShapeError
 from capscore.ops import OVERSHOOT, check_range, to_host
 
 SPEC = small_spec()
 PARAMS = random_params(SPEC, dtype="float32")
-TOLERANCE = {"float64": FLOAT64, "fp32": FLOAT32, "fp16": 5e-3, "int8": 0.1}
 BEYOND = pytest.mark.filterwarnings("ignore:images go from")
 
 NETWORKS = [(name, precision) for name in ("numpy", "torch", "cupy") for precision in ("float64", "fp32")]
@@ -34,7 +45,7 @@ class Engine:
 
     @property
     def tolerance(self) -> float:
-        return TOLERANCE[self.precision]
+        return EXPORTED[self.precision]
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +159,7 @@ def test_an_image_that_holds_nan_gives_nan_and_harms_no_other(engine: Engine) ->
     for name in ("lengths", "capsules"):
         if engine.name != "openvino":  # whose ReLU makes 0 of NaN: docs/deploy.md says so
             assert np.isnan(found[name][1]).all(), name
-        close(found[name][[0, 2]], good[name][[0, 2]], min(engine.tolerance, TOLERANCE["fp16"]), name)
+        close(found[name][[0, 2]], good[name][[0, 2]], min(engine.tolerance, EXPORTED["fp16"]), name)
 
 
 @OURS

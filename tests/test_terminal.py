@@ -59,7 +59,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     net.save(folder / "m.safetensors")
     onnx.export(net, folder / "m.onnx", verify=False)
     for photo in PHOTOS:
-        Image.fromarray(np.zeros((6, 6), np.uint8)).save(folder / "x.png")
+        Image.fromarray(np.arange(0, 252, 7, np.uint8).reshape(6, 6)).save(folder / "x.png")
         os.rename(os.fsencode(folder / "x.png"), os.fsencode(folder) + b"/" + photo)
     return folder
 
@@ -211,6 +211,32 @@ def test_nothing_that_rich_draws_carries_control_characters(color: bool) -> None
     own = re.sub(r"\x1b\[[0-9;]*m|\x1b\[\?25[lh]|\x1b\[[12][KA]|[\r\n]", "", sent)  # colours, the cursor, lines
     assert "\x1b" not in own
     assert ("\x1b" in sent) == color
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such terminals")
+def test_a_bar_on_a_terminal_keeps_its_colours_beside_guarded_lines(tmp_path: Path) -> None:
+    import pty
+
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import sys\nfrom capscore.terminal import Terminal, guard\nfrom capscore.report import Screen\nguard()\n"
+        "screen = Screen(Terminal())\nscreen.begin(1, 1, 5, 0)\nscreen.step(2, 0.5, 0.5)\nscreen.bar.refresh()\n"
+        "print('\\x1b[2Jhostile')\nprint('\\x07hostile', file=sys.stderr)\nscreen.close()\n"
+    )
+    ours, theirs = pty.openpty()
+    ways = os.environ | {"TERM": "xterm-256color", "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONIOENCODING": "utf-8"}
+    subprocess.run(
+        [sys.executable, program], stdin=theirs, stdout=theirs, stderr=theirs, env=ways, timeout=60, check=True
+    )
+    os.close(theirs)
+    sent = os.read(ours, 1 << 16).decode()
+    os.close(ours)
+    assert "\x1b[2K" in sent
+    assert sent.count("hostile") == 2
+    assert r"\x1b[3" not in sent.replace(r"\x1b[2Jhostile", "")
+    assert r"\x1b[9" not in sent
+    assert "\x1b[2J" not in sent
+    assert "\x07" not in sent
 
 
 def test_what_python_itself_prints_is_guarded(tmp_path: Path) -> None:

@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import FLOAT32, NUMPY, close, need, random_images, random_params, small_spec
+from conftest import EXPORTED, FLOAT32, NUMPY, close, need, random_images, random_params, small_spec
 
 onnx = need("onnx", "onnx")
 ort = need("onnxruntime", "onnx")
 SPEC = small_spec()
 PARAMS = random_params(SPEC, dtype="float32")
-TOLERANCE = {"fp32": FLOAT32, "fp16": 5e-3, "int8": 0.1}
 
 
 def write(onnx_export: ModuleType, path: Path, **options: Any) -> Path:
@@ -59,7 +58,7 @@ def test_opencv_runs_a_file_of_a_fixed_batch(
         net, x = cv2.dnn.readNetFromONNX(str(path)), random_images(SPEC, batch, dtype="float32")
         net.setInput(x, "images")
         for name, found in zip(names, net.forward(names), strict=True):
-            close(found, expected(x)[name], TOLERANCE[precision], name)
+            close(found, expected(x)[name], EXPORTED[precision], name)
 
 
 @pytest.mark.parametrize("opset", [None, 18])
@@ -88,7 +87,7 @@ def test_openvino_is_exact_when_asked_for_float32(onnx_export: ModuleType, tmp_p
     """Without the hint it rounds to bfloat16 or float16 where the processor is faster so."""
     openvino = need("openvino", "openvino")
     path, x = write(onnx_export, tmp_path / "m.onnx", precision=precision), random_images(SPEC, 5, dtype="float32")
-    for hint, tolerance in (({"INFERENCE_PRECISION_HINT": "f32"}, TOLERANCE[precision]), ({}, 0.1)):
+    for hint, tolerance in (({"INFERENCE_PRECISION_HINT": "f32"}, EXPORTED[precision]), ({}, EXPORTED["int8"])):
         compiled = openvino.Core().compile_model(str(path), "CPU", hint)
         for output, found in compiled([x]).items():
             close(found, expected(x)[output.get_any_name()], tolerance, output.get_any_name())

@@ -14,12 +14,12 @@ import typer
 from rich.table import Table
 
 from capscore import PRESETS, CapsNetSpec, backend, modelfile
+from capscore.agree import verify
 from capscore.cli.app import console, say
 from capscore.data import NAMES, Samples, absent, changes, fingerprint, load, rule_of, whole
 from capscore.data.split import Rule
 from capscore.errors import CapscoreError, SpecError
 from capscore.train import check_dataset
-from capscore.verify import verify
 
 ModelPath = Annotated[Path, typer.Argument(help="A .safetensors model or an .onnx export.", show_default=False)]
 Weights = Annotated[Path, typer.Argument(help="A .safetensors model.", show_default=False)]
@@ -149,13 +149,16 @@ def say_notes(train_set: Samples, test: Samples, say: Callable[[str], object] = 
 
 def show_agreement(model: modelfile.Model, images: Any) -> bool:
     """Print the table of differences; return whether all are within the tolerances."""
-    table = Table("engine", "dtype", "lengths", "capsules", "reconstruction", "", box=None)
     rows = verify(model, images)
+    outputs = [difference.output for difference in rows[0].differences]
+    table = Table("engine", "dtype", *outputs, "", box=None)
     for row in rows:
-        drawn = "" if row.reconstruction is None else f"{row.reconstruction:.1e}"
-        verdict = "agrees" if row.agrees else f"differs (> {row.allowed:.1g})"
-        table.add_row(row.engine, row.dtype, f"{row.lengths:.1e}", f"{row.capsules:.1e}", drawn, verdict)
+        sizes = [f"{difference.size:.1e}" for difference in row.differences]
+        table.add_row(row.engine, row.dtype, *sizes, "agrees" if row.agrees else f"differs (> {row.allowed:.1g})")
     console.print(table)
+    for row in rows:
+        if not row.agrees:
+            say(f"{row.engine} in {row.dtype}: the first that differs is {row.first}")
     return all(row.agrees for row in rows)
 
 

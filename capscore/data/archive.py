@@ -149,7 +149,7 @@ def _named(
         called = tuple(map(str, numbers.tolist()))
         if called == numbered(count) or numbers[0] < 0:
             return numbered(count), labels, ()
-        note = f"the labels are {numbers[0]} to {numbers[-1]}: the {count} numbers that occur name the classes"
+        note = f"labels are {numbers[0]} to {numbers[-1]}: the {count} numbers that occur are the names of the classes"
         return called, [np.searchsorted(numbers, array) for array in labels], (note,)
 
 

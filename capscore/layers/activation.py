@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from capscore.layer import Layer, Plan, Run, Shape
+from capscore.layer import Grid, Layer, Plan, Run, Shape, misplaced
 from capscore.ops import A, Ops
 from capscore.values import Value, check_choice
 
@@ -60,6 +60,8 @@ class Activation(Layer):
 
     def plan(self, x: Shape) -> Plan:
         """Return the same shape."""
+        if isinstance(x, Grid):
+            raise misplaced(self, x, "a map or a vector")
         return Plan(x, {}, 0)
 
     def __call__(self, ops: Ops[A], p: Mapping[str, A], x: A, run: Run) -> A:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
 from capscore.errors import SpecError, short
 from capscore.layer import Layer, Row, Shape
+
+MAX_NUMBERS = 2**30  # of a layer's output for one image, or of a parameter: a spec may come from a stranger
 
 
 def check_layers(value: Any, field: str) -> None:
@@ -22,8 +25,25 @@ def plan_chain(layers: Iterable[Layer], x: Shape, name: str) -> tuple[Row, ...]:
     rows: list[Row] = []
     for i, layer in enumerate(layers):
         rows.append(place(layer, x, f"{name}.{i}"))
+        check_sizes(rows[-1])
         x = rows[-1].output
     return tuple(rows)
+
+
+def check_sizes(row: Row) -> None:
+    """Raise SpecError if the layer's output or one of its parameters is larger than any network needs."""
+    check_size(f"{row.name}: output", row.output.dims)
+    for name, param in row.parameters.items():
+        check_size(name, param.shape)
+
+
+def check_size(what: str, shape: tuple[int, ...]) -> None:
+    """Raise SpecError if an array of this shape holds more than `MAX_NUMBERS`."""
+    if math.prod(shape) > MAX_NUMBERS:
+        raise SpecError(
+            f"{what} of shape {shape} holds {math.prod(shape):,} numbers, more than the {MAX_NUMBERS:,} allowed; "
+            "a smaller input, fewer channels or capsules, or a larger stride would fit"
+        )
 
 
 def place(layer: Layer, x: Shape, name: str) -> Row:

@@ -9,11 +9,12 @@ from typing import Any
 
 from capscore.errors import SpecError
 from capscore.init import Init, TruncatedNormal
-from capscore.layer import Layer, Map, Param, Plan, Run, Shape
+from capscore.layer import Layer, Map, Param, Plan, Run, Shape, need_map
 from capscore.ops import A, Ops
 from capscore.values import Pair, check_flags, check_kind, check_pairs, check_whole, pair
 
 from .activation import activate, check_activation
+from .chain import MAX_NUMBERS
 
 
 @dataclass(frozen=True)
@@ -71,10 +72,8 @@ def margins(layer: Any) -> tuple[int, int]:
     return pair(layer.padding)
 
 
-def slide(layer: Any, x: Shape) -> tuple[int, int]:
+def slide(layer: Any, x: Map) -> tuple[int, int]:
     """Return height and width of what the layer's window makes of a map, or say why it does not fit."""
-    if not isinstance(x, Map):
-        raise SpecError(f"{type(layer).__name__} takes a map, not {x}")
     (kh, kw), (ph, pw), (sh, sw) = pair(layer.kernel), margins(layer), pair(layer.stride)
     if kh > x.height + 2 * ph or kw > x.width + 2 * pw:
         fit = f"{x.height + 2 * ph}×{x.width + 2 * pw}" if (kh, ph) != (kw, pw) else min(x.height, x.width) + 2 * ph
@@ -83,16 +82,28 @@ def slide(layer: Any, x: Shape) -> tuple[int, int]:
             f"kernel {layer.kernel} is larger than its {x.height}×{x.width} input map with padding {layer.padding}; "
             f"a kernel of at most {fit} or a padding of at least {more} would fit"
         )
+    if x.channels * (x.height + 2 * ph) * (x.width + 2 * pw) > MAX_NUMBERS:
+        raise SpecError(
+            f"padding {layer.padding} makes more than {MAX_NUMBERS:,} numbers of its {x.height}×{x.width} input map; "
+            "a smaller padding would fit"
+        )
     return (x.height + 2 * ph - kh) // sh + 1, (x.width + 2 * pw - kw) // sw + 1
+
+
+def divisor(size: int, most: int) -> int:
+    """Return the largest number up to `most` that divides `size`."""
+    return next(n for n in range(min(size, most), 0, -1) if size % n == 0)
 
 
 def convolution(layer: Any, x: Shape, channels: int, groups: int, bias: bool, init: Init | None) -> Plan:
     """Return the plan of a convolution of so many output channels by the layer's window."""
+    x = need_map(layer, x)
     height, width = slide(layer, x)
-    assert isinstance(x, Map)
-    if x.channels % groups or channels % groups:
+    common = math.gcd(x.channels, channels)
+    if common % groups:
         raise SpecError(
-            f"{groups} groups do not divide {x.channels} channels of the input and {channels} of the output"
+            f"{groups} groups do not divide {x.channels} channels of the input and {channels} of the output; "
+            f"{divisor(common, groups)} would"
         )
     shape = (channels, x.channels // groups, *pair(layer.kernel))
     fan_in = math.prod(shape[1:])

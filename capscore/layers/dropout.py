@@ -19,7 +19,7 @@ class Dropout(Layer):
     """In training, a share `rate` of the numbers is zero and the others are larger for it; else nothing happens.
 
     With `whole`, channels of a map and capsules vanish as a whole. What vanishes depends on the seed, the step and the
-    layer alone, and is the same on every backend.
+    layer alone, and is the same on every backend. (`caps.Module` on PyTorch draws from PyTorch's generator.)
     """
 
     rate: float = 0.5
@@ -42,7 +42,12 @@ class Dropout(Layer):
         dims = run.input.dims
         if self.whole and len(dims) > 1:
             dims = (dims[0], *([1] * (len(dims) - 1)))
+        if run.thin is not None:
+            y = run.thin(array, self.rate, dims)
+            return x._replace(pose=y) if isinstance(x, Capsules) else y
         rng = np.random.default_rng([run.seed, run.step, zlib.crc32(run.path.encode())])
-        kept = rng.random((array.shape[0], *dims)) >= self.rate  # training alone reads the batch
+        mine, processes = run.share
+        drawn = rng.random((array.shape[0] * processes, *dims))[mine::processes]  # training alone reads the batch
+        kept = drawn >= self.rate
         y = array * ops.asarray(kept / (1 - self.rate), array)
         return x._replace(pose=y) if isinstance(x, Capsules) else y

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from capscore.errors import SpecError
 from capscore.init import Init, TruncatedNormal
-from capscore.layer import Grid, Layer, Map, Param, Plan, Run, Shape, Vector
+from capscore.layer import Grid, Layer, Map, Param, Plan, Run, Shape, Vector, misplaced
 from capscore.ops import A, Ops
 from capscore.values import check_kind, sizes
 
@@ -38,7 +38,7 @@ class Linear(Layer):
     def plan(self, x: Shape) -> Plan:
         """Return a vector or a map."""
         if isinstance(x, Grid):
-            raise SpecError("Linear takes a map or a vector, not capsules")
+            raise misplaced(self, x, "a map or a vector")
         output = Vector(self.output) if isinstance(self.output, int) else Map(*self.output)
         shape = math.prod(output.dims), math.prod(x.dims)
         params = {"weight": Param(shape, self.init or TruncatedNormal(0.1)), "bias": Param(shape[:1])}

@@ -8,17 +8,12 @@ from typing import Any
 
 from capscore.errors import SpecError
 from capscore.init import Constant
-from capscore.layer import Layer, Map, Param, Plan, Run, Shape
+from capscore.layer import Layer, Param, Plan, Run, Shape, need_map
 from capscore.ops import A, Ops
 from capscore.values import check_numbers, check_whole
 
 from .activation import activate, check_activation
-
-
-def _features(layer: Layer, x: Shape) -> Map:
-    if not isinstance(x, Map):
-        raise SpecError(f"{type(layer).__name__} takes a map, not {x}")
-    return x
+from .conv import divisor
 
 
 def _scaled(ops: Ops[A], x: Any, p: Mapping[str, A], channels: int) -> Any:
@@ -50,7 +45,7 @@ class BatchNorm(Layer):
 
     def plan(self, x: Shape) -> Plan:
         """Return the same shape. Running statistics are parameters that do not learn."""
-        c = _features(self, x).channels
+        c = need_map(self, x).channels
         running = {"mean": Param((c,), Constant(0.0), False), "variance": Param((c,), Constant(1.0), False)}
         return Plan(x, _affine(c) | running, 2 * c * x.dims[1] * x.dims[2])
 
@@ -106,7 +101,7 @@ class InstanceNorm(Layer):
 
     def plan(self, x: Shape) -> Plan:
         """Return the same shape."""
-        return _by_group(self, x, _features(self, x).channels)
+        return _by_group(self, x, need_map(self, x).channels)
 
     def __call__(self, ops: Ops[A], p: Mapping[str, A], x: A, run: Run) -> Any:
         """Return a map of the same shape."""
@@ -139,9 +134,9 @@ def _check(layer: Layer) -> None:
 
 
 def _by_group(layer: Layer, x: Shape, groups: int) -> Plan:
-    c, h, w = _features(layer, x)
+    c, h, w = need_map(layer, x)
     if c % groups:
-        raise SpecError(f"{groups} groups do not divide {c} channels")
+        raise SpecError(f"{groups} groups do not divide {c} channels; {divisor(c, groups)} would")
     return Plan(x, _affine(c), 4 * c * h * w)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from capscore.errors import SpecError
-from capscore.layer import Layer, Map, Plan, Run, Shape, Vector
+from capscore.layer import Layer, Map, Plan, Run, Shape, Vector, need_map
 from capscore.ops import A, Ops
 from capscore.values import Pair, pair
 
@@ -29,12 +29,15 @@ class MaxPool(Layer):
             object.__setattr__(self, "stride", self.kernel)
         check_window(self)
         if any(2 * margin > size for margin, size in zip(margins(self), pair(self.kernel), strict=True)):
-            raise SpecError(f"MaxPool: padding {self.padding} is more than half the kernel {self.kernel}")
+            raise SpecError(
+                f"MaxPool: padding {self.padding} is more than half the kernel {self.kernel}; "
+                f"at most {min(pair(self.kernel)) // 2} would fit"
+            )
 
     def plan(self, x: Shape) -> Plan:
         """Return a map."""
+        x = need_map(self, x)
         height, width = slide(self, x)
-        assert isinstance(x, Map)
         return Plan(Map(x.channels, height, width), {}, 0)
 
     def __call__(self, ops: Ops[A], p: Mapping[str, A], x: A, run: Run) -> A:
@@ -59,8 +62,8 @@ class AveragePool(Layer):
 
     def plan(self, x: Shape) -> Plan:
         """Return a map."""
+        x = need_map(self, x)
         height, width = slide(self, x)
-        assert isinstance(x, Map)
         kh, kw = pair(self.kernel)
         return Plan(Map(x.channels, height, width), {}, x.channels * height * width * kh * kw)
 
@@ -79,8 +82,7 @@ class GlobalPool(Layer):
 
     def plan(self, x: Shape) -> Plan:
         """Return a vector."""
-        if not isinstance(x, Map):
-            raise SpecError(f"GlobalPool takes a map, not {x}")
+        x = need_map(self, x)
         return Plan(Vector(x.channels), {}, x.channels * x.height * x.width)
 
     def __call__(self, ops: Ops[A], p: Mapping[str, A], x: A, run: Run) -> A:

@@ -15,22 +15,27 @@ from .conv import check_window, convolution, margins
 
 @dataclass(frozen=True)
 class PrimaryCaps(Layer):
-    """A convolution whose types·dim channels form capsules of `dim` numbers at every position, squashed (figure 1)."""
+    """A convolution whose types·dim channels form capsules of `dim` numbers at every position, squashed (figure 1).
+
+    With `groups` equal to types·dim and the input's channels, each channel sees one of the input: a depthwise
+    convolution. With a kernel as large as the map it then leaves a single position (Efficient-CapsNet).
+    """
 
     types: int
     dim: int
     kernel: Pair
     stride: Pair = 1
     padding: Pair | str = 0
+    groups: int = 1
 
     def __post_init__(self) -> None:
         """Check every setting."""
-        check_whole(self, "types", "dim")
+        check_whole(self, "types", "dim", "groups")
         check_window(self)
 
     def plan(self, x: Shape) -> Plan:
         """Return a grid of capsules."""
-        plan = convolution(self, x, self.types * self.dim, groups=1, bias=True, init=None)
+        plan = convolution(self, x, self.types * self.dim, self.groups, bias=True, init=None)
         assert isinstance(plan.output, Map)
         return plan._replace(output=Grid(self.types, plan.output.height, plan.output.width, self.dim))
 
@@ -40,7 +45,7 @@ class PrimaryCaps(Layer):
         A capsule is the `dim` channels of one type at one position; its index is i = (type·H + y)·W + x.
         """
         (t, d), n = (self.types, self.dim), run.output.dims[0]
-        x = ops.conv2d(x, p["weight"], p["bias"], pair(self.stride), margins(self))
+        x = ops.conv2d(x, p["weight"], p["bias"], pair(self.stride), margins(self), self.groups)
         u = ops.transpose(ops.reshape(x, (-1, t, d, n // t)), (0, 2, 1, 3))  # [B, K, T, H·W]
         u = squash(ops, ops.reshape(u, (-1, d, n)), 1)  # [B, K, N], as the votes want it
         return Capsules(ops.transpose(u, (0, 2, 1)))  # [B, N, K]

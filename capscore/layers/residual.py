@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from capscore.errors import SpecError
-from capscore.layer import Layer, Plan, Run, Shape
+from capscore.layer import Grid, Layer, Plan, Row, Run, Shape
 from capscore.ops import A, Ops, scope
 
 from .activation import activate, check_activation
@@ -18,7 +18,7 @@ from .chain import check_layers, plan_chain
 class Residual(Layer):
     """A block of layers whose output is added to its input (He et al. 2016), followed by an activation.
 
-    `shortcut` are layers on the input's way; without any, the block must keep the shape.
+    Both are maps or vectors. `shortcut` are layers on the input's way; without any, the block must keep the shape.
     """
 
     layers: tuple[Layer, ...]
@@ -31,13 +31,22 @@ class Residual(Layer):
         check_layers(self, "shortcut")
         check_activation(self)
 
+    def rows(self, x: Shape) -> tuple[Row, ...]:
+        """Return the layers of the block, then those of the shortcut."""
+        return *plan_chain(self.layers, x, "layers"), *plan_chain(self.shortcut, x, "shortcut")
+
     def plan(self, x: Shape) -> Plan:
         """Return the shape of the sum; parameters are `layers.{i}.…` and `shortcut.{i}.…`."""
-        rows = (*plan_chain(self.layers, x, "layers"), *plan_chain(self.shortcut, x, "shortcut"))
+        rows = self.rows(x)
         block = rows[len(self.layers) - 1].output if self.layers else x
         past = rows[-1].output if self.shortcut else x
+        if isinstance(block, Grid):
+            raise SpecError(f"Residual adds maps or vectors, and its block makes {block}: capsules come after it")
         if block != past:
-            raise SpecError(f"Residual: the block makes {block}, the shortcut {past}; both must be of one shape")
+            raise SpecError(
+                f"Residual: the block makes {block}, the shortcut {past}; both must be of one shape: "
+                "a Conv of kernel 1 as shortcut changes channels and, by its stride, the size"
+            )
         params = {name: param for row in rows for name, param in row.parameters.items()}
         return Plan(block, params, sum(row.plan.multiply_adds for row in rows))
 

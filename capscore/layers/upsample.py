@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from capscore.errors import SpecError
-from capscore.layer import Layer, Map, Plan, Run, Shape
+from capscore.layer import Layer, Map, Plan, Run, Shape, need_map
 from capscore.ops import A, Ops
 from capscore.values import check_whole
 
@@ -25,8 +24,7 @@ class Upsample(Layer):
 
     def plan(self, x: Shape) -> Plan:
         """Return a map."""
-        if not isinstance(x, Map):
-            raise SpecError(f"Upsample takes a map, not {x}")
+        x = need_map(self, x)
         return Plan(Map(x.channels, x.height * self.factor, x.width * self.factor), {}, 0)
 
     def __call__(self, ops: Ops[A], p: Mapping[str, A], x: A, run: Run) -> A:

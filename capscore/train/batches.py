@@ -25,6 +25,15 @@ def batches(data: Samples, recipe: Recipe, epoch: int, skip: int = 0) -> Iterato
         yield data.moved(index, recipe.shift, *rng.integers(0, 2 * recipe.shift + 1, (2, len(index))))
 
 
+def check_samples(data: Any, what: str) -> None:
+    """Raise ShapeError unless `data` are `Samples`."""
+    if not isinstance(data, Samples):
+        raise ShapeError(
+            f"the {what} set is {short(data)}, a {type(data).__name__}: give a capscore.data.Dataset(images, labels, "
+            "classes) of NumPy arrays, or what capscore.data.load returns; training shuffles and batches it itself"
+        )
+
+
 def check_dataset(
     net: CapsNet[Any], data: Samples, what: str, say: Callable[[str], object] = lambda note: None
 ) -> Samples:
@@ -32,11 +41,7 @@ def check_dataset(
 
     Raises ShapeError unless these are `Samples`, of the network's size, and DataError if the classes are others.
     """
-    if not isinstance(data, Samples):
-        raise ShapeError(
-            f"the {what} set is {short(data)}, a {type(data).__name__}: give a capscore.data.Dataset(images, labels, "
-            "classes) of NumPy arrays, or what capscore.data.load returns; training shuffles and batches it itself"
-        )
+    check_samples(data, what)
     if not len(data):
         raise ShapeError(f"the {what} set has no images")
     if data.size != net.spec.input:
