@@ -193,8 +193,8 @@ def test_a_folder_of_colour_images_trains_and_keeps_its_class_names(tmp_path):
             pixels[..., channel] += 150
             Image.fromarray(pixels).save(tmp_path / "images" / name / f"{i}.png")
     spec = json.loads(PRESETS["small"].to_json()) | {"input": [3, 16, 16], "decoder": None}
-    spec["stem"][0]["channels"] = 8
-    spec["capsules"][0]["count"] = 3
+    spec["layers"][0]["channels"] = 8
+    spec["layers"][-1]["count"] = 3
     (tmp_path / "spec.json").write_text(json.dumps(spec))
     capscore("train", "--spec", tmp_path / "spec.json", "--data", tmp_path / "images", "--out", tmp_path / "run",
              "--epochs", 15, "--batch", 8, "--shift", 1, "--backend", "numpy")  # fmt: skip
@@ -217,7 +217,7 @@ def test_pairs_of_digits_are_learned_and_evaluated(tmp_path):
         header = bytes([0, 0, 8, 1]) + np.array(labels.shape, ">i4").tobytes()
         (tmp_path / "mnist" / f"{part}-labels-idx1-ubyte").write_bytes(header + labels.tobytes())
     spec = json.loads(PRESETS["small"].to_json()) | {"input": [1, 36, 36]}
-    spec["stem"][0]["channels"], spec["primary"]["types"] = 4, 2
+    spec["layers"][0]["channels"], spec["layers"][1]["types"] = 4, 2
     (tmp_path / "spec.json").write_text(json.dumps(spec))
     data = ["--data", "multimnist", "--data-dir", tmp_path]
     said = capscore("train", "--spec", tmp_path / "spec.json", *data, "--out", tmp_path / "run", "--epochs", 1,

@@ -352,7 +352,7 @@ def test_by_name_renumbers_what_is_drawn_from_other_images() -> None:
 def test_a_network_fits_images_of_any_size(size: tuple[int, int, int], classes: int) -> None:
     spec = fitted(size, classes)
     assert (spec.input, spec.classes) == (size, classes)
-    assert spec.layers[len(spec.stem)].output[0] <= 800
+    assert spec.rows[len(spec.stem)].output.dims[0] <= 800
     assert (spec.decoder is None) == (np.prod(size) > 2**15)
     if min(size[1:]) >= 8 and max(size[1:]) <= 2 * min(size[1:]):
         assert min(spec.rows[-1].input[1:3]) >= (4 if classes <= 100 else 2)

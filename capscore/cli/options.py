@@ -12,6 +12,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from capscore import PRESETS
+from capscore.cli.choices import LOSSES, OPTIMISERS, SCHEDULES
 from capscore.cli.shared import Backend, Data, DataDir
 from capscore.train import Recipe
 
@@ -30,10 +31,19 @@ class TrainOptions:
     resume: Annotated[Path | None, typer.Option(help="Go on with the training in this folder, exactly.")] = None
     epochs: Annotated[int | None, typer.Option(help=f"Passes over the data; {Recipe.epochs} if new.")] = None
     batch: Annotated[int, typer.Option(help="Images per step.")] = Recipe.batch
-    rate: Annotated[float, typer.Option(help="Learning rate of Adam at the start.")] = Recipe.rate
-    decay: Annotated[float, typer.Option(help="Factor on the rate per decay-steps.")] = Recipe.decay
-    decay_steps: Annotated[int, typer.Option(help="Steps over which the rate decays so.")] = Recipe.decay_steps
-    floor: Annotated[float, typer.Option(help="Smallest learning rate.")] = Recipe.floor
+    rate: Annotated[float, typer.Option(help="Learning rate.")] = Recipe.rate
+    schedule: Annotated[str, typer.Option(help=f"How the rate goes: {', '.join(SCHEDULES)}.")] = "exponential"
+    decay: Annotated[float | None, typer.Option(help=f"exponential: factor per decay-steps, {Recipe.decay}.")] = None
+    decay_steps: Annotated[int | None, typer.Option(help=f"exponential: for it, {Recipe.decay_steps}.")] = None
+    floor: Annotated[float | None, typer.Option(help=f"exponential: smallest rate, {Recipe.floor}.")] = None
+    warmup: Annotated[int | None, typer.Option(help="Steps over which the rate rises at the start.")] = None
+    optimiser: Annotated[str, typer.Option(help=f"{', '.join(OPTIMISERS)}.")] = "adam"
+    momentum: Annotated[float | None, typer.Option(help="sgd: share of the last step in the next one.")] = None
+    weight_decay: Annotated[float | None, typer.Option(help="adamw, sgd: how fast weights shrink.")] = None
+    clip: Annotated[float | None, typer.Option(help="Largest norm of all gradients together.")] = None
+    average: Annotated[float, typer.Option(help="Decay of averaged weights, such as 0.998; 0: none.")] = Recipe.average
+    loss: Annotated[str | None, typer.Option(help=f"{', '.join(LOSSES)}; else the network's own.")] = None
+    class_weights: Annotated[str | None, typer.Option(help="balanced: rare classes count as much as others.")] = None
     shift: Annotated[int | None, typer.Option(help="Random shift, pixels each way; else the dataset's own.")] = None
     reconstruction: Annotated[float, typer.Option(help="Weight of the reconstruction loss.")] = Recipe.reconstruction
     seed: Annotated[int, typer.Option(help="Of parameters, order and shifts.")] = Recipe.seed

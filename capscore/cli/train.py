@@ -11,6 +11,7 @@ import typer
 
 from capscore import PRESETS, CapsNetSpec, backend, modelfile
 from capscore.cli.app import app, say
+from capscore.cli.choices import OPTIMISERS, SCHEDULES, choose, choose_loss
 from capscore.cli.options import TrainOptions, taking
 from capscore.cli.shared import default_backend, preset, read_spec, say_notes, size_text
 from capscore.cli.training import Setup, run_training
@@ -125,7 +126,10 @@ def _data(plan: Plan) -> tuple[Samples, Samples]:
 def _network(plan: Plan, options: TrainOptions, data: Samples, classes: int) -> CapsNetSpec:
     """Return the network that is trained: a preset gets as many class capsules as the data has classes."""
     spec = fitted(data.size, classes) if plan.spec is None else plan.spec
-    return spec if plan.recipe or options.spec else _for_classes(spec, classes)
+    if plan.recipe:
+        return spec
+    spec = spec if options.spec else _for_classes(spec, classes)
+    return spec.replace(loss=choose_loss(spec, data, options.loss, options.class_weights))
 
 
 def _for_classes(spec: CapsNetSpec, classes: int) -> CapsNetSpec:
@@ -134,17 +138,27 @@ def _for_classes(spec: CapsNetSpec, classes: int) -> CapsNetSpec:
 
 def _recipe(options: TrainOptions, data: Samples) -> Recipe:
     """Return the recipe of a new training."""
-    return Recipe(
+    optimiser = choose(
+        "optimiser", OPTIMISERS, options.optimiser,
+        momentum=options.momentum, weight_decay=options.weight_decay, clip=options.clip,
+    )  # fmt: skip
+    recipe = Recipe(
         epochs=Recipe.epochs if options.epochs is None else options.epochs,
         batch=options.batch,
         rate=options.rate,
-        decay=options.decay,
-        decay_steps=options.decay_steps,
-        floor=options.floor,
         shift=data.shift if options.shift is None else options.shift,
         reconstruction=options.reconstruction,
         seed=options.seed,
+        optimiser=optimiser,
+        average=options.average,
     )
+    falling: dict[str, Any] = {"decay": options.decay, "decay_steps": options.decay_steps, "floor": options.floor}
+    if options.schedule == "exponential" and options.warmup is None:
+        return replace(recipe, **{name: value for name, value in falling.items() if value is not None})
+    total = recipe.total(len(data))
+    at = (max(1, total // 2), max(1, total * 3 // 4)) if options.schedule == "steps" else None
+    schedule = choose("schedule", SCHEDULES, options.schedule, **falling, warmup=options.warmup, at=at)
+    return replace(recipe, schedule=schedule)
 
 
 def _tell_of_fitted(spec: CapsNetSpec, tell: Callable[[str], object]) -> None:

@@ -45,7 +45,9 @@ class Setup:
     def learner(self, net: Any, recipe: Recipe) -> Any:
         """Return the learner of a network: its backend's, with the options that were given."""
         options = {name: value for name in ("device", "amp", "compile") if (value := getattr(self, name))}
-        return backend_named(self.backend).Learner(net, recipe.reconstruction, **options)
+        return backend_named(self.backend).Learner(
+            net, recipe.reconstruction, recipe.optimiser, recipe.average, **options
+        )
 
 
 def run_training(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -32,34 +32,40 @@ def check_finite(arrays: Arrays) -> None:
             raise ValueError(f"{name} holds NaN or infinity")
 
 
-def check_moments(params: Arrays, state: Arrays, steps: int) -> None:
-    """Raise ValueError unless `state` can be what a learner of the parameters keeps after so many steps.
+def check_state(learner: Learner[Any], params: Arrays, state: Arrays, steps: int) -> None:
+    """Raise ValueError unless `state` can be what the learner keeps of the parameters after so many steps.
 
-    It holds Adam's two moments of every parameter, in the parameter's own dtype, and may hold how many of the steps
-    were that parameter's.
+    It holds an array for each parameter of each of the learner's slots, in the parameter's own dtype, and may hold how
+    many of the steps were a parameter's.
     """
     if not steps:
         if state:
             raise ValueError(f"it tells of no steps, and holds {next(iter(state))}")
         return
-    for name, p in params.items():
-        for moment in (f"first.{name}", f"second.{name}"):
-            if moment not in state:
-                raise ValueError(f"{moment} is missing")
-            found = state[moment]
-            if found.shape != p.shape:
-                raise ValueError(f"{moment} has shape {found.shape}; wanted {p.shape}")
-            if found.dtype != p.dtype:
-                raise ValueError(f"{moment} is stored as {found.dtype}; its parameter is {p.dtype}")
-        if (state[f"second.{name}"] < 0).any():
-            raise ValueError(f"second.{name} holds negative numbers; it is a mean of squares")
+    for slot, names in learner.slots.items():
+        for name in names:
+            _check_slot(f"{slot}.{name}", params[name], state)
+            if slot in learner.optimiser.squares and (state[f"{slot}.{name}"] < 0).any():
+                raise ValueError(f"{slot}.{name} holds negative numbers; it is a mean of squares")
+    for name in learner.learning:
         own = state.get(f"steps.{name}", np.zeros(1))
         if own.shape != (1,) or not 0 <= own[0] <= steps or own[0] % 1:
             raise ValueError(f"steps.{name} is no whole number from 0 to {steps}")
     check_finite(state)
-    known = {f"{kind}.{name}" for kind in ("first", "second", "steps") for name in params}
-    if unknown := [name for name in state if name not in known]:
-        raise ValueError(f"{unknown[0]:.60} belongs to no parameter")
+    known = {f"{slot}.{name}" for slot, names in learner.slots.items() for name in names}
+    if unknown := state.keys() - known - {f"steps.{name}" for name in learner.learning}:
+        raise ValueError(f"{min(unknown):.60} belongs to no parameter")
+
+
+def _check_slot(name: str, p: NDArray[Any], state: Arrays) -> None:
+    """Raise ValueError unless the state has an array of the parameter's shape and dtype under a name."""
+    if name not in state:
+        raise ValueError(f"{name} is missing")
+    found = state[name]
+    if found.shape != p.shape:
+        raise ValueError(f"{name} has shape {found.shape}; wanted {p.shape}")
+    if found.dtype != p.dtype:
+        raise ValueError(f"{name} is stored as {found.dtype}; its parameter is {p.dtype}")
 
 
 def read_last(folder: Path, kind: Any = CapsNetSpec) -> modelfile.Model:
@@ -87,8 +93,7 @@ def restore(
         _check_data(model, net, folder, known)
         progress = Progress(**about["training"])
         progress.check(recipe, known["training"]["images"], about["log"])
-        learning = {name: array for name, array in model.params.items() if net.spec.params[name].learns}
-        check_moments(learning, state, progress.steps)
+        check_state(learner, model.params, state, progress.steps)
         check_finite(model.params)
         if "frozen" in about:  # a checkpoint of an earlier version does not tell
             learner.frozen = tuple(about["frozen"])
@@ -116,10 +121,10 @@ def write_log(folder: Path, rows: Rows) -> None:
 def _check_settings(model: modelfile.Model, net: CapsNet[Any], recipe: Recipe, folder: Path) -> None:
     if model.spec != net.spec:
         raise TrainingError(f"the checkpoint in {folder} is of another network; resume with that one's settings")
-    before = asdict(Recipe.of(model.provenance))
-    changed = [k for k, v in asdict(recipe).items() if k != "epochs" and before[k] != v]
+    before, names = Recipe.of(model.provenance), [field.name for field in fields(Recipe) if field.name != "epochs"]
+    changed = [name for name in names if getattr(before, name) != getattr(recipe, name)]
     if changed:
-        which = ", ".join(f"{k} was {before[k]}" for k in changed)
+        which = ", ".join(f"{name} was {getattr(before, name)}" for name in changed)
         raise TrainingError(f"the training in {folder} had other settings: {which}; only epochs may change")
 
 

@@ -16,7 +16,6 @@ from capscore.train.folder import LAST, locked, make
 from capscore.train.interrupts import Interrupts, Stopped
 from capscore.train.listeners import Listeners, Reporter
 from capscore.train.recipe import Recipe
-from capscore.train.score import accuracy
 from capscore.train.training import Training, provenance
 
 
@@ -64,9 +63,7 @@ def train(
                 training.keep(checkpoint_seconds, save=stop)
                 if stop:
                     raise Stopped
-            training.read()
-            training.params()
-            training.end_epoch(accuracy(net, held_out, recipe.batch))
+            training.end_epoch(held_out)
     return training.rows
 
 
@@ -84,11 +81,12 @@ def _fitting(
             f"the training images show one class only ({', '.join(sorted({*data.classes} - {*absent(data)}))}): "
             "a network learns to tell classes apart, so give it images of another one too"
         )
-    if learner.reconstruction != recipe.reconstruction:
-        raise TrainingError(
-            f"the learner weighs reconstruction by {learner.reconstruction}, the recipe by {recipe.reconstruction}: "
-            "make it as Learner(net, recipe.reconstruction)"
-        )
+    for name in ("reconstruction", "optimiser", "average"):
+        if (ours := getattr(learner, name)) != (wanted := getattr(recipe, name)):
+            raise TrainingError(
+                f"the learner has {name} {ours}, the recipe {wanted}: make it as Learner(net, recipe.reconstruction, "
+                "recipe.optimiser, recipe.average)"
+            )
     if recipe.shift >= min(net.spec.input[1:]):
         raise TrainingError(f"a shift of {recipe.shift} pixels moves images of {net.spec.input} out of sight")
     return data, held_out

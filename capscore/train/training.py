@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from capscore import __version__, modelfile
-from capscore.data import Batch
+from capscore.data import Batch, Samples
 from capscore.errors import TrainingError
 from capscore.model import CapsNet, Learner
 from capscore.train.checkpoint import Rows, check_finite, write_log
@@ -22,7 +22,7 @@ from capscore.train.folder import BEST, LAST
 from capscore.train.listeners import Listeners
 from capscore.train.progress import Progress
 from capscore.train.recipe import Recipe
-from capscore.train.score import found_all
+from capscore.train.score import accuracy, found_all
 
 READ_SECONDS = 0.1  # how long losses may stay unread on a device: it would stand idle whenever one is waited for
 
@@ -57,7 +57,7 @@ class Training:
 
     def step(self, batch: Batch) -> None:
         """Learn from a batch. What it says is read later."""
-        rate = self.recipe.rate_at(self.progress.steps + len(self.unread))
+        rate = self._rate(self.progress.steps + len(self.unread))
         try:
             loss, scores = self.learner.step(batch.images, batch.targets, rate, batch.parts)
         except TrainingError:  # another process of this training is gone; this one is as after the last step
@@ -105,42 +105,49 @@ class Training:
         """Write the last checkpoint; the log's rows are in it too, so that the two never tell of different moments."""
         if self.learner.writes:
             arrays, state = self.params(), self.learner.state() if self.progress.steps else {}
-            told = {"training": asdict(self.progress), "recipe": asdict(self.recipe), "log": self.rows}
+            told = {"training": asdict(self.progress), "recipe": self.recipe.as_json(), "log": self.rows}
             told |= {"resume": self.resuming, "frozen": list(self.learner.frozen)}
             named = {modelfile.STATE + name: array for name, array in state.items()}
             model = modelfile.Model(self.net.spec, arrays, self.net.classes, self.net.provenance | told, named)
             modelfile.save(self.folder / LAST, model)
         self.saved = time.monotonic()
 
-    def end_epoch(self, accuracy: float) -> None:
-        """Write the files of an epoch of that held-out accuracy, and tell of it."""
+    def end_epoch(self, held_out: Samples) -> None:
+        """Measure the network on images that it does not learn from, write the files, and tell of the epoch."""
+        self.read()
+        self.params()
         progress = self.progress
+        with self.learner.averaged():
+            found = accuracy(self.net, held_out, self.recipe.batch)
+            self.net.provenance |= {"epoch": progress.epoch + 1, "held_out_accuracy": found}
+            if found > progress.best and self.learner.writes:  # first: a checkpoint that knows of it may rely on it
+                self.net.save(self.folder / BEST)
         row = {
             "epoch": progress.epoch + 1,
             "steps": progress.steps,
-            "rate": self.recipe.rate_at(progress.steps),
+            "rate": self._rate(progress.steps),
             "loss": progress.loss / self.images,
             "accuracy": progress.correct / self.images,
-            "held_out_accuracy": accuracy,
+            "held_out_accuracy": found,
             "seconds": progress.seconds,
             "images_per_second": self.images / progress.seconds,
         }
         self.rows.append(row)
-        self.net.provenance |= {"epoch": row["epoch"], "held_out_accuracy": accuracy}
-        if accuracy > progress.best and self.learner.writes:  # first: a checkpoint that knows of it may rely on it
-            self.net.save(self.folder / BEST)
-        self.progress = Progress(progress.epoch + 1, 0, progress.steps, best=max(progress.best, accuracy))
+        self.progress = Progress(progress.epoch + 1, 0, progress.steps, best=max(progress.best, found))
         self.save()
         if self.learner.writes:
             write_log(self.folder, self.rows)
         self.listeners.tell("end", row)
+
+    def _rate(self, step: int) -> float:
+        return self.recipe.rate_at(step, self.recipe.total(self.images))
 
     def _lost(self, what: str, step: int) -> TrainingError:
         last = self.folder / LAST
         saved = f"the last good parameters are in {last}" if last.exists() else "nothing was saved yet"
         return TrainingError(
             f"{what} at step {step} (epoch {self.progress.epoch + 1}): the rate "
-            f"{self.recipe.rate_at(self.progress.steps):.2g} is too high or an image is not finite; train anew with a "
+            f"{self._rate(self.progress.steps):.2g} is too high or an image is not finite; train anew with a "
             f"smaller rate ({saved})"
         )
 
@@ -153,5 +160,5 @@ def provenance(recipe: Recipe, images: int) -> dict[str, Any]:
         "python": platform.python_version(),
         "machine": platform.machine(),
         "training_images": images,
-        "recipe": asdict(recipe),
+        "recipe": recipe.as_json(),
     }
