@@ -304,6 +304,26 @@ def test_the_gradient_is_the_limit_of_differences(kind: str, training: bool, dat
     assert slope == pytest.approx(near, rel=GRADIENT, abs=GRADIENT)
 
 
+@every_kind
+@settings(max_examples=20)
+@given(data=st.data(), size=st.sampled_from([0.0, 1.0, -1.0, 1e20, -1e20]), training=st.booleans())
+def test_layers_and_their_gradients_stay_finite(
+    torch_caps: ModuleType, kind: str, data: st.DataObject, size: float, training: bool
+) -> None:
+    case = data.draw(cases(kind))
+    if kind in ("BatchNorm", "Residual") and training:
+        assume(abs(size) <= 1)  # the variance of a batch of such numbers is infinite, and so is the running one
+    arrays = case.params("float32") | {"x": case.input("float32") * np.float32(size)}
+    with np.errstate(over="ignore"):  # of what is then divided by, or passed through a sigmoid
+        y = case.row.run(NUMPY, arrays, arrays["x"], Run(training=training, statistics={}))
+        gradients = by_tape(case, arrays, training)
+    assert np.isfinite(y).all()
+    assert all(np.isfinite(g).all() for g in gradients.values())
+    tensors = {name: torch_caps.asarray(array).requires_grad_() for name, array in arrays.items()}
+    weighed(torch_caps, case, tensors, tensors["x"], training).backward()
+    assert all(bool(t.grad.isfinite().all()) for t in tensors.values() if t.grad is not None)
+
+
 def test_equal_numbers_in_a_window_give_the_gradient_to_the_first(torch_caps: ModuleType) -> None:
     x = np.zeros((1, 1, 4, 5))  # what relu leaves
     case = Case(MaxPool(3, stride=1, padding=1), Map(1, 4, 5), 0, 1)
