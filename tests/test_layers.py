@@ -43,7 +43,7 @@ from capscore.grad import value_and_gradients
 from capscore.init import Constant, HeNormal, TruncatedNormal
 from capscore.layer import Capsules, Grid, Layer, Map, Row, Run, Vector
 from capscore.layers.activation import ACTIVATIONS
-from capscore.values import read, write
+from capscore.values import Value, read, write
 
 GRADIENT64 = 1e-9  # of the tape and of torch, relative to the largest entry
 
@@ -604,6 +604,36 @@ def test_a_layer_of_a_stranger_takes_no_memory(make: Callable[[int], dict[str, A
         # What is held in between counts, too, when the output is small.
         with pytest.raises(SpecError):
             CapsNetSpec.from_json(stranger(make(size)))
+
+
+PLACES = {
+    "layer": '{"input": [1, 9, 9], "layers": [%s]}',
+    "inner layer": '{"input": [1, 9, 9], "layers": [{"type": "Residual", "layers": [%s]}]}',
+    "init": '{"input": [1, 9, 9], "layers": [{"type": "Linear", "output": 2, "init": %s}], "decoder": null}',
+    "routing": '{"input": [1, 9, 9], "layers": [{"type": "DenseCaps", "count": 2, "routing": %s}]}',
+    "number": '{"input": [1, 9, 9], "layers": [{"type": "Conv", "channels": %s, "kernel": 3}]}',
+    "choice": '{"input": [1, 9, 9], "layers": [{"type": "Activation", "activation": %s}]}',
+    "padding": '{"input": [1, 9, 9], "layers": [{"type": "MaxPool", "padding": %s}]}',
+    "decoder": '{"input": [1, 9, 9], "layers": [{"type": "Linear", "output": 2}], "decoder": %s}',
+    "loss": '{"input": [1, 9, 9], "layers": [{"type": "Linear", "output": 2}], "decoder": null, "loss": %s}',
+    "input": '{"input": %s, "layers": [{"type": "Linear", "output": 2}], "decoder": null}',
+}
+
+
+def test_a_misspelt_class_is_told_its_name() -> None:
+    for wrong, right in (("Cov", "Conv"), ("conv", "Conv"), ("Maxpool", "MaxPool"), ("GroupNorm2d", "GroupNorm")):
+        with pytest.raises(
+            SpecError, match=rf"layers\.0: type '{wrong}' is unknown; the nearest known are .*{right}\b"
+        ):
+            CapsNetSpec.from_json(PLACES["layer"] % json.dumps({"type": wrong}))
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_every_class_in_every_place(place: str) -> None:
+    """Abstract ones, those of another kind, and names that are none."""
+    for name in (*Value.known, "Value", "object", "x" * 200, ""):
+        refuses_or_reads(PLACES[place] % json.dumps({"type": name}))
+        refuses_or_reads(PLACES[place] % json.dumps([{"type": name}]))
 
 
 # ----------------------------------------------------------------------------------------------- messages that help
