@@ -101,11 +101,12 @@ class Objective(nn.Module):
         self.compute = torch.compile(model.objective) if compile else model.objective
 
     def forward(
-        self, images: Tensor, targets: Tensor, parts: list[tuple[Tensor, Tensor]], step: int = 0
+        self, images: Tensor, targets: Tensor, parts: list[tuple[Tensor, Tensor]], step: int = 0, seed: int = 0
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Return the loss, the class scores [B, J], and the new running statistics by name."""
         net = self.net
-        run = net._run(training=True, step=step, statistics={}, batch_mean=self.batch_mean, share=self.share)
+        about = {"step": step, "seed": seed, "batch_mean": self.batch_mean, "share": self.share}
+        run = net._run(training=True, statistics={}, **about)
         ops = with_tiles(net.ops, net.fast_conv)
         loss, scores = self.compute(ops, net.spec, net.params, images, targets, self.reconstruction, parts, run)
         return loss, scores, run.statistics or {}

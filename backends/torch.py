@@ -345,7 +345,7 @@ class Learner(model.Learner[Tensor]):
         self.engine.zero_grad()
         try:
             with torch.autocast(like.device.type, torch.bfloat16, enabled=self.amp):
-                loss, lengths, statistics = self.objective(x, t, apart, self.steps)
+                loss, lengths, statistics = self.objective(x, t, apart, self.steps, self.seed)
             if not loss.requires_grad:
                 raise model.nothing_learns()
             loss = loss * factor

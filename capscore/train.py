@@ -186,6 +186,7 @@ def train(
         )
     if recipe.shift >= min(net.spec.input[1:]):
         raise TrainingError(f"a shift of {recipe.shift} pixels moves images of {net.spec.input} out of sight")
+    learner.seed = recipe.seed
     if not resume:
         _make(folder)
     with alone(folder) if learner.writes else nullcontext(), _Interrupts() as interrupts:
