@@ -44,7 +44,7 @@ torch.backends.cudnn.allow_tf32 = False  # float32 means float32; matrix product
 
 def asarray(x: Any, like: Tensor | None = None) -> Tensor:
     """Return `x`, an array of any backend, as a tensor, on the device and with the dtype of `like`."""
-    if not isinstance(x, Tensor) and hasattr(x, "__cuda_array_interface__"):
+    if not isinstance(x, Tensor | np.ndarray) and hasattr(x, "__cuda_array_interface__"):
         x = torch.utils.dlpack.from_dlpack(x)  # CuPy's: shared on the GPU, and torch's stream waits for CuPy's
     elif not isinstance(x, Tensor):  # all others come through the host
         x = _from_host(x)
@@ -55,6 +55,8 @@ def asarray(x: Any, like: Tensor | None = None) -> Tensor:
 
 
 def _from_host(x: Any) -> Tensor:
+    if torch.compiler.is_compiling():  # which cannot follow what NumPy does to arrays of any kind
+        return torch.as_tensor(x)
     array = to_host(x).copy()  # which may be turned around
     if not tracing():
         return torch.from_numpy(array)
