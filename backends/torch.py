@@ -227,7 +227,7 @@ class CapsNet(nn.Module, model.CapsNet[Tensor]):
         x = asarray(images)
         if not _torch_fused.tracing():
             model.check_images(self.spec, x)
-            check_range(_look(x))
+            check_range(_in_host_memory(x))
         return asarray(x, next(iter(self.params.values())))
 
     def _replace(self, values: dict[str, Tensor]) -> None:
@@ -245,7 +245,7 @@ class CapsNet(nn.Module, model.CapsNet[Tensor]):
         return model.CapsNet.predict(self, images, batch)
 
 
-def _look(x: Tensor) -> NDArray[Any] | None:
+def _in_host_memory(x: Tensor) -> NDArray[Any] | None:
     """Return a tensor in host memory as NumPy's array; None elsewhere, and where PyTorch writes down what is done."""
     if torch.compiler.is_compiling() or x.device.type != "cpu":
         return None
@@ -256,7 +256,7 @@ def _look(x: Tensor) -> NDArray[Any] | None:
 
 
 @contextmanager
-def usable(device: str | None) -> Iterator[None]:
+def device_errors(device: str | None) -> Iterator[None]:
     """Say which device it was that could not be used."""
     try:
         yield
@@ -282,7 +282,7 @@ class Learner(model.Learner[Tensor]):
         compile: bool = False,
     ) -> None:
         self.team = _torch_parallel.Team(device)
-        with usable(device):
+        with device_errors(device):
             net.to(self.team.device)
         if next(net.parameters()).is_meta:
             raise BackendError("on the device 'meta' nothing is computed")
@@ -290,7 +290,7 @@ class Learner(model.Learner[Tensor]):
         self.writes = self.team.rank == 0
         self.adam = torch.optim.Adam(net.parameters(), eps=1e-8, fused=True)
         objective = _torch_parallel.Objective(net, reconstruction, compile, self.team)
-        self.objective = _torch_parallel.together(objective, self.team, partly=not reconstruction)
+        self.objective = _torch_parallel.share_gradients(objective, self.team, partly=not reconstruction)
 
     @property
     def _learning(self) -> dict[str, Tensor]:
@@ -347,7 +347,7 @@ class Learner(model.Learner[Tensor]):
         except RuntimeError as error:
             if self.team.size == 1 or isinstance(error, TrainingError):
                 raise
-            raise _torch_parallel.explained(error) from error
+            raise _torch_parallel.lost_process(error) from error
         self.adam.param_groups[0]["lr"] = rate
         self.adam.step()
         with torch.no_grad():
