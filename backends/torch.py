@@ -227,7 +227,7 @@ class CapsNet(nn.Module, model.CapsNet[Tensor]):
         x = asarray(images)
         if not tracing():  # sizes would be tensors
             model.check_images(self.spec, x)
-            check_range(_look(x))
+            check_range(_in_host_memory(x))
         return asarray(x, next(iter(self.params.values())))
 
     def _run(self, **about: Any) -> Run:
@@ -255,7 +255,7 @@ class CapsNet(nn.Module, model.CapsNet[Tensor]):
         return model.CapsNet.predict(self, images, batch)
 
 
-def _look(x: Tensor) -> NDArray[Any] | None:
+def _in_host_memory(x: Tensor) -> NDArray[Any] | None:
     """Return a tensor in host memory as NumPy's array; None elsewhere, and where PyTorch writes down what is done."""
     if torch.compiler.is_compiling() or x.device.type != "cpu":
         return None
@@ -266,7 +266,7 @@ def _look(x: Tensor) -> NDArray[Any] | None:
 
 
 @contextmanager
-def usable(device: str | None) -> Iterator[None]:
+def device_errors(device: str | None) -> Iterator[None]:
     """Say which device it was that could not be used."""
     try:
         yield
@@ -294,7 +294,7 @@ class Learner(model.Learner[Tensor]):
         compile: bool = False,
     ) -> None:
         self.team = _torch_parallel.Team(device)
-        with usable(device):
+        with device_errors(device):
             net.to(self.team.device)
         if next(net.parameters()).is_meta:
             raise BackendError("on the device 'meta' nothing is computed")
@@ -304,7 +304,7 @@ class Learner(model.Learner[Tensor]):
         self.engine = _torch_optim.engine(optimiser, list(net.parameters()))
         self.kept = {"average": {name: p.detach().clone() for name, p in net.params.items()}} if average else {}
         objective = _torch_parallel.Objective(net, reconstruction, compile, self.team)
-        self.objective = _torch_parallel.together(objective, self.team, partly=not reconstruction)
+        self.objective = _torch_parallel.share_gradients(objective, self.team, partly=not reconstruction)
 
     @property
     def frozen(self) -> tuple[str, ...]:
@@ -356,7 +356,7 @@ class Learner(model.Learner[Tensor]):
         except RuntimeError as error:
             if self.team.size == 1 or isinstance(error, TrainingError):
                 raise
-            raise _torch_parallel.explained(error) from error
+            raise _torch_parallel.lost_process(error) from error
         if self.optimiser.clip is not None:
             nn.utils.clip_grad_norm_(self.net.parameters(), self.optimiser.clip)
         for group in self.engine.param_groups:
