@@ -101,8 +101,8 @@ def _wide(x: Tensor) -> Tensor:
 def _conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, tiles: str) -> Tensor:
     """Return the map [B, H', W', O] of `capscore.fast.cook_toom`, or with few images that of a direct convolution."""
     if len(x) < cook_toom.FEWEST:
-        few = direct_conv2d(x.contiguous(), weight, bias, (stride,) * 2, (padding,) * 2)
-        return few.permute(0, 2, 3, 1).contiguous()
+        direct = direct_conv2d(x.contiguous(), weight, bias, (stride,) * 2, (padding,) * 2)
+        return direct.permute(0, 2, 3, 1).contiguous()
     y: Tensor = cook_toom.convolve(ops, x, weight, bias, _tiling(x, weight, stride, padding, tiles))
     return y.permute(0, 2, 3, 1)
 

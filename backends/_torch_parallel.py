@@ -25,9 +25,9 @@ class Team:
     """The processes that train together: this one alone unless torchrun started more."""
 
     def __init__(self, device: str | None) -> None:
-        together = any(name in os.environ for name in ("WORLD_SIZE", "RANK"))
-        self.size = _number("WORLD_SIZE", 1) if together else 1
-        self.rank = _number("RANK", 0, self.size - 1) if together else 0
+        by_torchrun = any(name in os.environ for name in ("WORLD_SIZE", "RANK"))
+        self.size = _number("WORLD_SIZE", 1) if by_torchrun else 1
+        self.rank = _number("RANK", 0, self.size - 1) if by_torchrun else 0
         self.device = device
         if self.size > 1:
             cuda = device is not None and device.startswith("cuda")
@@ -101,17 +101,18 @@ class Objective(nn.Module):
         self.compute = torch.compile(model.objective) if compile else model.objective
 
     def forward(
-        self, images: Tensor, targets: Tensor, parts: list[tuple[Tensor, Tensor]], step: int = 0
+        self, images: Tensor, targets: Tensor, parts: list[tuple[Tensor, Tensor]], step: int = 0, seed: int = 0
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Return the loss, the class scores [B, J], and the new running statistics by name."""
         net = self.net
-        run = net._run(training=True, step=step, statistics={}, batch_mean=self.batch_mean, share=self.share)
+        about = {"step": step, "seed": seed, "batch_mean": self.batch_mean, "share": self.share}
+        run = net._run(training=True, statistics={}, **about)
         ops = with_tiles(net.ops, net.fast_conv)
         loss, scores = self.compute(ops, net.spec, net.params, images, targets, self.reconstruction, parts, run)
         return loss, scores, run.statistics or {}
 
 
-class Together:
+class SharedGradients:
     """The objective of one process of several: its gradients are the mean over those of all."""
 
     def __init__(self, objective: nn.Module, partly: bool) -> None:
@@ -130,12 +131,12 @@ class Together:
         return self.shared(*args)
 
 
-def together(objective: nn.Module, team: Team, partly: bool) -> Any:
+def share_gradients(objective: nn.Module, team: Team, partly: bool) -> Any:
     """Return the objective whose gradients are the mean over the team's; `partly` if some parameters have no part."""
-    return objective if team.size == 1 else Together(objective, partly)
+    return objective if team.size == 1 else SharedGradients(objective, partly)
 
 
-def explained(error: RuntimeError) -> TrainingError:
+def lost_process(error: RuntimeError) -> TrainingError:
     """Return what to tell when a process has lost the others."""
     return TrainingError(
         f"another process of this training has ended ({str(error).splitlines()[0]:.120}): start it again with --resume;"

@@ -44,7 +44,7 @@ torch.backends.cudnn.allow_tf32 = False  # float32 means float32; matrix product
 
 def asarray(x: Any, like: Tensor | None = None) -> Tensor:
     """Return `x`, an array of any backend, as a tensor, on the device and with the dtype of `like`."""
-    if not isinstance(x, Tensor) and hasattr(x, "__cuda_array_interface__"):
+    if not isinstance(x, Tensor | np.ndarray) and hasattr(x, "__cuda_array_interface__"):
         x = torch.utils.dlpack.from_dlpack(x)  # CuPy's: shared on the GPU, and torch's stream waits for CuPy's
     elif not isinstance(x, Tensor):  # all others come through the host
         x = _from_host(x)
@@ -55,6 +55,8 @@ def asarray(x: Any, like: Tensor | None = None) -> Tensor:
 
 
 def _from_host(x: Any) -> Tensor:
+    if torch.compiler.is_compiling():  # which cannot follow what NumPy does to arrays of any kind
+        return torch.as_tensor(x)
     array = to_host(x).copy()  # which may be turned around
     if not tracing():
         return torch.from_numpy(array)
@@ -225,7 +227,7 @@ class CapsNet(nn.Module, model.CapsNet[Tensor]):
         x = asarray(images)
         if not tracing():  # sizes would be tensors
             model.check_images(self.spec, x)
-            check_range(_look(x))
+            check_range(_in_host_memory(x))
         return asarray(x, next(iter(self.params.values())))
 
     def _run(self, **about: Any) -> Run:
@@ -253,7 +255,7 @@ class CapsNet(nn.Module, model.CapsNet[Tensor]):
         return model.CapsNet.predict(self, images, batch)
 
 
-def _look(x: Tensor) -> NDArray[Any] | None:
+def _in_host_memory(x: Tensor) -> NDArray[Any] | None:
     """Return a tensor in host memory as NumPy's array; None elsewhere, and where PyTorch writes down what is done."""
     if torch.compiler.is_compiling() or x.device.type != "cpu":
         return None
@@ -264,7 +266,7 @@ def _look(x: Tensor) -> NDArray[Any] | None:
 
 
 @contextmanager
-def usable(device: str | None) -> Iterator[None]:
+def device_errors(device: str | None) -> Iterator[None]:
     """Say which device it was that could not be used."""
     try:
         yield
@@ -292,7 +294,7 @@ class Learner(model.Learner[Tensor]):
         compile: bool = False,
     ) -> None:
         self.team = _torch_parallel.Team(device)
-        with usable(device):
+        with device_errors(device):
             net.to(self.team.device)
         if next(net.parameters()).is_meta:
             raise BackendError("on the device 'meta' nothing is computed")
@@ -302,7 +304,7 @@ class Learner(model.Learner[Tensor]):
         self.engine = _torch_optim.engine(optimiser, list(net.parameters()))
         self.kept = {"average": {name: p.detach().clone() for name, p in net.params.items()}} if average else {}
         objective = _torch_parallel.Objective(net, reconstruction, compile, self.team)
-        self.objective = _torch_parallel.together(objective, self.team, partly=not reconstruction)
+        self.objective = _torch_parallel.share_gradients(objective, self.team, partly=not reconstruction)
 
     @property
     def frozen(self) -> tuple[str, ...]:
@@ -345,7 +347,7 @@ class Learner(model.Learner[Tensor]):
         self.engine.zero_grad()
         try:
             with torch.autocast(like.device.type, torch.bfloat16, enabled=self.amp):
-                loss, lengths, statistics = self.objective(x, t, apart, self.steps)
+                loss, lengths, statistics = self.objective(x, t, apart, self.steps, self.seed)
             if not loss.requires_grad:
                 raise model.nothing_learns()
             loss = loss * factor
@@ -354,7 +356,7 @@ class Learner(model.Learner[Tensor]):
         except RuntimeError as error:
             if self.team.size == 1 or isinstance(error, TrainingError):
                 raise
-            raise _torch_parallel.explained(error) from error
+            raise _torch_parallel.lost_process(error) from error
         if self.optimiser.clip is not None:
             nn.utils.clip_grad_norm_(self.net.parameters(), self.optimiser.clip)
         for group in self.engine.param_groups:

@@ -59,7 +59,7 @@ def perturb(net: CapsNet[Any], image: Any, label: int | None = None, steps: Any 
     -------
     drawings [D, S, C, H, W]: in row d it is dimension d that moves
     """
-    seen = _look(net, net.ops.asarray(image)[None])
+    seen = _run_for_picture(net, net.ops.asarray(image)[None])
     capsules = net.ops.to_numpy(seen.output.capsules)  # [1, J, D]
     label = int(seen.found[0]) if label is None else label
     dim = capsules.shape[2]
@@ -102,7 +102,7 @@ def reconstructions(net: CapsNet[Any], images: Any, labels: Any = None) -> Figur
 
     Below stand the class found and its length; with `labels` [B] a right one is blue, a wrong one orange.
     """
-    seen = _look(net, images, labels)
+    seen = _run_for_picture(net, images, labels)
     drawn = net.ops.to_numpy(net.reconstruct(seen.output.capsules))
     columns = _columns(len(drawn), 10)
     left = MARGIN + 0.5
@@ -136,7 +136,7 @@ def perturbations(net: CapsNet[Any], image: Any, label: Any = None) -> Figure:
     label : the class, or classes [B], of the capsules that are moved; the longest when None
     """
     images = net.ops.asarray(image)
-    seen = _look(net, images[None] if len(images.shape) == 3 else images)
+    seen = _run_for_picture(net, images[None] if len(images.shape) == 3 else images)
     chosen = seen.found if label is None else one_hot(np.atleast_1d(label), *seen.lengths.shape).argmax(1)
     sheets = [_sheet(perturb(net, x, int(j))) for x, j in zip(seen.images, chosen, strict=True)]
     dim, middle, end = net.spec.output.dims[1], len(STEPS) // 2, len(STEPS) - 1
@@ -213,7 +213,7 @@ def couplings(net: CapsNet[Any], images: Any) -> Figure:
     and below (orange) an even share, the mean over the types, in one scale for all images (not with several capsule
     layers); all of them in order of size, with the mean entropy; the length of every class capsule.
     """
-    seen, found = _look(net, images), agreement(net, images)
+    seen, found = _run_for_picture(net, images), agreement(net, images)
     total, count = found.entropy.shape
     shown = np.unique(np.linspace(0, total - 1, min(total, 3)).round().astype(int))
     winner = np.stack([found.couplings[shown, b, :, j] for b, j in enumerate(seen.found)])  # [B, shown, N]
@@ -279,7 +279,7 @@ def lengths(net: CapsNet[Any], images: Any, labels: Any = None) -> Figure:
 
     With `labels` [B] the true class is blue and a wrong answer orange.
     """
-    seen = _look(net, images, labels)
+    seen = _run_for_picture(net, images, labels)
     count, classes = seen.lengths.shape
     room, most = (0.75, 5) if max(map(len, net.classes)) < 5 else (1.05, 3)  # long names take their place
     columns, bars = _columns(count, most), min(classes, 10)
@@ -320,7 +320,7 @@ def overlapping(net: CapsNet[Any], pairs: Pairs, index: NDArray[np.int64]) -> Fi
     """
     parts, labels = pairs.parts(index)
     images, _ = pairs.batch(index)
-    seen = _look(net, images)
+    seen = _run_for_picture(net, images)
     correct = found_all(seen.lengths, targets_of(labels, net.spec.classes))
     longest = np.argsort(-seen.lengths, axis=1, kind="stable")[:, :2]
     # The first colour is the first object's, if it was found at all.
@@ -425,7 +425,7 @@ class _Seen(NamedTuple):
         return (asked, f"{answer} ✓", BLUE) if self.labels[i] == self.found[i] else (asked, f"{answer} ✗", ORANGE)
 
 
-def _look(net: CapsNet[Any], images: Any, labels: Any = None) -> _Seen:
+def _run_for_picture(net: CapsNet[Any], images: Any, labels: Any = None) -> _Seen:
     output = net(images)
     lengths = net.ops.to_numpy(output.lengths)
     if not len(lengths):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from .values import Value, check_numbers
 
 
-class Init(Value):
+class Init(Value, ABC):
     """How an array of parameters starts."""
 
     @abstractmethod

@@ -274,6 +274,7 @@ class Learner(Generic[A]):
     """
 
     writes = True  # whether this process writes checkpoints and reports: of several that train together, one does
+    seed = 0  # of what layers draw in training, together with the step: `train` sets the recipe's
     _frozen: tuple[str, ...] = ()
 
     def __init__(
@@ -367,7 +368,7 @@ class Learner(Generic[A]):
             found.append(said.value)
             return value
 
-        run = Run(training=True, step=self.steps, statistics={})
+        run = Run(training=True, step=self.steps, seed=self.seed, statistics={})
         value, gradients = value_and_gradients(ops, loss, learning)
         gradients = self.optimiser.clipped(ops, gradients)
         self.steps += 1

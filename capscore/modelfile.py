@@ -101,7 +101,7 @@ def describe(spec: CapsNetSpec, classes: tuple[str, ...], provenance: Mapping[st
         raise ModelFileError(f"the provenance must be JSON values: {error}") from None
 
 
-def understand(text: str, kind: Any = CapsNetSpec) -> tuple[CapsNetSpec, tuple[str, ...], dict[str, Any]]:
+def read_description(text: str, kind: Any = CapsNetSpec) -> tuple[CapsNetSpec, tuple[str, ...], dict[str, Any]]:
     """Read spec, class names and provenance back from untrusted JSON of `describe`; the spec is of class `kind`."""
     try:
         about = json.loads(text)
@@ -151,7 +151,7 @@ def read(path: str | os.PathLike[str], kind: Any = CapsNetSpec) -> Model:
             metadata = file.metadata() or {}
             if "capscore" not in metadata:
                 raise ModelFileError("it holds no capscore metadata; its spec is unknown")
-            spec, classes, provenance = understand(metadata["capscore"], kind)
+            spec, classes, provenance = read_description(metadata["capscore"], kind)
             names = set(file.keys())
             for name in names:  # NumPy has no bfloat16 and no float8
                 if (kind := file.get_slice(name).get_dtype()) not in ("F16", "F32", "F64"):

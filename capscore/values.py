@@ -6,7 +6,8 @@ checks its own fields when it is made; what comes from a stranger's file is ther
 
 from __future__ import annotations
 
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, is_dataclass
+from difflib import get_close_matches
 from inspect import isabstract
 from typing import Any, ClassVar
 
@@ -55,10 +56,11 @@ def read(data: Any, where: str, kind: type[Value] | None = None) -> Any:
     values = dict(data)
     name = values.pop("type", None)
     if kind is None:
-        concrete = {key: found for key, found in Value.known.items() if not isabstract(found)}
+        concrete = {key: of for key, of in Value.known.items() if not isabstract(of) and is_dataclass(of)}
         kind = concrete.get(name) if isinstance(name, str) else None
         if kind is None:
-            raise SpecError(f"{where}: type {short(name)} is unknown; there are {', '.join(sorted(concrete))}")
+            nearest = get_close_matches(short(name), concrete, 5, 0)
+            raise SpecError(f"{where}: type {short(name)} is unknown; the nearest known are {', '.join(nearest)}")
     check_names({f.name: f.default is MISSING for f in fields(kind)}, values, where)  # type: ignore[arg-type]
     items = {field: read(item, f"{where}.{field}") for field, item in values.items()}
     try:

@@ -439,33 +439,10 @@ def export(
         raise CapscoreError(f"fast_conv needs precision fp32: {precision} would round too much between its transforms")
     check_tiles(fast_conv)
     _check(opset, batch)
-    offered = _outputs(net.spec)
-    outputs = (outputs,) if isinstance(outputs, str) else outputs
-    if unknown := [name for name in outputs or () if name not in offered]:
-        raise CapscoreError(f"this network has no output {short(unknown[0])}; it has {', '.join(sorted(offered))}")
-    wanted = tuple(outputs) if outputs else tuple(name for name in offered if name != "couplings")
+    wanted = _wanted(net.spec, outputs)
 
     def record(half: bool) -> onnx.ModelProto:
-        recorder = Recorder(opset, half, batch)
-        spec, params = _parameters(recorder, net)
-        images = recorder.input("images", spec.input)
-        x = images if not byte_images else recorder.node("Cast", images, to=TensorProto.FLOAT) * (1 / 255)
-        run = Run(trace=[] if "couplings" in wanted else None)
-        v = forward(with_tiles(recorder, fast_conv), spec, params, x, run)
-        said = scores(recorder, v)
-        found: dict[str, tuple[Any, tuple[int, ...]]] = {"scores": (said, (spec.classes,))}
-        if isinstance(v, Capsules):
-            found |= {"lengths": (said, (spec.classes,)), "capsules": (v.pose, spec.output.dims)}
-            if v.activation is not None:
-                found["lengths"] = (lengths(recorder, v.pose), (spec.classes,))
-            if spec.decoder is not None:
-                drawn = reconstruct(recorder, spec, params, v.pose, recorder.argmax_one_hot(said))
-                found["reconstruction"] = (drawn, tuple(spec.image))
-        found = {name: value for name, value in found.items() if name in wanted}
-        found |= _couplings(recorder, spec, run)
-        if run.trace is not None and not any(name.startswith("couplings") for name in found):
-            raise CapscoreError("there are no couplings to export: those of the only iteration are uniform")
-        return recorder.model({"images": spec.input}, found, byte_images)
+        return _graph(net, Recorder(opset, half, batch), wanted, byte_images, fast_conv)
 
     model = plain = record(half=False)
     if precision == "fp16":
@@ -475,6 +452,40 @@ def export(
 
         model = quantize(net.spec, plain, np.asarray(to_host(calibration)), byte_images)
     return _finish(net, model, plain, path, precision, verify, calibration, fast_conv)
+
+
+def _wanted(spec: CapsNetSpec, outputs: Sequence[str] | str | None) -> tuple[str, ...]:
+    """Return the names of the outputs that are asked for: all but couplings for None."""
+    offered = _outputs(spec)
+    outputs = (outputs,) if isinstance(outputs, str) else outputs
+    if unknown := [name for name in outputs or () if name not in offered]:
+        raise CapscoreError(f"this network has no output {short(unknown[0])}; it has {', '.join(sorted(offered))}")
+    return tuple(outputs) if outputs else tuple(name for name in offered if name != "couplings")
+
+
+def _graph(
+    net: Any, recorder: Recorder, wanted: tuple[str, ...], byte_images: bool, fast_conv: str | None
+) -> onnx.ModelProto:
+    """Run the network on the recorder, and return the graph of the outputs that are wanted."""
+    spec, params = _parameters(recorder, net)
+    images = recorder.input("images", spec.input)
+    x = images if not byte_images else recorder.node("Cast", images, to=TensorProto.FLOAT) * (1 / 255)
+    run = Run(trace=[] if "couplings" in wanted else None)
+    v = forward(with_tiles(recorder, fast_conv), spec, params, x, run)
+    said = scores(recorder, v)
+    found: dict[str, tuple[Any, tuple[int, ...]]] = {"scores": (said, (spec.classes,))}
+    if isinstance(v, Capsules):
+        found |= {"lengths": (said, (spec.classes,)), "capsules": (v.pose, spec.output.dims)}
+        if v.activation is not None:
+            found["lengths"] = (lengths(recorder, v.pose), (spec.classes,))
+        if spec.decoder is not None:
+            drawn = reconstruct(recorder, spec, params, v.pose, recorder.argmax_one_hot(said))
+            found["reconstruction"] = (drawn, tuple(spec.image))
+    found = {name: value for name, value in found.items() if name in wanted}
+    found |= _couplings(recorder, spec, run)
+    if run.trace is not None and not any(name.startswith("couplings") for name in found):
+        raise CapscoreError("there are no couplings to export: those of the only iteration are uniform")
+    return recorder.model({"images": spec.input}, found, byte_images)
 
 
 def export_decoder(

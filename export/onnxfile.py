@@ -12,7 +12,7 @@ from typing import Any
 from capscore.errors import BackendError, ModelFileError, short
 from capscore.export import LARGEST
 from capscore.layer import Grid
-from capscore.modelfile import as_path, understand
+from capscore.modelfile import as_path, read_description
 from capscore.net import CapsNetSpec
 
 try:
@@ -72,7 +72,7 @@ def read(path: str | os.PathLike[str]) -> OnnxFile:
         about = [entry.value for entry in model.metadata_props if entry.key == "capscore"]
         if not about:
             raise ModelFileError("it has no capscore metadata; `capscore export` writes files that do")
-        spec, classes, provenance = understand(about[0])
+        spec, classes, provenance = read_description(about[0])
         _check_one_flat_file(model)
         batches, inputs = _tensors(model.graph.input)
         more, outputs = _tensors(model.graph.output)
@@ -111,12 +111,12 @@ def _messages(message: Message, where: str = "") -> Iterator[tuple[str, Any]]:
         if field.type not in (field.TYPE_STRING, field.TYPE_MESSAGE):
             continue
         value = getattr(message, field.name)
-        alone = isinstance(value, str | bytes | Message)
-        for inner in [value] if alone else value:
+        single = isinstance(value, str | bytes | Message)
+        for inner in [value] if single else value:
             if isinstance(inner, bytes):  # where another reader's rules allow what Python's str cannot hold
                 raise ModelFileError(f"its {where}.{field.name} is not UTF-8: {short(inner)}")
-            if isinstance(inner, Message) and (not alone or message.HasField(field.name)):
-                which = "" if alone else f" {short(getattr(inner, 'name', ''))}"
+            if isinstance(inner, Message) and (not single or message.HasField(field.name)):
+                which = "" if single else f" {short(getattr(inner, 'name', ''))}"
                 yield from _messages(inner, f"{where}.{field.name}{which}")
 
 

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from capscore import CapsNetSpec, Conv, modelfile
 from capscore.backends import torch as caps
-from capscore.backends._torch_parallel import together
+from capscore.backends._torch_parallel import share_gradients
 from capscore.errors import SpecError, short
 from capscore.layer import Map, Param
 from capscore.layers.chain import place
@@ -192,7 +192,7 @@ class Learner(caps.Learner):
 
     def __init__(self, net: CNN, reconstruction: float = 0.0005, device: str | None = None, amp: bool = False) -> None:
         super().__init__(net, reconstruction, device=device, amp=amp)
-        self.objective = together(CrossEntropy(net), self.team, partly=False)
+        self.objective = share_gradients(CrossEntropy(net), self.team, partly=False)
 
     def step(
         self, images: Any, targets: Any, rate: float, parts: Sequence[tuple[Any, Any]] = ()

@@ -116,6 +116,18 @@ def test_it_is_verified(reference: Any) -> None:
     assert all(row.agrees for row in rows)
 
 
+def test_what_is_dropped_follows_from_the_seed(caps: ModuleType) -> None:
+    spec = SPEC.replace(layers=(*SPEC.layers[:3], Dropout(0.3), *SPEC.layers[3:]))
+
+    def loss(seed: int, module: ModuleType = caps) -> float:
+        learner = module.Learner(module.CapsNet(spec, seed=1, dtype="float64"))
+        learner.seed = seed
+        return [float(learner.step(images(4) / 255, targets(4), 1e-3)[0]) for _ in range(2)][1]
+
+    assert loss(1) == loss(1) != loss(2)
+    assert loss(1) == pytest.approx(loss(1, NUMPY), rel=10 * FLOAT64)
+
+
 @pytest.mark.parametrize("name", ["numpy", "torch"])
 def test_it_is_resumed_to_the_bit(name: str, tmp_path: Path) -> None:
     """Within an epoch, running statistics, dropout and all."""
@@ -129,6 +141,7 @@ def test_it_is_resumed_to_the_bit(name: str, tmp_path: Path) -> None:
         learner = stopping(caps.Learner(net, recipe.reconstruction), stop)
         train(net, learner, data, replace(data, images=data.images[:6], labels=data.labels[:6]), recipe,
               tmp_path / folder, resume)  # fmt: skip
+        assert learner.seed == recipe.seed
         return {key: caps.to_numpy(value) for key, value in net.params.items()}
 
     whole = run("whole")

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from capscore.data import Affine, Dataset, Framed, Pairs, Placed, Samples, load, standardised, window
 from capscore.data.affine import ROTATION, SCALE, SHEAR, poses, transform
 from capscore.data.dataset import positions
-from capscore.data.draws import below, draws, uniform
+from capscore.data.draws import draws, integers_below, uniform
 from capscore.data.norb import read_matrix
 from capscore.data.progress import track
 from capscore.data.source import SOURCES
@@ -119,10 +119,10 @@ def test_splitmix64_is_the_published_one(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_draws_fill_their_ranges_evenly() -> None:
     bits = draws(0, np.arange(60_000), 1)[0]
-    counts = np.bincount(below(bits, 6), minlength=6)
+    counts = np.bincount(integers_below(bits, 6), minlength=6)
     assert counts.min() > 9_500  # 10,000 each but for chance, six deviations
     assert counts.sum() == 60_000
-    assert below(bits[:3], np.array([1, 1, 1])).tolist() == [0, 0, 0]
+    assert integers_below(bits[:3], np.array([1, 1, 1])).tolist() == [0, 0, 0]
     numbers = uniform(bits, -2, 3)
     assert -2 <= numbers.min() < -1.99 < 2.99 < numbers.max() < 3
     assert abs(numbers.mean() - 0.5) < 0.03

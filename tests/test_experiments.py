@@ -341,10 +341,10 @@ def test_a_difference_within_the_spread_is_none():
     def row(mean, std, n=3):
         return {"mean": {"error": mean}, "std": {"error": std}, "n": n}
 
-    assert page.Both(row(1.0, 0.1), row(2.0, 0.1), "error").verdict(more=False) == 1
-    assert page.Both(row(1.0, 0.1), row(2.0, 0.1), "error").verdict(more=True) == -1
-    assert page.Both(row(1.0, 0.9), row(2.0, 0.9), "error").verdict(more=False) == 0
-    assert page.Both(row(1.0, None, 1), row(2.0, None, 1), "error").verdict(more=False) == 0
+    assert page.Measured(row(1.0, 0.1), row(2.0, 0.1), "error").verdict(more=False) == 1
+    assert page.Measured(row(1.0, 0.1), row(2.0, 0.1), "error").verdict(more=True) == -1
+    assert page.Measured(row(1.0, 0.9), row(2.0, 0.9), "error").verdict(more=False) == 0
+    assert page.Measured(row(1.0, None, 1), row(2.0, None, 1), "error").verdict(more=False) == 0
 
 
 def test_every_experiment_has_its_budgets():

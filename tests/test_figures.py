@@ -153,10 +153,10 @@ def test_right_and_wrong_differ_in_word_and_colour() -> None:
     images = random_images(net.spec, 1)
     answer = int(net(images).lengths[0].argmax())
     name, other = net.classes[answer], net.classes[answer - 1]
-    assert figures._look(net, images).says(net, 0, 1) == ("", f"→ {name}", figures.INK)
-    assert figures._look(net, images, [answer]).says(net, 0, 1) == (name, f"→ {name} ✓", figures.BLUE)
+    assert figures._run_for_picture(net, images).says(net, 0, 1) == ("", f"→ {name}", figures.INK)
+    assert figures._run_for_picture(net, images, [answer]).says(net, 0, 1) == (name, f"→ {name} ✓", figures.BLUE)
     labels = [(answer - 1) % 3]
-    assert figures._look(net, images, labels).says(net, 0, 1) == (other, f"→ {name} ✗", figures.ORANGE)
+    assert figures._run_for_picture(net, images, labels).says(net, 0, 1) == (other, f"→ {name} ✗", figures.ORANGE)
 
 
 def test_names_are_cut_to_one_line_that_fits() -> None:

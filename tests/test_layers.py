@@ -43,7 +43,7 @@ from capscore.grad import value_and_gradients
 from capscore.init import Constant, HeNormal, TruncatedNormal
 from capscore.layer import Capsules, Grid, Layer, Map, Row, Run, Vector
 from capscore.layers.activation import ACTIVATIONS
-from capscore.values import read, write
+from capscore.values import Value, read, write
 
 GRADIENT64 = 1e-9  # of the tape and of torch, relative to the largest entry
 
@@ -302,6 +302,26 @@ def test_the_gradient_is_the_limit_of_differences(kind: str, training: bool, dat
     assume(abs(near - far) < 1e-6 * max(1, abs(far)))  # else a kink lies between, or it curves too much
     slope = sum(float((gradients[name] * way[name]).sum()) for name in arrays)
     assert slope == pytest.approx(near, rel=GRADIENT, abs=GRADIENT)
+
+
+@every_kind
+@settings(max_examples=20)
+@given(data=st.data(), size=st.sampled_from([0.0, 1.0, -1.0, 1e20, -1e20]), training=st.booleans())
+def test_layers_and_their_gradients_stay_finite(
+    torch_caps: ModuleType, kind: str, data: st.DataObject, size: float, training: bool
+) -> None:
+    case = data.draw(cases(kind))
+    if kind in ("BatchNorm", "Residual") and training:
+        assume(abs(size) <= 1)  # the variance of a batch of such numbers is infinite, and so is the running one
+    arrays = case.params("float32") | {"x": case.input("float32") * np.float32(size)}
+    with np.errstate(over="ignore"):  # of what is then divided by, or passed through a sigmoid
+        y = case.row.run(NUMPY, arrays, arrays["x"], Run(training=training, statistics={}))
+        gradients = by_tape(case, arrays, training)
+    assert np.isfinite(y).all()
+    assert all(np.isfinite(g).all() for g in gradients.values())
+    tensors = {name: torch_caps.asarray(array).requires_grad_() for name, array in arrays.items()}
+    weighed(torch_caps, case, tensors, tensors["x"], training).backward()
+    assert all(bool(t.grad.isfinite().all()) for t in tensors.values() if t.grad is not None)
 
 
 def test_equal_numbers_in_a_window_give_the_gradient_to_the_first(torch_caps: ModuleType) -> None:
@@ -584,6 +604,36 @@ def test_a_layer_of_a_stranger_takes_no_memory(make: Callable[[int], dict[str, A
         # What is held in between counts, too, when the output is small.
         with pytest.raises(SpecError):
             CapsNetSpec.from_json(stranger(make(size)))
+
+
+PLACES = {
+    "layer": '{"input": [1, 9, 9], "layers": [%s]}',
+    "inner layer": '{"input": [1, 9, 9], "layers": [{"type": "Residual", "layers": [%s]}]}',
+    "init": '{"input": [1, 9, 9], "layers": [{"type": "Linear", "output": 2, "init": %s}], "decoder": null}',
+    "routing": '{"input": [1, 9, 9], "layers": [{"type": "DenseCaps", "count": 2, "routing": %s}]}',
+    "number": '{"input": [1, 9, 9], "layers": [{"type": "Conv", "channels": %s, "kernel": 3}]}',
+    "choice": '{"input": [1, 9, 9], "layers": [{"type": "Activation", "activation": %s}]}',
+    "padding": '{"input": [1, 9, 9], "layers": [{"type": "MaxPool", "padding": %s}]}',
+    "decoder": '{"input": [1, 9, 9], "layers": [{"type": "Linear", "output": 2}], "decoder": %s}',
+    "loss": '{"input": [1, 9, 9], "layers": [{"type": "Linear", "output": 2}], "decoder": null, "loss": %s}',
+    "input": '{"input": %s, "layers": [{"type": "Linear", "output": 2}], "decoder": null}',
+}
+
+
+def test_a_misspelt_class_is_told_its_name() -> None:
+    for wrong, right in (("Cov", "Conv"), ("conv", "Conv"), ("Maxpool", "MaxPool"), ("GroupNorm2d", "GroupNorm")):
+        with pytest.raises(
+            SpecError, match=rf"layers\.0: type '{wrong}' is unknown; the nearest known are .*{right}\b"
+        ):
+            CapsNetSpec.from_json(PLACES["layer"] % json.dumps({"type": wrong}))
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_every_class_in_every_place(place: str) -> None:
+    """Abstract ones, those of another kind, and names that are none."""
+    for name in (*Value.known, "Value", "object", "x" * 200, ""):
+        refuses_or_reads(PLACES[place] % json.dumps({"type": name}))
+        refuses_or_reads(PLACES[place] % json.dumps([{"type": name}]))
 
 
 # ----------------------------------------------------------------------------------------------- messages that help

@@ -75,6 +75,8 @@ LAYERS: list[tuple[Layer, Any]] = [
 ]
 each_layer = pytest.mark.parametrize(("layer", "input"), LAYERS, ids=lambda value: type(value).__name__)
 
+BLOCK_OF_SIX = Residual((Conv(6, 3, padding=1), BatchNorm()))
+
 # What a head on a backbone looks like, with something of everything that keeps numbers of its own.
 HEAD = (
     Conv(6, 3, activation="none"),
@@ -155,9 +157,6 @@ def test_a_tuple_is_named_prints_and_has_hooks_like_a_sequence() -> None:
     assert heard == ["0", "1", "2.layers.0", "2.layers.1", "2", "3", "4", "5", ""]
 
 
-BLOCK_OF_SIX = Residual((Conv(6, 3, padding=1), BatchNorm()))
-
-
 def test_a_layer_alone_has_the_names_of_a_layer() -> None:
     module = caps.Module(DenseCaps(10, dim=16), input=Grid(32, 6, 6, 8))
     assert list(module.state_dict()) == ["weight", "bias"]
@@ -172,7 +171,7 @@ def test_a_network_prints_as_its_layers_and_its_hooks_fire() -> None:
     assert list(net.state_dict()) == list(spec.parameters)
     shown = str(net)
     assert shown.startswith("CapsNet(\n  input=(1, 16, 16), loss=MarginLoss(")
-    assert "  (primary): PrimaryCaps(types=2, dim=4, kernel=3, stride=2, padding=0)\n" in shown
+    assert "  (primary): PrimaryCaps(types=2, dim=4, kernel=3, stride=2, padding=0, groups=1)\n" in shown
     assert "Module()" not in shown
     heard: list[tuple[str, tuple[int, ...]]] = []
     for row in (*spec.rows, *spec.decoder_rows, *spec.rows[1].layer.rows(spec.rows[1].input)):
@@ -318,8 +317,8 @@ def test_capsules_with_activations_are_two_tensors(activating: Any) -> None:
     assert (found.pose.shape, found.activation.shape) == ((3, 3, 5), (3, 3))
     found.activation.sum().backward()
     assert module[1].routing.beta.grad.abs().max() > 0
-    after = caps.Module(Activation("none"), module.output)
-    assert after(found.pose.new_ones(0).dtype and Capsules(*(part.float() for part in found))).pose.shape == (3, 3, 5)
+    after = caps.Module(Dropout(), module.output, dtype=torch.float64)
+    assert isinstance(after(found), Capsules)
     with pytest.raises(ShapeError, match=r"takes capsules with activations: give Capsules\(pose \[B, N, D\], act"):
         after(found.pose)
     with pytest.raises(ShapeError, match=r"takes capsules without activations: give x.pose alone"):
@@ -414,54 +413,49 @@ def test_it_compiles_to_one_graph(training: bool) -> None:
     torch.testing.assert_close(moved, plain, rtol=0, atol=FLOAT32)
 
 
-LARGE = (Conv(6, 3), BLOCK_OF_SIX, AveragePool(2), Upsample(2), LayerNorm(), MaxPool(2, 1), Activation("gelu"))
-EXPORTED = [HEAD, (*LARGE, PrimaryCaps(2, 4, 2), DenseCaps(3, 5, DynamicRouting(2, leaky=True)), DenseCaps(2, 3))]
-each_head = pytest.mark.parametrize("layers", EXPORTED, ids=["small", "large"])
+LARGE = (
+    *(Conv(6, 3), BLOCK_OF_SIX, AveragePool(2), Upsample(2), LayerNorm(), MaxPool(2, 1), Activation("gelu")),
+    *(PrimaryCaps(2, 4, 2), DenseCaps(3, 5, DynamicRouting(2, leaky=True)), DenseCaps(2, 3)),
+)
+each_head = pytest.mark.parametrize("layers", [HEAD, LARGE], ids=["small", "large"])
 
 
-def elsewhere(code: str, *args: Any) -> None:
-    """Run Python in a process of its own, where capscore is never imported."""
-    whole = f"import sys, torch\n{code}\nassert 'capscore' not in sys.modules"
-    done = subprocess.run([sys.executable, "-c", whole, *map(str, args)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-
-
-@each_head
-@pytest.mark.parametrize("strict", [False, True])
-def test_an_exported_program_is_the_module_without_capscore(layers: Any, strict: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("layers", "strict"), [(HEAD, False), (LARGE, True)], ids=["small", "large"])
+def test_an_exported_program_is_the_module(layers: Any, strict: bool) -> None:
     torch._dynamo.reset()
     module, x = head(layers=layers), torch.from_numpy(numbers(MAP)).float()
-    shapes = ({0: torch.export.Dim("batch")},)
-    program = torch.export.export(module, (x,), dynamic_shapes=shapes, strict=strict)
+    program = torch.export.export(module, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=strict)
     agrees(program.module(), module)
     assert not [node for node in program.graph.nodes if "capscore" in str(node.target)]
-    if strict or layers is HEAD:
-        return
-    torch.export.save(program, tmp_path / "head.pt2")
-    torch.save((x, module(x)), tmp_path / "xy.pt")
-    code = "x, y = torch.load(sys.argv[2])\n"
-    code += "torch.testing.assert_close(torch.export.load(sys.argv[1]).module()(x), y, rtol=0, atol=2e-6)"
-    elsewhere(code, tmp_path / "head.pt2", tmp_path / "xy.pt")
 
 
 @each_head
 @pytest.mark.filterwarnings("ignore:`torch.jit")
-def test_a_trace_is_the_module_without_capscore(layers: Any, tmp_path: Path) -> None:
-    module, x = head(layers=layers), torch.from_numpy(numbers(MAP)).float()
-    traced = torch.jit.trace(module, (x,))
-    agrees(traced, module)
-    if layers is HEAD:
-        return
-    torch.jit.save(traced, tmp_path / "head.pt")
+def test_a_trace_is_the_module(layers: Any) -> None:
+    module = head(layers=layers)
+    agrees(torch.jit.trace(module, (torch.from_numpy(numbers(MAP)).float(),)), module)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_what_pytorch_saves_runs_without_capscore(tmp_path: Path) -> None:
+    module, x = head(), torch.from_numpy(numbers(MAP)).float()
+    torch.jit.save(torch.jit.trace(module, (x,)), tmp_path / "trace.pt")
+    torch.export.save(torch.export.export(module, (x,), strict=False), tmp_path / "program.pt2")
     torch.save((x, module(x)), tmp_path / "xy.pt")
-    code = "x, y = torch.load(sys.argv[2])\n"
-    code += "torch.testing.assert_close(torch.jit.load(sys.argv[1])(x), y, rtol=0, atol=2e-6)"
-    elsewhere(code, tmp_path / "head.pt", tmp_path / "xy.pt")
+    code = """
+import sys, torch
+x, y = torch.load(sys.argv[1])
+for found in torch.jit.load(sys.argv[2]), torch.export.load(sys.argv[3]).module():
+    torch.testing.assert_close(found(x), y, rtol=0, atol=2e-6)
+assert "capscore" not in sys.modules
+"""
+    files = [str(tmp_path / name) for name in ("xy.pt", "trace.pt", "program.pt2")]
+    done = subprocess.run([sys.executable, "-c", code, *files], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
-@each_head
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
-@pytest.mark.parametrize("dynamo", [False, True])
+@pytest.mark.parametrize(("layers", "dynamo"), [(HEAD, False), (LARGE, False), (LARGE, True)])
 def test_both_onnx_exporters_of_pytorch_take_it(layers: Any, dynamo: bool, tmp_path: Path) -> None:
     ort = need("onnxruntime", "onnx")
     if dynamo:
@@ -472,3 +466,13 @@ def test_both_onnx_exporters_of_pytorch_take_it(layers: Any, dynamo: bool, tmp_p
     torch.onnx.export(module, (x,), path, dynamo=dynamo, verbose=False, input_names=["x"], output_names=["v"], **free)
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
     agrees(lambda images: session.run(["v"], {"x": images.numpy()})[0], module)
+
+
+@pytest.mark.filterwarnings("ignore")  # of versions that it was not tested with, and of what does not run on Linux
+def test_core_ml_converts_its_trace() -> None:
+    ct = need("coremltools", "coreml")
+    module, x = head(), torch.from_numpy(numbers(MAP, 1)).float()
+    shape = ct.Shape((ct.RangeDim(1, 16), *MAP))
+    how = {"inputs": [ct.TensorType(name="x", shape=shape)], "minimum_deployment_target": ct.target.iOS16}
+    made = ct.convert(torch.jit.trace(module, (x,)), outputs=[ct.TensorType(name="v")], **how)
+    assert [output.name for output in made.get_spec().description.output] == ["v"]

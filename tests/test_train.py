@@ -563,7 +563,7 @@ def test_a_step_takes_what_it_can_learn_from(name):
         learner.step(images[:, 0], targets, 1e-3)
     with pytest.raises(ShapeError, match=r"a batch of 0 images; wanted at least 1"):
         learner.step(images[:0], targets[:0], 1e-3)
-    with pytest.raises(ShapeError, match=r"one_hot \[10\] must be of one shape .*np\.eye\(J\)\[labels\]"):
+    with pytest.raises(ShapeError, match=r"targets \[10\] must be of one shape .*np\.eye\(J\)\[labels\]"):
         learner.step(images, np.arange(10.0), 1e-3)
 
 

@@ -20,7 +20,7 @@ def draws(seed: Seed, index: NDArray[np.int64], count: int) -> NDArray[np.uint64
     return bits ^ (bits >> np.uint64(31))
 
 
-def below(bits: NDArray[np.uint64], bound: int | NDArray[np.int64]) -> NDArray[np.int64]:
+def integers_below(bits: NDArray[np.uint64], bound: int | NDArray[np.int64]) -> NDArray[np.int64]:
     """Whole numbers from 0 to `bound` - 1, which is below 2³²; none is likelier than another by more than 2⁻³²."""
     scaled = (bits >> np.uint64(32)) * np.asarray(bound, np.uint64)
     return (scaled >> np.uint64(32)).astype(np.int64)

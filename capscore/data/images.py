@@ -10,7 +10,7 @@ from capscore.data.dataset import Dataset
 from capscore.data.memory import Budget
 from capscore.data.picture import FORMATS, Paper, ink, paper_for, read_noting
 from capscore.data.split import Rule
-from capscore.data.survey import fitting_size, lost, own_sizes, skipped
+from capscore.data.survey import fitting_size, own_sizes, skipped, what_reading_loses
 from capscore.errors import DataError, DataWarning
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
@@ -93,7 +93,7 @@ def _read_classes(
     for note, those in noted.items():
         which = f"{len(those):,} of {len(files):,} images, first {those[0]}"
         warnings.warn(f"{which}: {note}", DataWarning, stacklevel=2)
-    told = skipped(others, root, SUFFIXES), lost(own_sizes(files, FORMATS), (channels, height, width))
+    told = skipped(others, root, SUFFIXES), what_reading_loses(own_sizes(files, FORMATS), (channels, height, width))
     return Dataset(images, np.array(labels, np.int64), classes, notes=tuple(filter(None, told))), paper
 
 

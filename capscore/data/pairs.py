@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from capscore.data.batch import Batch, targets_of
 from capscore.data.dataset import Index, Samples, positions
-from capscore.data.draws import Seed, below, draws
+from capscore.data.draws import Seed, draws, integers_below
 from capscore.data.window import shifted, window
 from capscore.errors import DataError
 
@@ -49,8 +49,8 @@ class Pairs:
         """The two classes [N, 2] of every image: 16 bytes an image, drawn anew each time."""
         labels = np.empty((len(self), 2), np.int64)
         for start in range(0, len(self), BLOCK):
-            some = np.arange(start, min(start + BLOCK, len(self)))
-            labels[start : start + BLOCK] = self.source.labels[self._members(some, self._draws(some))]
+            index = np.arange(start, min(start + BLOCK, len(self)))
+            labels[start : start + BLOCK] = self.source.labels[self._members(index, self._draws(index))]
         return labels
 
     @property
@@ -81,7 +81,7 @@ class Pairs:
         bits = self._draws(index)
         channels, height, width = self.size
         images, labels = self.source.batch(self._members(index, bits).ravel())
-        down, right = (below(b.T.ravel(), 2 * self.reach + 1) + margin for b in (bits[1:3], bits[3:5]))
+        down, right = (integers_below(b.T.ravel(), 2 * self.reach + 1) + margin for b in (bits[1:3], bits[3:5]))
         moved = window(images, -down, -right, height + 2 * margin, width + 2 * margin)
         return moved.reshape(len(index), 2, channels, *moved.shape[2:]), labels.reshape(-1, 2)
 
@@ -94,7 +94,7 @@ class Pairs:
         first = index % len(self.source)
         label = self.source.labels[first]
         # A place among the images of all other classes, which lie before and behind those of this class.
-        place = below(bits[0], len(self.source) - counts[label])
+        place = integers_below(bits[0], len(self.source) - counts[label])
         return np.stack([first, order[place + np.where(place < begins[label], 0, counts[label])]], axis=1)
 
     @cached_property

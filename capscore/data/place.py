@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from capscore.data.dataset import Index, Moved, Samples, positions
-from capscore.data.draws import Seed, below, draws
+from capscore.data.draws import Seed, draws, integers_below
 from capscore.data.window import window
 from capscore.errors import DataError
 
@@ -98,6 +98,7 @@ class Placed(OnCanvas):
         images, labels = self.source.batch(index)
         _, height, width = self.source.size
         bits = draws(self.seed, index, 2)
-        down, right = below(bits[0], self.canvas - height + 1), below(bits[1], self.canvas - width + 1)
+        down = integers_below(bits[0], self.canvas - height + 1)
+        right = integers_below(bits[1], self.canvas - width + 1)
         side = self.canvas + 2 * margin
         return window(images, -down - margin, -right - margin, side, side), labels

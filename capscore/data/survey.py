@@ -45,7 +45,7 @@ def fitting_size(sizes: Counter[Size]) -> Size | None:
     return max(channels for channels, _, _ in sizes), max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def lost(sizes: Counter[Size], size: Size) -> str:
+def what_reading_loses(sizes: Counter[Size], size: Size) -> str:
     """Say in one line what reading images of such sizes as `size` loses; empty if it loses nothing."""
     coloured = sum(count for (channels, _, _), count in sizes.items() if channels > size[0])
     smaller = sum(count for (_, h, w), count in sizes.items() if h > size[1] or w > size[2])

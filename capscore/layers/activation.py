@@ -23,7 +23,9 @@ def _elu(ops: Any, x: Any) -> Any:
 
 def _gelu(ops: Any, x: Any) -> Any:
     """x/2 · (1 + tanh(√(2/π) (x + 0.044715 x³))): the form that needs no error function (Hendrycks, Gimpel 2016)."""
-    return x * ops.sigmoid((x + x * x * x * 0.044715) * 1.5957691216057308)
+    steep = 1.5957691216057308  # 2√(2/π): a tanh as a sigmoid
+    part = x * 0.01  # so that its square, a factor of the gradient, is finite in float32 for all x up to 1e20
+    return x * ops.sigmoid(x * steep + part * part * (part * (0.044715 * steep * 1e6)))
 
 
 ACTIVATIONS: dict[str, Callable[[Any, Any], Any]] = {

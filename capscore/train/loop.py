@@ -95,6 +95,7 @@ def _fitting(
 def _begin(training: Training, data: Samples, held_out: Samples, resume: bool) -> None:
     """Take up where the last checkpoint ends, or start in a folder that has none; note what the data are."""
     net, learner, recipe, folder = training.net, training.learner, training.recipe, training.folder
+    learner.seed = recipe.seed  # of what layers draw
     known = {"training": fingerprint(data), "held_out": fingerprint(held_out)}
     if resume:
         training.rows, training.progress = restore(net, learner, recipe, folder, known)

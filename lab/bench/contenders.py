@@ -165,17 +165,17 @@ def convolutions_alone(s: Settings, engine: str = "torch", precision: str = "flo
     """The network's two convolutions with their ReLU, nothing else: the limit of a direct convolution."""
     torch = _torch(s, precision)
     net, x = _textbook(s).eval(), torch.from_numpy(images(s)).to(s.device)
-    both = torch.nn.Sequential(net.conv, torch.nn.ReLU(), net.primary)
+    convolutions = torch.nn.Sequential(net.conv, torch.nn.ReLU(), net.primary)
     if engine == "onnx":
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "two.onnx"
-            torch.onnx.export(both, (x,), path, dynamo=False, input_names=["x"])
+            torch.onnx.export(convolutions, (x,), path, dynamo=False, input_names=["x"])
             session = _session(path, s)
         return lambda: session.run(None, {"x": x.numpy()})
 
     def run() -> None:
         with torch.inference_mode():
-            both(x)
+            convolutions(x)
 
     return _done(torch, s, run, precision)
 
@@ -236,10 +236,10 @@ def textbook_routing(s: Settings, backward: bool = False, compile: bool = False)
         with torch.no_grad():
             layer(u)
 
-    def both() -> None:
+    def forward_and_backward() -> None:
         layer(u.clone().requires_grad_()).backward(g)
 
-    return _done(torch, s, both if backward else forward)
+    return _done(torch, s, forward_and_backward if backward else forward)
 
 
 def einsum_routing(s: Settings, library: str = "numpy") -> Run:
@@ -281,18 +281,18 @@ def routing(s: Settings, backend: str = "torch", backward: bool = False, precisi
             with torch.no_grad():
                 route(how, u, weight, None)
 
-        def both() -> None:
+        def forward_and_backward() -> None:
             leaf.grad = None
             route(how, u.clone().requires_grad_(), weight, None).backward(g)
 
-        return _done(torch, s, both if backward else forward, precision)
+        return _done(torch, s, forward_and_backward if backward else forward, precision)
     u, weight, g = (caps.asarray(x) for x in _layer(s))
 
-    def there_and_back() -> None:
+    def own_gradient() -> None:
         _, kept = route.forward(how, u, weight, None)
         route.backward(how, g, kept, u, weight, None)
 
-    run = there_and_back if backward else lambda: route(how, u, weight, None)
+    run = own_gradient if backward else lambda: route(how, u, weight, None)
     return _cupy_done(run) if backend == "cupy" else run
 
 
@@ -316,11 +316,11 @@ def convolution(s: Settings, backend: str = "torch", fast_conv: str | None = Non
     torch = _torch(s)
     w.requires_grad_()
 
-    def both() -> None:
+    def forward_and_backward() -> None:
         w.grad = None
         ops.conv2d(x.clone().requires_grad_(), w, b, (2, 2), (0, 0)).sum().backward()
 
-    return _done(torch, s, both)
+    return _done(torch, s, forward_and_backward)
 
 
 def gemm(s: Settings, library: str = "torch", precision: str = "float32") -> Run:

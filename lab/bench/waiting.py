@@ -71,7 +71,7 @@ class Worker:
         command = [sys.executable, "-c", WORKER, backend, preset, str(batch), str(seconds)]
         self.process = subprocess.Popen(command, env=environment, stdin=-1, stdout=-1, text=True)
 
-    def said(self) -> str:
+    def next_line(self) -> str:
         """Return its next line."""
         assert self.process.stdout is not None
         if not (line := self.process.stdout.readline()):
@@ -82,7 +82,7 @@ class Worker:
         """Return images per second of training now."""
         assert self.process.stdin is not None
         print("go", file=self.process.stdin, flush=True)
-        return float(self.said())
+        return float(self.next_line())
 
 
 @contextmanager
@@ -111,7 +111,7 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
     }
     try:
         for worker in workers.values():
-            worker.said()
+            worker.next_line()
         for i in range(args.rounds):
             for load in args.loads:
                 with busy(load):

@@ -31,15 +31,15 @@ def attacked(
     out = []
     for start in range(0, len(images), 100):
         clean = torch.tensor(images[start : start + 100], device=device)
-        right = torch.nn.functional.one_hot(torch.tensor(labels[start : start + 100], device=device), net.spec.classes)
+        truth = torch.nn.functional.one_hot(torch.tensor(labels[start : start + 100], device=device), net.spec.classes)
         x = clean
         if steps > 1:
             x = (clean + strength * (2 * torch.rand(clean.shape, generator=generator) - 1).to(device)).clamp(0, 1)
         for _ in range(steps):
             x = x.detach().requires_grad_()
             scores = net.scores(x)[0] if isinstance(net, CNN) else net(x).lengths
-            wrong = torch.where(right == 1, -torch.inf, scores).amax(1)
-            (gradient,) = torch.autograd.grad((wrong - (scores * right).sum(1)).sum(), x)
+            wrong = torch.where(truth == 1, -torch.inf, scores).amax(1)
+            (gradient,) = torch.autograd.grad((wrong - (scores * truth).sum(1)).sum(), x)
             x = x + gradient.sign() * (strength if steps == 1 else 2.5 * strength / steps)
             x = torch.minimum(torch.maximum(x, clean - strength), clean + strength).clamp(0, 1)
         out.append(x.detach().cpu().numpy())

@@ -32,16 +32,16 @@ def ensemble(lab: Lab, data: str, leaky: bool) -> None:
 
     for seed in lab.seeds:
 
-        def one() -> Values:
+        def single() -> Values:
             return {"error": 100 * (1 - accuracy(fit(seed), test))}
 
-        lab.trial(one, **settings, network="CapsNet", models=1, seed=seed)
+        lab.trial(single, **settings, network="CapsNet", models=1, seed=seed)
 
-    def together() -> Values:
+    def mean_of_all() -> Values:
         return {"error": 100 * (1 - accuracy(_Mean([fit(seed) for seed in lab.seeds]), test))}
 
     if len(lab.seeds) > 1:
-        lab.trial(together, **settings, network="CapsNet", models=len(lab.seeds))
+        lab.trial(mean_of_all, **settings, network="CapsNet", models=len(lab.seeds))
 
 
 class _Mean:

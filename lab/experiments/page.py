@@ -53,7 +53,7 @@ PUBLISHED: list[tuple[str, str, str, str, dict[str, Any], str]] = [
 ]  # fmt: skip
 
 
-class Both(NamedTuple):
+class Measured(NamedTuple):
     """One value of both networks."""
 
     capsnet: Row
@@ -150,9 +150,9 @@ def _cell(rows: list[Row], settings: Mapping[str, Any], value: str) -> str:
 def _largest(rows: list[Row]) -> list[Row]:
     """Return the rows of the largest budget there is, and of the largest dataset within it."""
     for budget in SHOWN:
-        if some := [row for row in rows if row["settings"]["budget"] == budget]:
-            most = max(row["settings"].get("images", 0) for row in some)
-            return [row for row in some if row["settings"].get("images", most) == most]
+        if alike := [row for row in rows if row["settings"]["budget"] == budget]:
+            most = max(row["settings"].get("images", 0) for row in alike)
+            return [row for row in alike if row["settings"].get("images", most) == most]
     return []
 
 
@@ -163,15 +163,15 @@ def _budgets(records: Mapping[str, list[Row]]) -> list[str]:
     ]
     for name, trials in records.items():
         for budget in dict.fromkeys(trial["settings"]["budget"] for trial in trials):
-            some = [trial for trial in trials if trial["settings"]["budget"] == budget]
-            told = [trial["settings"] for trial in some if "images" in trial["settings"]]
+            alike = [trial for trial in trials if trial["settings"]["budget"] == budget]
+            told = [trial["settings"] for trial in alike if "images" in trial["settings"]]
             sizes = [f"{size:,}" for size in sorted({settings["parameters"] for settings in told})]
             data = sorted({f"{settings['images']:,} of {settings['data']}" for settings in told})
-            epochs = sorted({trial["settings"].get("epochs", trial["spends"]["epochs"]) for trial in some})
+            epochs = sorted({trial["settings"].get("epochs", trial["spends"]["epochs"]) for trial in alike})
             lines.append(
                 f"| {name} | {budget} | {'; '.join(data)} | {'; '.join(sizes)} | "
-                f"{'; '.join(map(str, epochs))} | {sum(t['seconds'] for t in some):,.0f} | "
-                f"{'; '.join(dict.fromkeys(map(_where, some)))} |"
+                f"{'; '.join(map(str, epochs))} | {sum(t['seconds'] for t in alike):,.0f} | "
+                f"{'; '.join(dict.fromkeys(map(_where, alike)))} |"
             )
     return ["What was run, and on what:", "\n".join(lines)] if len(lines) > 2 else []
 
@@ -237,11 +237,11 @@ def _claims(rows: list[Row]) -> list[str]:
         ("pooling", _pooling),
         ("adversarial", _adversarial),
     ):
-        some = [row for row in rows if row["settings"]["claim"] == claim]
-        if len(some) == 2:  # both networks
-            parts += write(some)
-    if some := [row for row in rows if row["settings"]["claim"] == "efficiency"]:
-        parts += _efficiency(some)
+        of_claim = [row for row in rows if row["settings"]["claim"] == claim]
+        if len(of_claim) == 2:  # both networks
+            parts += write(of_claim)
+    if of_claim := [row for row in rows if row["settings"]["claim"] == "efficiency"]:
+        parts += _efficiency(of_claim)
     return parts
 
 
@@ -300,8 +300,8 @@ def _adversarial(rows: list[Row]) -> list[str]:
     values = [both for name in ("clean", *names) if (both := _both(rows, name))]
     parts = []
     for kind in ("FGSM", "PGD"):
-        some = [both for both in values if both.name.startswith(kind)]
-        parts.append(_judge(some, False, f"a CapsNet withstands {kind} better than a CNN", "strengths"))
+        of_kind = [both for both in values if both.name.startswith(kind)]
+        parts.append(_judge(of_kind, False, f"a CapsNet withstands {kind} better than a CNN", "strengths"))
     return [
         "### Adversarial images",
         " ".join(parts) + " Neither network was trained for it. Both attacks have the gradients of the whole network, "
@@ -360,17 +360,17 @@ def _settles(mean: Mapping[str, float]) -> str:
     return f"Here, with three iterations while learning, {' and '.join(said)} between the first pass and the ninth."
 
 
-def _both(rows: list[Row], name: str) -> Both | None:
+def _both(rows: list[Row], name: str) -> Measured | None:
     found = {row["settings"]["network"]: row for row in rows}
-    return Both(found["CapsNet"], found["CNN"], name) if {"CapsNet", "CNN"} <= set(found) else None
+    return Measured(found["CapsNet"], found["CNN"], name) if {"CapsNet", "CNN"} <= set(found) else None
 
 
-def _both_table(values: list[Both], head: str) -> str:
+def _both_table(values: list[Measured], head: str) -> str:
     lines = [f"| {head} | CapsNet (n = {values[0].capsnet['n']}) | CNN (n = {values[0].cnn['n']}) |", "|---|---|---|"]
     return "\n".join(lines + [f"| {both.name} | {both.cells()} |" for both in values])
 
 
-def _judge(values: list[Both], more: bool, claim: str, of: str) -> str:
+def _judge(values: list[Measured], more: bool, claim: str, of: str) -> str:
     """Say whether a claim holds, from how often the CapsNet's value is better, that is `more` or less."""
     if min(row["n"] for both in values for row in both[:2]) < 2:
         return f"Whether {claim} cannot be told from a single seed."

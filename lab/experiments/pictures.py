@@ -130,10 +130,10 @@ def efficiency(rows: Sequence[Mapping[str, Any]]) -> Figure:
     fig = _page(HEADER + 3.3, "Learning from few examples", "test error by examples of each class, at equal steps")
     ax = _chart(_axes(fig, (MARGIN + 0.5, HEADER + 0.1, 7.8, 2.6)), "training examples of each class")
     for name, color in COLORS.items():
-        some = [row for row in rows if row["settings"]["network"] == name]
-        x = np.array([row["settings"]["examples"] for row in some])
-        mean = np.array([row["mean"]["error"] for row in some])
-        spread = np.array([row["std"]["error"] or 0 for row in some])
+        of_network = [row for row in rows if row["settings"]["network"] == name]
+        x = np.array([row["settings"]["examples"] for row in of_network])
+        mean = np.array([row["mean"]["error"] for row in of_network])
+        spread = np.array([row["std"]["error"] or 0 for row in of_network])
         ax.errorbar(x, mean, spread, color=color, marker="o", ms=4, capsize=3, label=name)
     ax.set(xscale="log")
     ax.xaxis.set_major_formatter("{x:g}")

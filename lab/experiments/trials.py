@@ -78,7 +78,7 @@ class Lab:
     def __post_init__(self) -> None:
         """Choose the device."""
         self.device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        with caps.usable(self.device):
+        with caps.device_errors(self.device):
             torch.empty(0, device=self.device)
 
     @property
