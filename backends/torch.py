@@ -370,6 +370,11 @@ class Learner(model.Learner[Tensor]):
         self.steps += 1
         return loss, lengths
 
+    @property
+    def _counts(self) -> bool:
+        """Whether PyTorch's optimiser counts the steps of every parameter: gradient descent needs no count."""
+        return not isinstance(self.engine, torch.optim.SGD)
+
     def state(self) -> dict[str, NDArray[Any]]:
         """Return what a checkpoint must keep beside the parameters, as NumPy arrays by name.
 
@@ -381,7 +386,7 @@ class Learner(model.Learner[Tensor]):
             for slot in self.optimiser.slots:
                 array = kept.get(_torch_optim.SLOTS.get(slot, slot))
                 found[f"{slot}.{name}"] = to_numpy(torch.zeros_like(p) if array is None else array)
-            if (steps := int(kept.get("step", self.steps if kept else 0))) != self.steps:
+            if self._counts and (steps := int(kept.get("step", 0))) != self.steps:
                 found[f"steps.{name}"] = np.array([steps], np.float64)
         average = self.kept.get("average", {})
         return found | {f"average.{name}": to_numpy(mean) for name, mean in average.items()}
@@ -391,10 +396,12 @@ class Learner(model.Learner[Tensor]):
         self.steps = steps
         for name, p in self.learning.items():
             (own,) = state.get(f"steps.{name}", [steps])
-            self.engine.state[p] = {"step": torch.tensor(float(own), device=p.device)} | {
+            self.engine.state[p] = {
                 _torch_optim.SLOTS.get(slot, slot): asarray(state[f"{slot}.{name}"], p).clone()
                 for slot in self.optimiser.slots
             }
+            if self._counts:
+                self.engine.state[p]["step"] = torch.tensor(float(own), device=p.device)
         for name, mean in self.kept.get("average", {}).items():
             mean.copy_(asarray(state[f"average.{name}"], mean))
 

@@ -17,13 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import disk
-from .data import Pairs, Samples
+from .data import Pairs, Samples, targets_of
 from .errors import BackendError, ShapeError
 from .layer import Run
 from .model import CapsNet, Output, one_hot
 from .net import forward
 from .squash import lengths as lengths_of
-from .train import check_dataset, right
+from .train import check_dataset, found_all
 
 try:
     from matplotlib.axes import Axes
@@ -321,7 +321,7 @@ def overlapping(net: CapsNet[Any], pairs: Pairs, index: NDArray[np.int64]) -> Fi
     parts, labels = pairs.parts(index)
     images, _ = pairs.batch(index)
     seen = _run_for_picture(net, images)
-    correct = right(seen.lengths, labels)
+    correct = found_all(seen.lengths, targets_of(labels, net.spec.classes))
     longest = np.argsort(-seen.lengths, axis=1, kind="stable")[:, :2]
     # The first colour is the first object's, if it was found at all.
     swapped = (longest[:, 0] == labels[:, 1]) | (longest[:, 1] == labels[:, 0])
@@ -388,7 +388,8 @@ def explore(
         if isinstance(data, Pairs):
             figures["overlapping"] = overlapping(net, data, index)
         found = net.predict(images)
-        clearest = np.argsort(np.where(right(found, classes), -found.max(1), 0), kind="stable")[:3]
+        right = found_all(found, targets_of(classes, net.spec.classes))
+        clearest = np.argsort(np.where(right, -found.max(1), 0), kind="stable")[:3]
         figures["perturbations"] = perturbations(net, images[np.sort(clearest)])
     figures["couplings"] = couplings(net, images[:4])
     figures["lengths"] = lengths(net, images, labels)

@@ -38,6 +38,11 @@ class Optimiser(Value, ABC):
         """Names of what it remembers of every parameter; all start at zero."""
         return ()
 
+    @property
+    def squares(self) -> tuple[str, ...]:
+        """Names of those slots that are means of squares: never negative."""
+        return ()
+
     @abstractmethod
     def update(self, ops: Ops[A], p: Any, g: Any, slots: Slots, rate: float, step: int) -> tuple[Any, Slots]:
         """Return the parameter and its slots after a step, counted from 1, with a gradient g."""
@@ -71,6 +76,11 @@ class Adam(Optimiser):
     def slots(self) -> tuple[str, ...]:
         """Return the two moments."""
         return "first", "second"
+
+    @property
+    def squares(self) -> tuple[str, ...]:
+        """Return the second moment."""
+        return ("second",)
 
     def update(self, ops: Ops[A], p: Any, g: Any, slots: Slots, rate: float, step: int) -> tuple[Any, Slots]:
         """Return the parameter and its moments after a step."""

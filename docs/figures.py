@@ -60,7 +60,7 @@ def chapter(number: int) -> dict[str, Any]:
 @cache
 def trained() -> Any:
     """Return the trained network, on NumPy."""
-    from capscore.cli import DEMO
+    from capscore.cli.demo import DEMO
     from capscore.train import LAST, train
 
     name = "torch" if importlib.util.find_spec("torch") else "numpy"

@@ -170,6 +170,7 @@ def test_a_demo_that_was_stopped_knows_all_that_resuming_asks(tmp_path, monkeypa
     from typer.testing import CliRunner
 
     from capscore import cli
+    from capscore.cli.training import Setup
 
     seen = {}
 
@@ -177,10 +178,10 @@ def test_a_demo_that_was_stopped_knows_all_that_resuming_asks(tmp_path, monkeypa
         seen.update(options["resuming"])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "train", stopped)
+    monkeypatch.setattr("capscore.cli.training.train", stopped)
     result = CliRunner().invoke(cli.app, ["demo", "--backend", "numpy", "--out", str(tmp_path)])
     assert result.exit_code == 130
-    assert seen == cli._training(backend="numpy")
+    assert Setup.of({"recipe": {}, "resume": seen}) == Setup(backend="numpy")
 
 
 def test_a_folder_of_colour_images_trains_and_keeps_its_class_names(tmp_path):
@@ -192,8 +193,8 @@ def test_a_folder_of_colour_images_trains_and_keeps_its_class_names(tmp_path):
             pixels[..., channel] += 150
             Image.fromarray(pixels).save(tmp_path / "images" / name / f"{i}.png")
     spec = json.loads(PRESETS["small"].to_json()) | {"input": [3, 16, 16], "decoder": None}
-    spec["stem"][0]["channels"] = 8
-    spec["capsules"][0]["count"] = 3
+    spec["layers"][0]["channels"] = 8
+    spec["layers"][-1]["count"] = 3
     (tmp_path / "spec.json").write_text(json.dumps(spec))
     capscore("train", "--spec", tmp_path / "spec.json", "--data", tmp_path / "images", "--out", tmp_path / "run",
              "--epochs", 15, "--batch", 8, "--shift", 1, "--backend", "numpy")  # fmt: skip
@@ -216,7 +217,7 @@ def test_pairs_of_digits_are_learned_and_evaluated(tmp_path):
         header = bytes([0, 0, 8, 1]) + np.array(labels.shape, ">i4").tobytes()
         (tmp_path / "mnist" / f"{part}-labels-idx1-ubyte").write_bytes(header + labels.tobytes())
     spec = json.loads(PRESETS["small"].to_json()) | {"input": [1, 36, 36]}
-    spec["stem"][0]["channels"], spec["primary"]["types"] = 4, 2
+    spec["layers"][0]["channels"], spec["layers"][1]["types"] = 4, 2
     (tmp_path / "spec.json").write_text(json.dumps(spec))
     data = ["--data", "multimnist", "--data-dir", tmp_path]
     said = capscore("train", "--spec", tmp_path / "spec.json", *data, "--out", tmp_path / "run", "--epochs", 1,
@@ -287,20 +288,20 @@ def wrong(tmp_path, model):
 
 
 def test_a_second_demo_leaves_the_files_of_the_first(tmp_path):
-    from capscore.train import alone
+    from capscore.train import locked
 
     run = tmp_path / "run"
     run.mkdir()
     (run / "last.safetensors").write_bytes(b"of the first")
-    with alone(run):
+    with locked(run):
         assert "another training is writing into" in capscore("demo", "--out", tmp_path, code=1)
     assert (run / "last.safetensors").read_bytes() == b"of the first"
 
 
 def test_the_log_tells_whole_epochs(model):
-    from capscore.cli import _log
+    from capscore.cli.explore import read_log
 
-    assert [str(row["epoch"]) for row in _log(model.parent / "log.jsonl")] == ["1", "2"]
+    assert [str(row["epoch"]) for row in read_log(model.parent / "log.jsonl")] == ["1", "2"]
 
 
 def test_an_export_of_any_name_is_measured(model, tmp_path):

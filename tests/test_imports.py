@@ -53,6 +53,7 @@ def loaded_by(code: str, **environment: str) -> set[str]:
     [
         "import capscore",
         "import capscore.backends.numpy",
+        "import capscore.train",
         "import capscore as caps; caps.CapsNet, caps.Learner, caps.load, caps.softmax",
         "from capscore.backends import numpy as caps",
         "from capscore import losses, layers, routing, spec, grad, init, model, modelfile, errors",

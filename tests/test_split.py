@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from capscore import PRESETS, CapsNetSpec, cli, modelfile
 from capscore.backends import numpy as caps
+from capscore.cli.training import Setup
 from capscore.data import Dataset, Framed, Pairs, absent, by_name, changes, fingerprint, load, rule_of, whole
 from capscore.data.images import size_that_fits
 from capscore.data.split import SHARE, ByContent, BySeed
@@ -202,7 +203,7 @@ def test_other_commands_use_the_same_images(trained: Path, tmp_path: Path, monke
     monkeypatch.setattr("capscore.figures.explore", lambda net, test, *_: seen.append(test) or [])
     run("explore", model, "--data", data)
     np.testing.assert_array_equal(seen[0].images, expected.images)
-    monkeypatch.setattr(cli, "_agreement", lambda _, images: seen.append(images) or True)
+    monkeypatch.setattr("capscore.cli.verify.show_agreement", lambda _, images: seen.append(images) or True)
     run("verify", model, "--data", data)
     np.testing.assert_array_equal(seen[1], expected.batch(slice(0, 32))[0])
     need("capscore.export.runtime", "onnx")
@@ -281,7 +282,7 @@ def test_checkpoints_of_before_are_split_as_they_were(tmp_path: Path) -> None:
     train(net, caps.Learner(net, recipe.reconstruction), *sets, recipe, tmp_path / "run")
     model = modelfile.read(tmp_path / "run" / LAST)
     kept = {k: v for k, v in model.provenance.items() if k not in ("split", "fingerprints", "resume")}
-    before = kept | cli._training(str(tmp_path / "images"), None, "numpy")
+    before = kept | asdict(Setup(str(tmp_path / "images")))
     modelfile.save(tmp_path / "run" / LAST, replace(model, provenance=before))
     said = run("eval", tmp_path / "run" / LAST, "--data", tmp_path / "images")
     assert "split by its seed, as they were" in said
@@ -351,7 +352,7 @@ def test_by_name_renumbers_what_is_drawn_from_other_images() -> None:
 def test_a_network_fits_images_of_any_size(size: tuple[int, int, int], classes: int) -> None:
     spec = fitted(size, classes)
     assert (spec.input, spec.classes) == (size, classes)
-    assert spec.layers[len(spec.stem)].output[0] <= 800
+    assert spec.rows[len(spec.stem)].output.dims[0] <= 800
     assert (spec.decoder is None) == (np.prod(size) > 2**15)
     if min(size[1:]) >= 8 and max(size[1:]) <= 2 * min(size[1:]):
         assert min(spec.rows[-1].input[1:3]) >= (4 if classes <= 100 else 2)

@@ -140,7 +140,7 @@ def test_all_commands_take_names_that_are_not_utf8(folder: Path, tmp_path: Path)
 def test_tensorboard_says_which_folders_it_takes(tmp_path: Path) -> None:
     need("tensorboard", "tensorboard")
     from capscore.errors import TrainingError
-    from capscore.report import TensorBoard
+    from capscore.train.report import TensorBoard
 
     with pytest.raises(TrainingError, match="its name is not UTF-8; choose another folder"):
         TensorBoard(Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xe9"))).begin(1, 1, 1, 0)

@@ -15,10 +15,11 @@ import pytest
 from conftest import backend
 
 from capscore import CapsNetSpec, Conv, Decoder, DenseCaps, PrimaryCaps, modelfile
-from capscore.data import Dataset, Framed, Pairs, Resident, load, resident
+from capscore.data import Dataset, Framed, Pairs, Resident, load, resident, targets_of
+from capscore.data.window import shifted
 from capscore.errors import CapscoreError, ShapeError, TrainingError, TrainingWarning
 from capscore.model import objective
-from capscore.train import BEST, LAST, LOG, Recipe, Stopped, accuracy, alone, batches, right, shifted, train
+from capscore.train import BEST, LAST, LOG, Recipe, Stopped, accuracy, batches, found_all, locked, train
 
 TINY = CapsNetSpec(
     input=(1, 28, 28),
@@ -307,9 +308,9 @@ def test_a_recipe_checks_its_numbers(settings):
 
 def test_the_rate_decays_to_its_floor():
     recipe = Recipe(rate=1e-3, decay=0.96, decay_steps=2000, floor=1e-6)
-    assert recipe.rate_at(0) == 1e-3
-    assert recipe.rate_at(2000) == pytest.approx(0.96e-3)
-    assert recipe.rate_at(10**6) == 1e-6
+    assert recipe.rate_at(0, 10) == 1e-3
+    assert recipe.rate_at(2000, 10**7) == pytest.approx(0.96e-3)
+    assert recipe.rate_at(10**6, 10**7) == 1e-6
 
 
 def test_every_image_is_shifted_by_its_own_amount_and_zeros_enter():
@@ -328,12 +329,14 @@ def test_every_image_is_shifted_by_its_own_amount_and_zeros_enter():
 
 
 def test_an_epoch_shows_every_image_once_and_each_epoch_in_another_order(digits):
-    seen = [np.concatenate([labels for _, labels in batches(digits[0], RECIPE, epoch)]) for epoch in (0, 1)]
+    seen = [
+        np.concatenate([batch.targets for batch in batches(digits[0], RECIPE, epoch)]).argmax(1) for epoch in (0, 1)
+    ]
     assert all(np.array_equal(np.sort(order), np.sort(digits[0].labels)) for order in seen)
     assert not np.array_equal(*seen)
     skipped = list(batches(digits[0], RECIPE, 0, skip=2))
-    for (a, _), (b, _) in zip(skipped, list(batches(digits[0], RECIPE, 0))[2:], strict=True):
-        np.testing.assert_array_equal(a, b)
+    for a, b in zip(skipped, list(batches(digits[0], RECIPE, 0))[2:], strict=True):
+        np.testing.assert_array_equal(a.images, b.images)
 
 
 def test_a_crop_is_shifted_into_its_own_surroundings():
@@ -342,16 +345,19 @@ def test_a_crop_is_shifted_into_its_own_surroundings():
     whole = Dataset(rng.integers(1, 256, (30, 3, 12, 12)).astype(np.uint8), np.arange(30) % 2, ("a", "b"))
     patches = Framed(whole, 8, 8)
     recipe = Recipe(epochs=1, batch=30, shift=patches.shift)
-    ((images, labels),) = batches(patches, recipe, 0)
+    ((images, targets, parts),) = batches(patches, recipe, 0)
     assert images.shape == (30, 3, 8, 8)
     assert images.min() > 0
-    assert len(labels) == 30
+    assert targets.shape == (30, 2)
+    assert parts == ()
 
 
 def test_the_longest_capsules_are_compared_with_the_labels():
     lengths = np.array([[0.9, 0.1, 0.8], [0.2, 0.3, 0.1], [0.5, 0.5, 0.5]])
-    np.testing.assert_array_equal(right(lengths, np.array([0, 0, 0])), [True, False, True])
-    np.testing.assert_array_equal(right(lengths, np.array([[2, 0], [0, 2], [1, 0]])), [True, False, True])
+    for labels in (np.array([0, 0, 0]), np.array([[2, 0], [0, 2], [1, 0]])):
+        np.testing.assert_array_equal(found_all(lengths, targets_of(labels, 3)), [True, False, True])
+    mixed = np.array([[1.0, 1, 1], [0, 1, 0], [0, 1, 0]])  # as many classes as each image shows
+    np.testing.assert_array_equal(found_all(lengths, mixed), [True, True, False])
 
 
 @pytest.fixture
@@ -361,11 +367,15 @@ def pairs(digits):
 
 def test_pairs_come_apart_and_are_shifted_together(pairs):
     recipe = Recipe(epochs=1, batch=150, shift=3, seed=2)
-    ((parts, labels),) = batches(pairs[0], recipe, 0)
+    (batch,) = batches(pairs[0], recipe, 0)
+    parts = np.stack([image for _, image in batch.parts], 1)
     assert parts.shape == (150, 2, 1, 36, 36)
     whole = Recipe(epochs=1, batch=150, shift=0, seed=2)
-    ((still, same),) = batches(pairs[0], whole, 0)
-    np.testing.assert_array_equal(labels, same)
+    (same,) = batches(pairs[0], whole, 0)
+    still = np.stack([image for _, image in same.parts], 1)
+    np.testing.assert_array_equal(batch.targets, same.targets)
+    np.testing.assert_array_equal(batch.targets, sum(targets for targets, _ in batch.parts))
+    np.testing.assert_array_equal(batch.images, np.minimum(parts.sum(1), 1))
     inner = still[0, :, 0].sum(0).nonzero()
     outer = parts[0, :, 0].sum(0).nonzero()
     move = outer[0].min() - inner[0].min(), outer[1].min() - inner[1].min()
@@ -380,7 +390,7 @@ def test_each_object_of_a_pair_is_reconstructed_on_its_own(pairs):
     images = np.minimum(parts.sum(1), 1)
     each = np.eye(10)[labels]
     loss, _ = objective(
-        caps, net.spec, net.params, images, each.sum(1), 0.01, None, [(each[:, i], parts[:, i]) for i in (0, 1)]
+        caps, net.spec, net.params, images, each.sum(1), 0.01, [(each[:, i], parts[:, i]) for i in (0, 1)]
     )
     plain, _ = objective(caps, net.spec, net.params, images, each.sum(1), 0.0)
     capsules = net(images).capsules
@@ -451,7 +461,7 @@ def test_tensorboard_events_hold_the_log(digits, tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    from capscore.report import TensorBoard
+    from capscore.train.report import TensorBoard
 
     _, rows = run("numpy", digits, tmp_path, reporters=(TensorBoard(tmp_path),))
     events = EventAccumulator(str(tmp_path)).Reload()
@@ -468,9 +478,9 @@ def test_images_held_on_a_device_come_in_the_same_batches(name, digits):
         assert isinstance(held, Resident)
         assert (held.size, held.shift, held.classes, len(held)) == (data.size, data.shift, data.classes, len(data))
         recipe = replace(RECIPE, shift=data.shift)
-        for (images, labels), (here, same) in zip(batches(data, recipe, 1), batches(held, recipe, 1), strict=True):
-            np.testing.assert_array_equal(images, caps.to_numpy(here))
-            np.testing.assert_array_equal(labels, same)
+        for plain, here in zip(batches(data, recipe, 1), batches(held, recipe, 1), strict=True):
+            np.testing.assert_array_equal(plain.images, caps.to_numpy(here.images))
+            np.testing.assert_array_equal(plain.targets, here.targets)
         np.testing.assert_array_equal(held.batch(slice(3, 9))[0], data.batch(slice(3, 9))[0])
 
 
@@ -485,8 +495,7 @@ def test_a_step_on_a_gpu_is_not_waited_for(digits, monkeypatch, fast_conv):
     spec = replace(TINY, stem=(Conv(96, kernel=7, stride=3),))
     learner = caps.Learner(caps.CapsNet(spec, fast_conv=fast_conv))
     held = learner.hold(digits[0], 2)
-    images, labels = next(batches(held, RECIPE, 0))
-    targets = np.eye(10)[labels]
+    images, targets, _ = next(batches(held, RECIPE, 0))
     learner.step(images, targets, 1e-3)
 
     def read(*_):
@@ -526,14 +535,14 @@ class Told:
 def test_the_learner_and_the_recipe_weigh_reconstruction_alike(digits, tmp_path):
     caps = backend("numpy")
     net = caps.CapsNet(TINY)
-    with pytest.raises(TrainingError, match=r"by 0.0005, the recipe by 0.05: make it as Learner\(net, recipe"):
+    with pytest.raises(TrainingError, match=r"reconstruction 0.0005, the recipe 0.05: make it as Learner\(net, recipe"):
         train(net, caps.Learner(net), *digits, replace(RECIPE, reconstruction=0.05), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_every_file_tells_the_epoch_it_is_of(digits, tmp_path, monkeypatch):
     found = iter([0.5, 0.9, 0.7])
-    monkeypatch.setattr(sys.modules["capscore.train"], "accuracy", lambda *_: next(found))
+    monkeypatch.setattr(sys.modules["capscore.train.training"], "accuracy", lambda *_: next(found))
     caps = backend("numpy")
     net = caps.CapsNet(TINY, classes=digits[0].classes)
     train(net, caps.Learner(net), *digits, replace(RECIPE, epochs=3), tmp_path)
@@ -548,13 +557,13 @@ def test_a_step_takes_what_it_can_learn_from(name):
     caps = backend(name)
     learner = caps.Learner(caps.CapsNet(TINY))
     images, targets = np.zeros((10, 1, 28, 28), np.float32), np.eye(10)
-    with pytest.raises(ShapeError, match=r"images\.astype\('float32'\) / 255"):
+    with pytest.raises(ShapeError, match=r"images / 255 of whole numbers"):
         learner.step(images.astype(np.uint8), targets, 1e-3)
     with pytest.raises(ShapeError, match=r"images have shape \[10, 28, 28\]"):
         learner.step(images[:, 0], targets, 1e-3)
     with pytest.raises(ShapeError, match=r"a batch of 0 images; wanted at least 1"):
         learner.step(images[:0], targets[:0], 1e-3)
-    with pytest.raises(ShapeError, match=r"one_hot \[10\] must be of one shape .*np\.eye\(J\)\[labels\]"):
+    with pytest.raises(ShapeError, match=r"targets \[10\] must be of one shape .*np\.eye\(J\)\[labels\]"):
         learner.step(images, np.arange(10.0), 1e-3)
 
 
@@ -562,7 +571,7 @@ def test_losses_may_be_read_late(digits, tmp_path, monkeypatch):
     """However seldom they are read, the log, the reports and what a cut leaves behind are the same."""
     found = []
     for i, seconds in enumerate((-1.0, np.inf)):
-        monkeypatch.setattr("capscore.train.READ_SECONDS", seconds)
+        monkeypatch.setattr("capscore.train.training.READ_SECONDS", seconds)
         told, again = Told(), Told()
         run("numpy", digits, tmp_path / f"whole{i}", reporters=(told,))
         with pytest.raises(KeyboardInterrupt):
@@ -575,7 +584,7 @@ def test_losses_may_be_read_late(digits, tmp_path, monkeypatch):
 
 
 def test_no_checkpoint_is_made_of_what_follows_a_loss_that_is_not_finite(digits, tmp_path, monkeypatch):
-    monkeypatch.setattr("capscore.train.READ_SECONDS", np.inf)
+    monkeypatch.setattr("capscore.train.training.READ_SECONDS", np.inf)
     images = digits[0].batch(slice(None))[0].copy()
     bad = Dataset(images, digits[0].labels, digits[0].classes)
     order = np.random.default_rng([RECIPE.seed, 0]).permutation(len(bad))
@@ -862,7 +871,7 @@ def test_what_a_killed_save_left_is_removed_by_the_next_training(digits, tmp_pat
     others = [tmp_path / name for name in (".mine.part", "last.safetensors.part", ".other.safetensors.abc.part")]
     for path in (*left, *others):
         path.write_text("half")
-    with alone(tmp_path):
+    with locked(tmp_path):
         assert not any(path.exists() for path in left)
         left[0].write_text("of a training that goes on")
         with pytest.raises(TrainingError, match="another training is writing into"):
@@ -974,7 +983,7 @@ def test_the_command_tells_of_another_number_of_threads_in_one_line(digits, tmp_
     resume = [sys.executable, "-m", "capscore", "train", "--resume", "run", "--epochs", "2"]
     done = subprocess.run(resume, env=os.environ | {"OPENBLAS_NUM_THREADS": "2"}, **how)
     assert done.stderr == (
-        "capscore: note: threads: 1 before and 2 now, so the training goes on, but not to the same bits (float32 "
+        "note: threads: 1 before and 2 now, so the training goes on, but not to the same bits (float32 "
         "differs by about 1e-7)\n"
     )
     assert "epoch 2/2" in done.stdout

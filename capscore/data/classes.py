@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from capscore.data.dataset import Dataset, Samples
 from capscore.data.pairs import Pairs
@@ -51,10 +52,24 @@ def by_name(data: S, classes: Sequence[str], what: str) -> tuple[S, str]:
 
 def absent(data: Samples) -> tuple[str, ...]:
     """Return the names of classes that no image shows."""
+    return tuple(name for name, count in zip(data.classes, _counts(data), strict=True) if not count)
+
+
+def balanced(data: Samples) -> tuple[float, ...]:
+    """Return a weight for each class that makes all classes count alike, and an image 1 in the mean.
+
+    A class that no image shows has weight 1.
+    """
+    counts = _counts(data)
+    mean = counts.sum() / np.count_nonzero(counts)
+    return tuple(float(mean / count) if count else 1.0 for count in counts)
+
+
+def _counts(data: Samples) -> NDArray[np.int64]:
+    """Return how many images show each class; of images that are drawn, how many of their source do."""
     while isinstance(data, Redrawn | Pairs):  # whose labels are those of their source, or drawn from all of them
         data = data.source
-    counts = np.bincount(np.ravel(data.labels), minlength=len(data.classes))
-    return tuple(name for name, count in zip(data.classes, counts, strict=True) if not count)
+    return np.bincount(np.ravel(data.labels), minlength=len(data.classes))
 
 
 def _renumbered(data: S, classes: tuple[str, ...]) -> S:

@@ -8,6 +8,8 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from capscore.data.batch import Batch, targets_of
+from capscore.data.window import shifted
 from capscore.errors import DataError
 
 Index = slice | NDArray[np.integer]
@@ -43,9 +45,24 @@ class Samples(Protocol):
         has left out there, otherwise by zeros. A window of H×W in that, at random, is an image shifted.
         """
 
+    def moved(self, index: Index, reach: int, down: NDArray[np.integer], across: NDArray[np.integer]) -> Batch:
+        """Images to learn from, each moved by its own whole number of pixels, up to `reach` each way.
+
+        `down` and `across` [B] count from 0 to 2 · `reach`; at `reach`, an image stays where it is.
+        """
+
+
+class Moved:
+    """Base of samples that are moved within what `batch` puts around them."""
+
+    def moved(self: Samples, index: Index, reach: int, down: NDArray[np.integer], across: NDArray[np.integer]) -> Batch:
+        """Images to learn from, each moved by its own whole number of pixels; see `Samples.moved`."""
+        images, labels = self.batch(index, reach)
+        return Batch(shifted(images, reach, down, across), targets_of(labels, len(self.classes)))
+
 
 @dataclass(frozen=True, eq=False)
-class Dataset:
+class Dataset(Moved):
     """Labelled images, checked when they are put together.
 
     Parameters

@@ -6,9 +6,10 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from capscore.data.batch import Batch, targets_of
 from capscore.data.dataset import Index, Samples, positions
 from capscore.data.draws import Seed, draws, integers_below
-from capscore.data.window import window
+from capscore.data.window import shifted, window
 from capscore.errors import DataError
 
 BLOCK = 1 << 20  # pairs whose labels are drawn at once
@@ -66,6 +67,13 @@ class Pairs:
         """Images [B, C, H, W], larger by `margin` zeros on each side, and the two classes [B, 2] in each."""
         parts, labels = self.parts(index, margin)
         return np.minimum(parts.sum(1), 1), labels
+
+    def moved(self, index: Index, reach: int, down: NDArray[np.integer], across: NDArray[np.integer]) -> Batch:
+        """Images to learn from, and both images of every pair alone, moved together; see `Samples.moved`."""
+        parts, labels = self.parts(index, reach)
+        parts = shifted(parts, reach, down, across)
+        each = tuple((targets_of(labels[:, i], len(self.classes)), parts[:, i]) for i in range(parts.shape[1]))
+        return Batch(np.minimum(parts.sum(1), 1), targets_of(labels, len(self.classes)), each)
 
     def parts(self, index: Index, margin: int = 0) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Return the two images of every pair, each alone where it is: [B, 2, C, H, W]; and their classes [B, 2]."""

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from capscore.data.dataset import Index, Samples, positions
+from capscore.data.dataset import Index, Moved, Samples, positions
 from capscore.data.draws import Seed, draws, integers_below
 from capscore.data.window import window
 from capscore.errors import DataError
 
 
 @dataclass(frozen=True, eq=False)
-class Redrawn:
+class Redrawn(Moved):
     """Base of those that show every image of a source in another way, under its label."""
 
     source: Samples

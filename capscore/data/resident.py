@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from capscore.data.dataset import Index, Samples
+from capscore.data.batch import Batch, targets_of
+from capscore.data.dataset import Index, Samples, positions
 from capscore.data.pairs import Pairs
 from capscore.data.place import Redrawn
 from capscore.ops import check_range
@@ -38,7 +39,13 @@ class Resident(Redrawn):
         """Images [B, C, H, W], larger by `margin` on each side, and their labels; those of the source."""
         return self.source.batch(index, margin)
 
-    def windows(self, index: NDArray[np.int64], top: NDArray[np.int64], left: NDArray[np.int64]) -> Any:
+    def moved(self, index: Index, reach: int, down: NDArray[np.integer], across: NDArray[np.integer]) -> Batch:
+        """Images to learn from, put together and moved on the device; see `Samples.moved`."""
+        index, inner = positions(index, len(self)), self.margin - reach
+        images = self.windows(index, down + inner, across + inner)
+        return Batch(images, targets_of(self.labels[index], len(self.classes)))
+
+    def windows(self, index: NDArray[np.integer], top: NDArray[np.integer], left: NDArray[np.integer]) -> Any:
         """Return windows [B, C, H, W] of the images and their margins on the device, each from its row and column."""
         channels, height, width = self.size
         at, top, left = (self.put(x.reshape(-1, 1, 1, 1)) for x in (index, top, left))

@@ -1,5 +1,7 @@
 """Windows cut out of images: crops, pads, shifts and placements are all of this one kind."""
 
+from typing import Any
+
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
@@ -23,3 +25,11 @@ def window(
     views = sliding_window_view(padded, (height, width), axis=(2, 3))
     cut: NDArray[np.float32] = views[np.arange(len(images)), :, top + above, left + before]
     return cut
+
+
+def shifted(images: NDArray[Any], margin: int, down: NDArray[np.integer], across: NDArray[np.integer]) -> NDArray[Any]:
+    """Return the window of each of the images [B, …, H, W], smaller by `margin` on each side, that begins there."""
+    *shape, height, width = images.shape
+    height, width = height - 2 * margin, width - 2 * margin
+    moved = window(images.reshape(len(images), -1, *images.shape[-2:]), down, across, height, width)
+    return moved.reshape(*shape, height, width)

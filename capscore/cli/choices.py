@@ -1,0 +1,59 @@
+"""Optimisers, schedules and losses by the names that options have for them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import Any, TypeVar
+
+from capscore.data import Samples, balanced
+from capscore.errors import CapscoreError, short
+from capscore.layer import Grid
+from capscore.losses import CrossEntropy, Loss, MarginLoss, SpreadLoss
+from capscore.net import CapsNetSpec
+from capscore.optim import SGD, Adam, AdamW, Cosine, Exponential, OneCycle, Optimiser, Schedule, Steps
+from capscore.values import Value
+
+V = TypeVar("V", bound=Value)
+
+OPTIMISERS: dict[str, type[Optimiser]] = {"adam": Adam, "adamw": AdamW, "sgd": SGD}
+SCHEDULES: dict[str, type[Schedule]] = {
+    "exponential": Exponential, "cosine": Cosine, "one-cycle": OneCycle, "steps": Steps,
+}  # fmt: skip
+LOSSES: dict[str, type[Loss]] = {"margin": MarginLoss, "spread": SpreadLoss, "cross-entropy": CrossEntropy}
+
+SCALE = 10.0  # of lengths of capsules, at most 1, in a softmax: with less, no image could be told with certainty
+FIELDS = {"weight_decay": "decay", "decay_steps": "steps"}  # of options that are called otherwise
+
+
+def choose(what: str, kinds: Mapping[str, type[V]], name: str, **options: Any) -> V:
+    """Return the value of the kind that `name` names, made of the options that are not None.
+
+    CapscoreError says which kinds there are, or which option the kind does not have; `what` says of what.
+    """
+    if name not in kinds:
+        raise CapscoreError(f"there is no {what} {short(name)}; choose one of {', '.join(kinds)}")
+    given = {option: value for option, value in options.items() if value is not None}
+    for option in given:
+        having = [kind for kind, made in kinds.items() if _has(made, option)]
+        if name not in having:
+            flag = "--" + option.replace("_", "-")
+            raise CapscoreError(f"{flag} is for the {what} {' or '.join(having)}, not for {name}: leave it out")
+    return kinds[name](**{FIELDS.get(option, option): value for option, value in given.items()})
+
+
+def choose_loss(spec: CapsNetSpec, data: Samples, name: str | None, class_weights: str | None) -> Loss:
+    """Return the loss that the options name, or the network's own, for training images of such labels."""
+    loss = spec.loss
+    if name == "cross-entropy":
+        exclusive = data.batch(slice(0, 1))[1].ndim == 1  # one class an image
+        loss = CrossEntropy(SCALE if isinstance(spec.output, Grid) else 1.0, exclusive)
+    elif name is not None:
+        loss = choose("loss", LOSSES, name)
+    if class_weights not in (None, "balanced"):
+        raise CapscoreError(f"--class-weights takes balanced, not {short(class_weights)}")
+    return replace(loss, class_weights=balanced(data)) if class_weights else loss
+
+
+def _has(kind: type[Value], option: str) -> bool:
+    return FIELDS.get(option, option) in {field.name for field in fields(kind)}  # type: ignore[arg-type]

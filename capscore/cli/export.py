@@ -1,0 +1,82 @@
+"""`capscore export`: a model as an ONNX file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.table import Table
+
+from capscore import backend
+from capscore.cli.app import app, console, say
+from capscore.cli.shared import DataDir, TakesFloats, Weights, counted, datasets
+from capscore.errors import ModelFileError
+from capscore.train import accuracy
+
+CALIBRATION = 512  # images that int8 is calibrated on
+
+
+@app.command("export")
+def export_command(
+    model: Weights,
+    onnx: Annotated[Path | None, typer.Argument(help="The file to write; MODEL with .onnx if not given.")] = None,
+    precision: Annotated[str, typer.Option(help="fp32, fp16 or int8.")] = "fp32",
+    batch: Annotated[int | None, typer.Option(help="A fixed number of images; any number if not given.")] = None,
+    opset: Annotated[int, typer.Option(help="ONNX operator set, 17 or later.")] = 17,
+    outputs: Annotated[str | None, typer.Option(help="Some of lengths,capsules,reconstruction,couplings.")] = None,
+    byte_images: Annotated[bool, typer.Option("--byte-images", help="Take uint8 images, 0 to 255.")] = False,
+    decoder: Annotated[Path | None, typer.Option(help="Write the decoder as a model of its own here.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Calibrate int8 on its training images; report accuracy on its test images.")
+    ] = None,
+    data_dir: DataDir = None,
+    fast_conv: Annotated[str | None, typer.Option(help="3x3 or 6x6: fp32 for large batches, in a larger file.")] = None,
+    verify: Annotated[bool, typer.Option(help="Prove that the graph computes the same.")] = True,
+    triton: Annotated[Path | None, typer.Option(help="A Triton model repository to put the file into, too.")] = None,
+) -> None:
+    """Write a model as one ONNX file, routing unrolled, and prove that it computes the same as the network."""
+    from capscore.export.onnx import export, export_decoder
+
+    net = backend("numpy").load(model)
+    target = onnx or model.with_suffix(".onnx")
+    files = [path for path in (model, target, decoder) if path is not None]
+    if len({os.path.realpath(path) for path in files}) < len(files):
+        raise ModelFileError(f"one file would be written over another: {', '.join(map(str, files))} must differ")
+    chosen = None if outputs is None else [name.strip() for name in outputs.split(",")]
+    sets = None if data is None else datasets(net, data, data_dir)
+    shown = None
+    if sets is not None:
+        some = np.random.default_rng(0).permutation(len(sets[0]))[:CALIBRATION]  # of every class, whatever the order
+        shown = sets[0].batch(some)[0]
+    written: dict[str, Any] = {"batch": batch, "opset": opset, "verify": verify}
+    told = export(net, target, precision=precision, outputs=chosen, byte_images=byte_images, calibration=shown,
+                  fast_conv=fast_conv, **written)  # fmt: skip
+    _exported(told, model)
+    if decoder is not None:
+        _exported(export_decoder(net, decoder, precision="fp16" if precision == "fp16" else "fp32", **written), model)
+    if sets is not None and (chosen is None or "lengths" in chosen):
+        from capscore.export.runtime import Session
+
+        session = Session(target)
+        after = accuracy(TakesFloats(session) if byte_images else session, sets[1])
+        say(f"accuracy on {counted(sets[1:], 'held-out', data or '')}: {accuracy(net, sets[1]):.2%} before, "
+            f"{after:.2%} exported")  # fmt: skip
+    if triton is not None:
+        from capscore.export.triton import write
+
+        say(f"{write(target, triton)}: serve it with tritonserver --model-repository {triton}")
+
+
+def _exported(report: Any, model: Path) -> None:
+    """Tell of a file that was written: its size, and its largest differences."""
+    say(f"{report.path}: {report.bytes / 1e6:.2f} MB from {model.stat().st_size / 1e6:.2f} MB")
+    if report.differences is None:
+        say("not verified")
+        return
+    table = Table("output", "largest difference from float64", box=None)
+    for name, difference in report.differences.items():
+        table.add_row(name, f"{difference:.1e}")
+    console.print(table)

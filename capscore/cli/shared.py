@@ -1,0 +1,167 @@
+"""What several commands take and do: models and sessions, datasets as a model knows them, tables."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.table import Table
+
+from capscore import PRESETS, CapsNetSpec, backend, modelfile
+from capscore.agree import verify
+from capscore.cli.app import console, say
+from capscore.data import NAMES, Samples, absent, changes, fingerprint, load, rule_of, whole
+from capscore.data.split import Rule
+from capscore.errors import CapscoreError, SpecError
+from capscore.train import check_dataset
+
+ModelPath = Annotated[Path, typer.Argument(help="A .safetensors model or an .onnx export.", show_default=False)]
+Weights = Annotated[Path, typer.Argument(help="A .safetensors model.", show_default=False)]
+Data = Annotated[str, typer.Option(help=f"{NAMES}, a folder of images, or an .npz file.")]
+DataDir = Annotated[Path | None, typer.Option(help="Folder with mnist/, cifar10/ and so on; else CAPSCORE_DATA.")]
+Backend = Annotated[
+    str | None,
+    typer.Option("--backend", help="numpy, torch or cupy; else CAPSCORE_BACKEND, else torch if installed, else numpy."),
+]
+Provider = Annotated[
+    str | None,
+    typer.Option(help=".onnx: auto (CUDA if it is there, else the CPU), cpu, cuda, tensorrt or ONNX Runtime's name."),
+]
+Threads = Annotated[int | None, typer.Option(help=".onnx on the CPU: how many; all cores if not given.")]
+
+
+def default_backend() -> str:
+    """Return the name of the backend that is used where none is named."""
+    chosen = os.environ.get("CAPSCORE_BACKEND")
+    return chosen or ("torch" if importlib.util.find_spec("torch") else "numpy")
+
+
+def open_model(path: Path, name: str | None = None, provider: str | None = None, threads: int | None = None) -> Any:
+    """Return a network, or for an .onnx file a session."""
+    if path.suffix.lower() == ".onnx":
+        from capscore.export.runtime import Session
+
+        if name is not None:
+            raise CapscoreError(f"--backend is for .safetensors models; {path} runs in ONNX Runtime, on a --provider")
+        return Session(path, provider or "auto", threads or 0)
+    if provider is not None or threads is not None:
+        raise CapscoreError(f"--provider and --threads are for .onnx models; {path} runs on a --backend")
+    return backend(name or default_backend()).load(path)
+
+
+def takes_bytes(net: Any) -> bool:
+    """Whether this is a session that takes uint8 images."""
+    return getattr(net, "dtype", "") == "uint8"  # only a session has one
+
+
+@dataclass(frozen=True)
+class TakesFloats:
+    """A session that takes bytes, for a dataset that gives floats in [0, 1]."""
+
+    session: Any
+
+    def predict(self, images: Any) -> Any:
+        """Return the scores [N, J]."""
+        return self.session.predict(np.rint(images * 255).astype(np.uint8))
+
+
+def read_spec(path: Path) -> CapsNetSpec:
+    """Read a network's JSON from a file."""
+    try:
+        return CapsNetSpec.from_json(path.read_bytes())
+    except OSError as error:
+        raise SpecError(f"cannot read {path}: {error.strerror}") from None
+    except SpecError as error:
+        raise SpecError(f"{path}: {error}") from None
+
+
+def preset(name: str) -> CapsNetSpec:
+    """Return a preset, or say which there are."""
+    if name not in PRESETS:
+        raise SpecError(f"there is no preset {name!r}; choose one of {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def datasets(net: Any, data: str, data_dir: Path | None, split: str = "held-out") -> tuple[Samples, Samples]:
+    """Return (train, test) of a dataset as a model knows them: its split and seed, its classes by name; say the rest.
+
+    With `split` "all" a set that the model's split would part is returned twice.
+    """
+    told = net.provenance
+    recipe = told.get("recipe")
+    seed = recipe.get("seed") if isinstance(recipe, dict) else None
+    seed = seed if type(seed) is int and seed >= 0 else 0
+    rule = rule_of(told)
+    sets = load(data, data_dir=data_dir, size=net.spec.input, seed=seed, split=whole if split == "all" else rule)
+    say_notes(*sets)
+    train_set = check_dataset(net, sets[0], "training")
+    test = check_dataset(net, sets[1], "test", lambda note: say(f"note: {note}"))
+    if parted(test) and split != "all" and (doubt := _doubt(told, rule, train_set, test)):
+        say(f"note: {doubt}")
+    return train_set, test
+
+
+def _doubt(told: Mapping[str, Any], rule: Rule | None, train_set: Samples, test: Samples) -> str:
+    """Say in which way images that are held out now may not be those that were when a model was trained."""
+    if rule is None:
+        return "the model's file does not tell how its training set was split: it may have seen some of these images"
+    if "split" not in told:
+        older = "the model is older than splits that are kept with it"
+        if told.get("training_images") == len(train_set):
+            return f"{older}: its data are split by its seed, as they were"
+        return f"{older}, and its data changed: it may have seen some of these images"
+    if told["split"] == {"rule": "own"}:
+        return "the model was trained on data with a test set of their own: it may have seen some of these images"
+    before, now = told.get("fingerprints"), fingerprint(test)
+    before = before.get("held_out") if isinstance(before, dict) else None
+    if isinstance(before, dict) and before.get("content") == now["content"]:  # in any order
+        return ""
+    return f"the held-out images are not quite those of the training: {changes(before, now)}"
+
+
+def parted(data: Samples) -> bool:
+    """Whether a set is a part, by a rule of capscore's, of one that came without a test set."""
+    return getattr(data, "split", None) is not None
+
+
+def counted(sets: Sequence[Samples], split: str, data: str) -> str:
+    """Say how many images were scored, and which."""
+    tested = "held-out" if parted(sets[0]) else "test"
+    kinds = {"held-out": tested, "train": "training", "all": f"training and {tested}"}
+    return f"{sum(map(len, sets)):,} {kinds[split]} images of {data}"
+
+
+def say_notes(train_set: Samples, test: Samples, say: Callable[[str], object] = say) -> None:
+    """Say what reading the sets lost or passed over, and which classes have no images."""
+    told = [note for each in (train_set, test) for note in getattr(each, "notes", ())]
+    for each, what in ((train_set, "training"), (test, "test")):
+        if lacking := absent(each):
+            told.append(f"the {what} set has no images of {', '.join(lacking):.200}")
+    for note in dict.fromkeys(told):
+        say(f"note: {note}")
+
+
+def show_agreement(model: modelfile.Model, images: Any) -> bool:
+    """Print the table of differences; return whether all are within the tolerances."""
+    rows = verify(model, images)
+    outputs = [difference.output for difference in rows[0].differences]
+    table = Table("engine", "dtype", *outputs, "", box=None)
+    for row in rows:
+        sizes = [f"{difference.size:.1e}" for difference in row.differences]
+        table.add_row(row.engine, row.dtype, *sizes, "agrees" if row.agrees else f"differs (> {row.allowed:.1g})")
+    console.print(table)
+    for row in rows:
+        if not row.agrees:
+            say(f"{row.engine} in {row.dtype}: the first that differs is {row.first}")
+    return all(row.agrees for row in rows)
+
+
+def size_text(shape: tuple[int, ...]) -> str:
+    """Return a shape as text: 1×28×28."""
+    return "×".join(map(str, shape))

@@ -1,0 +1,169 @@
+"""`capscore train`: a network from images, or a training taken up again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from capscore import PRESETS, CapsNetSpec, backend, modelfile
+from capscore.cli.app import app, say
+from capscore.cli.choices import OPTIMISERS, SCHEDULES, choose, choose_loss
+from capscore.cli.options import TrainOptions, taking
+from capscore.cli.shared import default_backend, preset, read_spec, say_notes, size_text
+from capscore.cli.training import Setup, run_training
+from capscore.data import NAMES, Samples, load, rule_of
+from capscore.data.images import size_that_fits
+from capscore.data.split import Rule
+from capscore.errors import ModelFileError, TrainingError
+from capscore.fit import fitted
+from capscore.train import BEST, LAST, Recipe, read_last
+
+CHANGEABLE = {"resume", "epochs", "device", "backend_name", "data", "data_dir"}  # by who resumes
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a training is to be, before its data are read."""
+
+    setup: Setup
+    data: str  # as it was typed, for messages
+    out: Path
+    seed: int
+    dtype: str
+    spec: CapsNetSpec | None = None  # None: one that fits the data
+    recipe: Recipe | None = None  # None: of the options, and of the data
+    classes: tuple[str, ...] = ()  # none: those of the data
+    rule: Rule | None = None  # how the data are split; None: the usual way
+
+
+@app.command("train")
+@taking(TrainOptions)
+def train_command(context: typer.Context, options: TrainOptions) -> None:
+    """Train a network; Ctrl-C (or SIGTERM, or a closed terminal) saves and says how to go on.
+
+    Writes best.safetensors (highest held-out accuracy), last.safetensors (to resume from) and log.jsonl.
+    """
+    plan = _new(options) if options.resume is None else _resumed(context, options)
+    setup = plan.setup
+    train_set, test_set = _data(plan)
+    classes = plan.classes or train_set.classes
+    net_spec = _network(plan, options, train_set, len(classes))
+    recipe = plan.recipe or _recipe(options, train_set)
+    about = modelfile.public(asdict(setup))
+    net = backend(setup.backend).CapsNet(
+        net_spec, seed=recipe.seed, dtype=plan.dtype, fast_conv=setup.fast_conv, classes=classes, provenance=about
+    )
+    learner = setup.learner(net, recipe)
+    tell = say if learner.writes else str  # one of several processes that train together speaks
+    say_notes(train_set, test_set, tell)
+    if plan.spec is None:
+        _tell_of_fitted(net_spec, tell)
+    tell(f"{net_spec.parameter_count:,} parameters on {setup.backend}; {len(train_set):,} images to learn from, "
+         f"{len(test_set):,} held out")  # fmt: skip
+    rows = run_training(net, learner, train_set, test_set, recipe, plan.out, options.resume is not None, setup)
+    best = max(rows, key=lambda row: row["held_out_accuracy"])
+    tell(f"best held-out accuracy {best['held_out_accuracy']:.2%} in epoch {best['epoch']}: {plan.out / BEST}")
+
+
+def _new(options: TrainOptions) -> Plan:
+    """Return what the options say of a new training."""
+    named = options.preset or options.spec
+    spec = (read_spec(options.spec) if options.spec else preset(options.preset or "")) if named else None
+    where = None if options.data_dir is None else str(options.data_dir.resolve())  # to be resumed from anywhere
+    chosen = options.backend_name or default_backend()
+    setup = Setup(
+        _lasting(options.data), where, chosen, options.device, options.amp, options.compile, options.fast_conv
+    )
+    return Plan(setup, options.data, options.out, options.seed, options.dtype, spec)
+
+
+def _resumed(context: typer.Context, options: TrainOptions) -> Plan:
+    """Return what the checkpoint in a folder says of its training, and the few things that may change."""
+    given = [name for name in context.params if "COMMANDLINE" in str(context.get_parameter_source(name))]
+    if other := set(given) - CHANGEABLE:
+        named = ", ".join("--" + name.replace("_", "-") for name in sorted(other))
+        raise TrainingError(f"a training goes on as it began: without {named}, beside --resume")
+    folder = options.resume
+    assert folder is not None
+    model = read_last(folder) if (folder / LAST).exists() else None
+    setup = Setup.of(model.provenance) if model else None
+    if model is None or setup is None:
+        raise ModelFileError(f"there is no training to resume in {folder}: {LAST} is missing or no checkpoint")
+    recipe = Recipe.of(model.provenance)
+    recipe = recipe if options.epochs is None else replace(recipe, epochs=options.epochs)
+    data = options.data if "data" in given else setup.data
+    if not ("data" in given or data in NAMES.split(", ") or Path(data).exists()):
+        raise TrainingError(f"the data of this training, {data}, are not there: name their new place by --data")
+    changed: dict[str, Any] = {"data": _lasting(data), "device": options.device or setup.device}
+    changed["data_dir"] = str(options.data_dir.resolve()) if options.data_dir else setup.data_dir
+    changed["backend"] = options.backend_name or setup.backend
+    dtype = str(next(iter(model.params.values())).dtype)
+    rule = rule_of(model.provenance)
+    return Plan(replace(setup, **changed), data, folder, recipe.seed, dtype, model.spec, recipe, model.classes, rule)
+
+
+def _lasting(data: str) -> str:
+    """Return the name of a dataset, or the absolute path of a file or folder."""
+    return data if data in NAMES.split(", ") else str(Path(data).resolve())
+
+
+def _data(plan: Plan) -> tuple[Samples, Samples]:
+    """Return (train, test), of the classes that the training was of."""
+    data, where = plan.data, plan.setup.data_dir
+    folder = data not in NAMES.split(", ") and Path(data).is_dir()
+    size = plan.spec.input if plan.spec else size_that_fits(Path(data)) if folder else None
+    sets = load(data, data_dir=where, size=size, seed=plan.seed, split=plan.rule)
+    if plan.classes and set(plan.classes) != set(sets[0].classes):
+        raise TrainingError(f"the training was of the classes {', '.join(plan.classes)}; the data now has "
+                            f"{', '.join(sets[0].classes)}")  # fmt: skip
+    return sets
+
+
+def _network(plan: Plan, options: TrainOptions, data: Samples, classes: int) -> CapsNetSpec:
+    """Return the network that is trained: a preset gets as many class capsules as the data has classes."""
+    spec = fitted(data.size, classes) if plan.spec is None else plan.spec
+    if plan.recipe:
+        return spec
+    spec = spec if options.spec else _for_classes(spec, classes)
+    return spec.replace(loss=choose_loss(spec, data, options.loss, options.class_weights))
+
+
+def _for_classes(spec: CapsNetSpec, classes: int) -> CapsNetSpec:
+    return spec.replace(layers=(*spec.layers[:-1], replace(spec.capsules[-1], count=classes)))
+
+
+def _recipe(options: TrainOptions, data: Samples) -> Recipe:
+    """Return the recipe of a new training."""
+    optimiser = choose(
+        "optimiser", OPTIMISERS, options.optimiser,
+        momentum=options.momentum, weight_decay=options.weight_decay, clip=options.clip,
+    )  # fmt: skip
+    recipe = Recipe(
+        epochs=Recipe.epochs if options.epochs is None else options.epochs,
+        batch=options.batch,
+        rate=options.rate,
+        shift=data.shift if options.shift is None else options.shift,
+        reconstruction=options.reconstruction,
+        seed=options.seed,
+        optimiser=optimiser,
+        average=options.average,
+    )
+    falling: dict[str, Any] = {"decay": options.decay, "decay_steps": options.decay_steps, "floor": options.floor}
+    if options.schedule == "exponential" and options.warmup is None:
+        return replace(recipe, **{name: value for name, value in falling.items() if value is not None})
+    total = recipe.total(len(data))
+    at = (max(1, total // 2), max(1, total * 3 // 4)) if options.schedule == "steps" else None
+    schedule = choose("schedule", SCHEDULES, options.schedule, **falling, warmup=options.warmup, at=at)
+    return replace(recipe, schedule=schedule)
+
+
+def _tell_of_fitted(spec: CapsNetSpec, tell: Callable[[str], object]) -> None:
+    """Say which network was made for data that need another one than `small`."""
+    if spec != _for_classes(PRESETS["small"], spec.classes):
+        tell("no network was named: this one is like small and fits the data; saved as a file, it is one for --spec")
+        tell(spec.to_json())
+        tell(f"kept of every image: its {spec.input[0]} channels, {size_text(spec.input[1:])} pixels")

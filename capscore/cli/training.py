@@ -1,0 +1,78 @@
+"""What `train` and `demo` share: where a training runs, and a training on the screen."""
+
+from __future__ import annotations
+
+import importlib.util
+import shlex
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from capscore import backend as backend_named
+from capscore.cli.app import console, say
+from capscore.data import Samples
+from capscore.train import LAST, Recipe, Reporter, Stopped, train
+from capscore.train.report import Screen, TensorBoard
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What `train --resume` must know beside network and recipe: where the data are, and what computes."""
+
+    data: str = "digits"
+    data_dir: str | None = None
+    backend: str = "numpy"
+    device: str | None = None
+    amp: bool = False
+    compile: bool = False
+    fast_conv: str | None = None
+
+    @classmethod
+    def of(cls, provenance: Mapping[str, Any]) -> Setup | None:
+        """Return what a checkpoint tells, each of its kind; None of a file that does not tell all of it."""
+        told = provenance.get("resume", provenance)  # checkpoints of 0.1 keep it beside the rest
+        if "recipe" not in provenance or not isinstance(told, dict):
+            return None
+        for field in fields(cls):
+            usual, found = field.default, told.get(field.name, ...)
+            if type(found) is not type(usual) and not (usual is None and isinstance(found, str)):
+                return None
+        return cls(**{field.name: told[field.name] for field in fields(cls)})
+
+    def learner(self, net: Any, recipe: Recipe) -> Any:
+        """Return the learner of a network: its backend's, with the options that were given."""
+        options = {name: value for name in ("device", "amp", "compile") if (value := getattr(self, name))}
+        return backend_named(self.backend).Learner(
+            net, recipe.reconstruction, recipe.optimiser, recipe.average, **options
+        )
+
+
+def run_training(
+    net: Any,
+    learner: Any,
+    train_set: Samples,
+    test_set: Samples,
+    recipe: Recipe,
+    out: Path,
+    resume: bool,
+    setup: Setup,
+) -> list[dict[str, Any]]:
+    """Train with a bar, and TensorBoard where it is installed; Ctrl-C ends with the command that goes on."""
+    screen = Screen(console)
+    reporters: list[Reporter] = []
+    if learner.writes:
+        reporters = [screen, *([TensorBoard(out)] if importlib.util.find_spec("tensorboard") else [])]
+    try:
+        return train(net, learner, train_set, test_set, recipe, out, resume, tuple(reporters), resuming=asdict(setup))
+    except KeyboardInterrupt as stop:
+        screen.close()
+        if learner.writes:
+            saved = "everything is saved" if isinstance(stop, Stopped) else "at once, after the last checkpoint"
+            go_on = f"{saved}. Go on with: capscore train --resume {shlex.quote(str(out))}"
+            say(f"stopped; {go_on if (out / LAST).exists() else 'nothing was saved yet'}")
+        raise typer.Exit(130) from None
+    finally:
+        screen.close()

@@ -1,0 +1,19 @@
+"""Training: one loop for every backend.
+
+What is drawn at random (order of the images, their shifts) depends on the seed, the epoch and the step alone,
+so a resumed run needs no generator's state: it goes on exactly where it was.
+"""
+
+from capscore.train.batches import batches, check_dataset
+from capscore.train.checkpoint import read_last
+from capscore.train.folder import BEST, LAST, LOG, locked
+from capscore.train.interrupts import Stopped
+from capscore.train.listeners import Reporter
+from capscore.train.loop import train
+from capscore.train.recipe import Recipe
+from capscore.train.score import Predictor, accuracy, found_all
+
+__all__ = [
+    "BEST", "LAST", "LOG", "Predictor", "Recipe", "Reporter", "Stopped", "accuracy", "batches", "check_dataset",
+    "found_all", "locked", "read_last", "train",
+]  # fmt: skip

@@ -1,0 +1,42 @@
+"""Who is told how training goes."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+from capscore.train.interrupts import Interrupts
+
+CLOSED = (errno.EPIPE, errno.EIO)  # errors of an output that nobody reads any more: a pipe, a terminal
+
+
+class Reporter(Protocol):
+    """Who is told how training goes: the command line's progress bar, TensorBoard, a test."""
+
+    def begin(self, epoch: int, epochs: int, steps: int, step: int) -> None:
+        """Hear that an epoch of `steps` begins, or goes on at `step`."""
+
+    def step(self, images: int, loss: float, accuracy: float) -> None:
+        """Hear of a step, with the epoch's mean loss and accuracy so far."""
+
+    def end(self, row: dict[str, Any]) -> None:
+        """Hear of the end of an epoch: the row that the log gets."""
+
+
+class Listeners:
+    """All reporters of a training. One whose output is closed hears no more, and training is asked to stop."""
+
+    def __init__(self, reporters: Iterable[Reporter], interrupts: Interrupts) -> None:
+        self.reporters, self.interrupts = list(reporters), interrupts
+
+    def tell(self, what: str, *about: Any) -> None:
+        """Call the method `what` of every reporter."""
+        for reporter in tuple(self.reporters):
+            try:
+                getattr(reporter, what)(*about)
+            except OSError as error:
+                if error.errno not in CLOSED:
+                    raise
+                self.reporters.remove(reporter)
+                self.interrupts.asked = True

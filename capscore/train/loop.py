@@ -1,0 +1,106 @@
+"""The loop of training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from capscore.data import Samples, absent, fingerprint
+from capscore.errors import ShapeError, TrainingError
+from capscore.model import CapsNet, Learner
+from capscore.train.batches import batches, check_dataset, check_samples
+from capscore.train.checkpoint import restore
+from capscore.train.folder import LAST, locked, make
+from capscore.train.interrupts import Interrupts, Stopped
+from capscore.train.listeners import Listeners, Reporter
+from capscore.train.recipe import Recipe
+from capscore.train.training import Training, provenance
+
+
+def train(
+    net: CapsNet[Any],
+    learner: Learner[Any],
+    data: Samples,
+    held_out: Samples,
+    recipe: Recipe,
+    folder: str | Path,
+    resume: bool = False,
+    reporters: tuple[Reporter, ...] = (),
+    checkpoint_seconds: float = 60.0,
+    resuming: Mapping[str, Any] | None = None,
+) -> list[dict[str, Any]]:
+    """Train `net` in place and return the log's rows, one per epoch.
+
+    `folder` receives `last.safetensors` (a model, and all that resuming needs; written every epoch, every
+    `checkpoint_seconds` and when interrupted), `best.safetensors` (the model of highest held-out accuracy)
+    and `log.jsonl`. With `resume` training goes on from `last.safetensors`, to the bit on a CPU with as many threads;
+    with others a TrainingWarning says so. What was frozen (`learner.frozen`) stays frozen. `resuming` are JSON values
+    that only the checkpoint keeps, such as the path of the data. How the data were split, and fingerprints of both
+    parts, are kept with every file. Classes are matched by name.
+
+    Raises
+    ------
+    TrainingError : the loss is not finite, nothing can learn, there is one class, or the checkpoint is damaged or
+        belongs to other settings or data
+    Stopped : by Ctrl-C, SIGTERM, SIGHUP or a reporter whose output is closed, a KeyboardInterrupt after a checkpoint
+    KeyboardInterrupt : by a second one, at once
+    """
+    folder = Path(folder)
+    data, held_out = _fitting(net, learner, data, held_out, recipe)
+    if not resume:
+        make(folder)
+    with locked(folder) if learner.writes else nullcontext(), Interrupts() as interrupts:
+        training = Training(net, learner, recipe, folder, len(data), Listeners(reporters, interrupts), resuming)
+        _begin(training, data, held_out, resume)
+        data = learner.hold(data, recipe.shift)
+        for epoch in range(training.progress.epoch, recipe.epochs):
+            training.begin_epoch()
+            for batch in batches(data, recipe, epoch, training.progress.step):
+                training.step(batch)
+                stop = interrupts.asked
+                training.keep(checkpoint_seconds, save=stop)
+                if stop:
+                    raise Stopped
+            training.end_epoch(held_out)
+    return training.rows
+
+
+def _fitting(
+    net: CapsNet[Any], learner: Learner[Any], data: Samples, held_out: Samples, recipe: Recipe
+) -> tuple[Samples, Samples]:
+    """Return both sets with their labels numbered as the network's classes, or say what does not fit together."""
+    for dataset, what in ((data, "training"), (held_out, "held-out")):
+        check_samples(dataset, what)
+        if len(dataset.classes) != net.spec.classes:
+            raise ShapeError(f"the {what} set has {len(dataset.classes)} classes; the network has {net.spec.classes}")
+    data, held_out = check_dataset(net, data, "training"), check_dataset(net, held_out, "held-out")
+    if len(data.classes) - len(absent(data)) < 2:
+        raise TrainingError(
+            f"the training images show one class only ({', '.join(sorted({*data.classes} - {*absent(data)}))}): "
+            "a network learns to tell classes apart, so give it images of another one too"
+        )
+    for name in ("reconstruction", "optimiser", "average"):
+        if (ours := getattr(learner, name)) != (wanted := getattr(recipe, name)):
+            raise TrainingError(
+                f"the learner has {name} {ours}, the recipe {wanted}: make it as Learner(net, recipe.reconstruction, "
+                "recipe.optimiser, recipe.average)"
+            )
+    if recipe.shift >= min(net.spec.input[1:]):
+        raise TrainingError(f"a shift of {recipe.shift} pixels moves images of {net.spec.input} out of sight")
+    return data, held_out
+
+
+def _begin(training: Training, data: Samples, held_out: Samples, resume: bool) -> None:
+    """Take up where the last checkpoint ends, or start in a folder that has none; note what the data are."""
+    net, learner, recipe, folder = training.net, training.learner, training.recipe, training.folder
+    learner.seed = recipe.seed  # of what layers draw
+    known = {"training": fingerprint(data), "held_out": fingerprint(held_out)}
+    if resume:
+        training.rows, training.progress = restore(net, learner, recipe, folder, known)
+    elif (folder / LAST).exists():
+        raise TrainingError(f"{folder} already holds a training: resume it, or choose another folder")
+    split = getattr(held_out, "split", None) or {"rule": "own"}
+    net.provenance |= provenance(recipe, len(data)) | {"split": dict(split), "fingerprints": known}
+    net.provenance |= learner.workers
