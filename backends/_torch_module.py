@@ -210,7 +210,9 @@ def _plain(x: Any) -> Any:
 
 
 def _value(x: Any, shape: Shape) -> Any:
-    return Capsules(x) if isinstance(shape, Grid) and not isinstance(x, Capsules) else x
+    if not isinstance(shape, Grid):
+        return x
+    return Capsules(*x) if isinstance(x, tuple) else Capsules(x)  # PyTorch's traces make plain tuples of named ones
 
 
 def _are_layers(value: Any) -> bool:

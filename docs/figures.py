@@ -1,15 +1,18 @@
-"""Draws every picture of the chapters: `make figures`, or `python docs/figures.py [NAME …]`.
+"""Draws every picture of the pages: `make figures`, or `python docs/figures.py [NAME …]`.
 
-Pictures of ideas are drawn from the numbers that the chapter's own code computes. Pictures of a trained network
-need one: `small`, trained on the embedded digits with the recipe of the demo (about a minute) and kept in runs/docs.
+The layers of the code are read from it. Pictures of ideas are drawn from the numbers that the chapter's own code
+computes. Pictures of a trained network need one: `small`, trained on the embedded digits with the recipe of the demo
+(about a minute) and kept in runs/docs.
 """
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import io
 import math
 import sys
+import tomllib
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -32,8 +35,9 @@ from capscore.figures import BLUE, BODY, GREY, HEADER, INK, LINE, MARGIN, ORANGE
 from capscore.squash import lengths
 from capscore.squash import squash as squash_vectors
 
+ROOT = Path(__file__).parents[1]
 IMAGES = Path(__file__).parent / "images"
-RUN = Path(__file__).parents[1] / "runs" / "docs"
+RUN = ROOT / "runs" / "docs"
 DRAWN: dict[str, Callable[[], Figure]] = {}
 
 # What a picture is made of: the pieces of capscore.figures, so that all pictures look alike.
@@ -677,6 +681,41 @@ def couplings() -> Figure:
 def reconstructions() -> Figure:
     """Chapter 11: images above what is drawn from their longest capsules."""
     return figures.reconstructions(trained(), *examples())
+
+
+@picture
+def code_layers() -> Figure:
+    """Architecture: who may import whom, each module with the first line of its docstring."""
+    ranks = contract_layers()
+    line, gap, left = 0.235, 0.13, MARGIN + 1.45
+    height = sum(len(rank) * line + gap for rank in ranks)
+    note = "a module imports from the boxes below its own, never from above; modules of one box do not know each other"
+    fig = page(HEADER + height + 0.1, "The layers of capscore", note)
+    canvas = axes(fig, (MARGIN, HEADER - 0.1, WIDTH - 2 * MARGIN, height))
+    canvas.set(xlim=(0, WIDTH - 2 * MARGIN), ylim=(height, 0), xticks=(), yticks=())
+    y = 0.0
+    for rank in ranks:
+        tall = len(rank) * line + gap - 0.05
+        canvas.add_patch(Rectangle((0.01, y + 0.01), WIDTH - 2 * MARGIN - 0.02, tall, fc="#f4f7fa", ec=LINE, lw=0.8))
+        for i, (name, what) in enumerate(rank):
+            at = HEADER - 0.1 + y + 0.075 + line * i
+            text(fig, MARGIN + 0.12, at, name, BLUE, weight="bold")
+            text(fig, left, at + 0.01, what, GREY, SMALL)
+        y += len(rank) * line + gap
+    return fig
+
+
+def contract_layers(longest: int = 108) -> list[list[tuple[str, str]]]:
+    """Return the ranks of the first contract in pyproject.toml: every module and what it says of itself in a line."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    ranks = next(contract["layers"] for contract in contracts if contract.get("containers") == ["capscore"])
+
+    def about(name: str) -> str:
+        file = next(f for f in (ROOT / f"capscore/{name}.py", ROOT / f"capscore/{name}/__init__.py") if f.is_file())
+        told = (ast.get_docstring(ast.parse(file.read_text())) or "").partition("\n")[0]
+        return told if len(told) <= longest else told[: longest - 1].rsplit(" ", 1)[0].rstrip(",;:") + " …"
+
+    return [[(name, about(name)) for name in map(str.strip, rank.split("|"))] for rank in ranks]
 
 
 def save(figure: Figure, path: Path, dpi: int = figures.DPI, colors: int = 256) -> None:

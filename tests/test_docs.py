@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import pkgutil
 import re
 import subprocess
 import sys
@@ -24,6 +25,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 CHAPTERS = sorted((DOCS / "ideas").glob("*.md"))
+DRAWN = [*CHAPTERS, DOCS / "architecture.md"]  # the pages whose pictures docs/figures.py draws
 NOT_RUN = {"a GPU", "a Triton server", "three alternatives", "the end of a module of its own"}
 IMAGE = re.compile(r"!\[(.*?)\]\((.+?)\)", re.DOTALL)
 
@@ -127,10 +129,21 @@ def test_every_picture_has_its_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "snippets", snippets)
     figures = module("figures")
     drawn = {f"{name}.png" for name in figures.DRAWN}
-    assert drawn == {Path(target).name for page in CHAPTERS for _, target in IMAGE.findall(page.read_text())}
+    assert drawn == {Path(target).name for page in DRAWN for _, target in IMAGE.findall(page.read_text())}
     assert drawn <= {path.name for path in (DOCS / "images").iterdir()}
     figure = figures.DRAWN["iterations"]()  # from the numbers of its chapter, without a trained network
     assert figure.get_size_inches()[0] == figures.WIDTH
+
+
+def test_the_picture_of_the_code_shows_every_module_of_the_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    need("matplotlib", "matplotlib")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setitem(sys.modules, "snippets", snippets)
+    told = dict(each for rank in module("figures").contract_layers() for each in rank)
+    core = {module.name for module in pkgutil.iter_modules([str(ROOT / "capscore")])}
+    assert set(told) == core - {"__main__", "backends", "export"}
+    assert told["disk"] == "Files that are written whole or not at all."
+    assert all(told.values())
 
 
 def test_the_routing_of_the_guide_is_a_routing(routings: None, tmp_path: Path) -> None:
@@ -176,7 +189,7 @@ def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(tmp_
         )
         assert not loaded, f"{page.name}: {loaded}"
     routing = (tmp_path / "site/api/routing.html").read_text()
-    assert "capscore.routing.dynamic_routing" in routing
+    assert "capscore.routing.dynamic.dynamic_routing" in routing
     assert "the rate is multiplied by this" in (tmp_path / "site/api/train.html").read_text()
     assert "capscore.backends.torch.Learner" in (tmp_path / "site/api/backends.html").read_text()
     assert "capscore.export.onnx.export" in (tmp_path / "site/api/export.html").read_text()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import ModuleType
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import oracle
 import pytest
-from conftest import DTYPES, FLOAT32, GRADIENT, NUMPY, SEEDS, TOLERANCE, close, close_gradients
+from conftest import DTYPES, FLOAT32, GRADIENT, NUMPY, SEEDS, TOLERANCE, backend, close, close_gradients
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from test_spec import mutated, refuses_or_reads
@@ -169,6 +170,25 @@ def test_a_layer_computes_what_its_loops_do(caps: ModuleType, kind: str, data: s
 
 
 @settings(max_examples=40)
+@given(data=st.data(), types=st.integers(1, 3), dim=st.integers(1, 4), seed=SEEDS, dtype=DTYPES)
+def test_primary_capsules_of_any_window_and_groups(
+    caps: ModuleType, data: st.DataObject, types: int, dim: int, seed: int, dtype: str
+) -> None:
+    shape = Map(data.draw(st.sampled_from([1, 2, 4, 6])), data.draw(st.integers(2, 6)), data.draw(st.integers(2, 6)))
+    groups = data.draw(divisors(math.gcd(shape.channels, types * dim)))
+    layer = PrimaryCaps(types, dim, **data.draw(window(shape, most=6)), groups=groups)
+    row, rng = Row("primary", layer, shape, layer.plan(shape)), np.random.default_rng(seed)
+    params = {name: rng.normal(0, 0.3, param.shape).astype(dtype) for name, param in row.parameters.items()}
+    x = rng.random((2, *shape)).astype(dtype)
+    u = row.run(caps, {name: caps.asarray(p) for name, p in params.items()}, caps.asarray(x), Run()).pose
+    weight, bias = (params[f"primary.{name}"].astype(np.float64) for name in ("weight", "bias"))
+    how = layer.stride, oracle.margins(layer.padding, layer.kernel), groups
+    maps = [oracle.conv(image.astype(np.float64), weight, bias, *how) for image in x]
+    close(caps.to_numpy(u), np.array([oracle.primary_capsules(each, types, dim) for each in maps]), TOLERANCE[dtype])
+    assert u.shape[1:] == row.output.dims
+
+
+@settings(max_examples=40)
 @given(case=cases("BatchNorm"), dtype=DTYPES)
 def test_training_normalises_by_the_batch_and_moves_the_running_statistics(
     caps: ModuleType, case: Case, dtype: str
@@ -267,8 +287,10 @@ def weighed(ops: Any, case: Case, p: dict[str, Any], x: Any, training: bool) -> 
     return ops.sum(y * ops.asarray(weights), tuple(range(weights.ndim)))
 
 
-def by_tape(case: Case, arrays: dict[str, np.ndarray], training: bool) -> dict[str, np.ndarray]:
-    return value_and_gradients(NUMPY, lambda tape, p: weighed(tape, case, p, p["x"], training), arrays)[1]
+def by_tape(case: Case, arrays: dict[str, np.ndarray], training: bool, caps: Any = NUMPY) -> dict[str, np.ndarray]:
+    there = {name: caps.asarray(array) for name, array in arrays.items()}
+    _, gradients = value_and_gradients(caps, lambda tape, p: weighed(tape, case, p, p["x"], training), there)
+    return {name: caps.to_numpy(g) for name, g in gradients.items()}
 
 
 @every_kind
@@ -281,7 +303,8 @@ def test_the_gradient_is_that_of_torch(torch_caps: ModuleType, kind: str, traini
     tensors = {name: torch_caps.asarray(array).requires_grad_() for name, array in arrays.items()}
     weighed(torch_caps, case, tensors, tensors["x"], training).backward()
     expected = {name: np.zeros(t.shape) if t.grad is None else t.grad.numpy() for name, t in tensors.items()}
-    close_gradients(by_tape(case, arrays, training), expected, GRADIENT64)
+    for name in ("numpy", "cupy"):
+        close_gradients(by_tape(case, arrays, training, backend(name)), expected, GRADIENT64)
 
 
 @every_kind

@@ -307,6 +307,7 @@ def activating() -> Any:
     Value.known.pop("Votes", None)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit")
 def test_capsules_with_activations_are_two_tensors(activating: Any) -> None:
     layer = DenseCaps(3, 5, activating)
     module = caps.Module((PrimaryCaps(2, 4, 3), layer), MAP, seed=0, dtype=torch.float64)
@@ -319,6 +320,10 @@ def test_capsules_with_activations_are_two_tensors(activating: Any) -> None:
     assert module[1].routing.beta.grad.abs().max() > 0
     after = caps.Module(Dropout(), module.output, dtype=torch.float64)
     assert isinstance(after(found), Capsules)
+    traced = torch.jit.trace(after.eval(), (Capsules(*(part.detach() for part in found)),))
+    assert [tuple(part.shape) for part in traced(Capsules(*(part[:2] for part in found)))] == [(2, 3, 5), (2, 3)]
+    program = torch.export.export(module.eval(), (torch.from_numpy(numbers(MAP)),), strict=False)
+    assert isinstance(program.module()(torch.from_numpy(numbers(MAP))), Capsules)
     with pytest.raises(ShapeError, match=r"takes capsules with activations: give Capsules\(pose \[B, N, D\], act"):
         after(found.pose)
     with pytest.raises(ShapeError, match=r"takes capsules without activations: give x.pose alone"):
