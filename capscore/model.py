@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Generic, NamedTuple, Self
 
 import numpy as np
@@ -89,15 +89,12 @@ class CapsNet(Generic[A]):
         With `couplings`, the output also holds the coupling coefficients of every routing iteration; routing then runs
         in its plain form, which keeps them, not in the backend's fused one.
         """
-        x = self._images(images)
-        run = Run(trace={} if couplings else None)
-        v = forward(with_tiles(self.ops, self.fast_conv), self.spec, self.params, x, run)
-        found = scores(self.ops, v)
-        if not isinstance(v, Capsules):
-            return Output(None, None, scores=found)
-        size = found if v.activation is None else lengths(self.ops, v.pose)
-        told = None if run.trace is None else tuple(self._couplings(c, x.shape[0]) for c in run.trace.items())
-        return Output(size, v.pose, None, told, found)
+        found: Output[A] = self._compute(outputs, self._images(images), couplings=couplings)
+        return found
+
+    def _compute(self, function: Callable[..., Any], *arrays: Any, **settings: Any) -> Any:
+        """Return function(ops, spec, params, *arrays, **settings). A backend that compiles functions does it here."""
+        return function(with_tiles(self.ops, self.fast_conv), self.spec, self.params, *arrays, **settings)
 
     __call__ = forward
 
@@ -109,16 +106,6 @@ class CapsNet(Generic[A]):
         check_whole("batch", batch, 1)
         starts = range(0, max(1, len(images)), batch)
         return np.concatenate([to_host(self(images[i : i + batch]).scores) for i in starts])
-
-    def _couplings(self, told: tuple[str, list[Iteration[A]]], batch: int) -> tuple[A, ...]:
-        """Return the couplings of a layer as [B, N, J], the uniform first one written out."""
-        name, iterations = told
-        row = next(row for row in self.spec.rows if row.name == name)
-        shape, like = (batch, row.input.dims[0], row.output.dims[0]), next(iter(self.params.values()))
-        return tuple(
-            self.ops.asarray(np.full(shape, c), like) if isinstance(c, float) else self.ops.transpose(c, (1, 2, 0))
-            for c, _ in iterations
-        )
 
     def reconstruct(self, capsules: Any, labels: Any = None) -> A:
         """Draw images [B, C, H, W] from class capsules [B, J, D].
@@ -136,7 +123,7 @@ class CapsNet(Generic[A]):
             mask = self.ops.argmax_one_hot(lengths(self.ops, v))
         else:
             mask = self.ops.asarray(one_hot(labels, v.shape[0], count), v)
-        drawn: A = reconstruct(self.ops, self.spec, self.params, v, mask)
+        drawn: A = self._compute(reconstruct, v, mask)
         return drawn
 
     def _images(self, images: Any) -> Any:
@@ -155,6 +142,28 @@ class CapsNet(Generic[A]):
         model = modelfile.read(path)
         about: dict[str, Any] = {"classes": model.classes, "provenance": model.provenance}
         return cls(model.spec, model.params, dtype=dtype, fast_conv=fast_conv, **about)
+
+
+def outputs(ops: Ops[A], spec: CapsNetSpec, params: Mapping[str, A], images: A, couplings: bool = False) -> Output[A]:
+    """Return what the network says of images [B, C, H, W], as `CapsNet.forward` does."""
+    run = Run(trace={} if couplings else None)
+    v = forward(ops, spec, params, images, run)
+    found = scores(ops, v)
+    if not isinstance(v, Capsules):
+        return Output(None, None, scores=found)
+    size = found if v.activation is None else lengths(ops, v.pose)
+    told = None if run.trace is None else tuple(_couplings(ops, spec, images, *layer) for layer in run.trace.items())
+    return Output(size, v.pose, None, told, found)
+
+
+def _couplings(ops: Ops[A], spec: CapsNetSpec, images: Any, name: str, iterations: list[Iteration[A]]) -> tuple[A, ...]:
+    """Return the couplings of a layer as [B, N, J], the uniform first one written out."""
+    row = next(row for row in spec.rows if row.name == name)
+    shape = images.shape[0], row.input.dims[0], row.output.dims[0]
+    return tuple(
+        ops.asarray(np.full(shape, c), images) if isinstance(c, float) else ops.transpose(c, (1, 2, 0))
+        for c, _ in iterations
+    )
 
 
 def check_images(spec: CapsNetSpec, x: Any, dtype: str = "float", least: int = 0) -> None:
@@ -228,9 +237,13 @@ class Learner(Generic[A]):
         if options:
             raise ShapeError(f"this backend has no option {', '.join(options)}; the torch backend does")
         self.net, self.reconstruction, self.steps = net, reconstruction, 0
-        self.learning = {name: net.params[name] for name, param in net.spec.params.items() if param.learns}
-        self.first = {name: np.zeros_like(p) for name, p in self.learning.items()}
-        self.second = {name: np.zeros_like(p) for name, p in self.learning.items()}
+        self.first = {name: np.zeros_like(net.params[name]) for name, p in net.spec.params.items() if p.learns}
+        self.second = {name: np.zeros_like(m) for name, m in self.first.items()}
+
+    @property
+    def learning(self) -> dict[str, A]:
+        """Name → array of each parameter that learns, as the network has it now."""
+        return {name: self.net.params[name] for name in self.first}
 
     def hold(self, data: Samples, margin: int) -> Samples:
         """Return images to learn from, with a margin, where this backend computes: on a CPU, as they are."""
@@ -263,10 +276,11 @@ class Learner(Generic[A]):
             return value
 
         run = Run(training=True, step=self.steps, statistics={})
-        value, gradients = value_and_gradients(ops, loss, self.learning)
+        learning = self.learning
+        value, gradients = value_and_gradients(ops, loss, learning)
         self.steps += 1
         slow, fast = 1 - 0.999**self.steps, 1 - 0.9**self.steps
-        for name, p in self.learning.items():
+        for name, p in learning.items():
             g, m, v = gradients[name], self.first[name], self.second[name]
             m += (g - m) * (1 - 0.9)
             v += (g * g - v) * (1 - 0.999)

@@ -165,6 +165,8 @@ def to_host(x: Any) -> NDArray[Any]:
         if not hasattr(x, "get"):
             raise
         host = np.asarray(x.get())
+    if host.dtype.name == "bfloat16":  # of JAX
+        host = host.astype(np.float32)
     if host.dtype.kind not in "biufc":
         raise ShapeError(f"wanted an array of numbers, not {short(x)}, of dtype {host.dtype}")
     own = np.dtype(np.float64) if host.dtype.kind == "f" and host.itemsize > 8 else host.dtype.newbyteorder("=")

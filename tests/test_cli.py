@@ -234,7 +234,10 @@ def wrong(tmp_path, model):
             ["train", "--resume", tmp_path, "--rate", "0.1", "--amp"],
             "as it began: without --amp, --rate, beside --resume",
         ),
-        (["train", "--backend", "tensorflow"], "there is no backend 'tensorflow'; choose one of cupy, numpy, torch"),
+        (
+            ["train", "--backend", "tensorflow"],
+            "there is no backend 'tensorflow'; choose one of cupy, jax, numpy, torch",
+        ),
         (["train", "--backend", "numpy", "--amp", "--out", tmp_path / "amp"], "no option amp"),
         (["train", "--preset", "cifar10"], "1×28×28"),
         (["predict", model, tmp_path / "garbage.png"], "garbage.png"),

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from capscore.layer import Capsules, Layer, Plan, Run, Shape
 from capscore.ops import A, Ops
@@ -42,7 +39,6 @@ class Dropout(Layer):
         dims = run.input.dims
         if self.whole and len(dims) > 1:
             dims = (dims[0], *([1] * (len(dims) - 1)))
-        rng = np.random.default_rng([run.seed, run.step, zlib.crc32(run.path.encode())])
-        kept = rng.random((array.shape[0], *dims)) >= self.rate  # training alone reads the batch
-        y = array * ops.asarray(kept / (1 - self.rate), array)
+        shape = array.shape[0], *dims  # training alone reads the batch
+        y = array * run.draw(ops, lambda rng: (rng.random(shape) >= self.rate) / (1 - self.rate), shape, array)
         return x._replace(pose=y) if isinstance(x, Capsules) else y
