@@ -27,7 +27,7 @@ from .train import BEST, LAST, LOG, Recipe, Reporter, Stopped, accuracy, alone, 
 from .verify import verify
 
 app = typer.Typer(
-    help="Capsule networks on NumPy, CuPy and PyTorch: train, look inside, export to ONNX.",
+    help="Capsule networks on NumPy, CuPy, PyTorch and JAX: train, look inside, export to ONNX.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -42,7 +42,7 @@ Data = Annotated[str, typer.Option(help=f"{NAMES}, a folder of images, or an .np
 DataDir = Annotated[Path | None, typer.Option(help="Folder with mnist/, cifar10/ and so on; else CAPSCORE_DATA.")]
 Backend = Annotated[
     str | None,
-    typer.Option("--backend", help="numpy, torch or cupy; else CAPSCORE_BACKEND, else torch if installed, else numpy."),
+    typer.Option("--backend", help="numpy, torch, cupy or jax; else CAPSCORE_BACKEND, torch if installed, numpy."),
 ]
 Provider = Annotated[
     str | None,

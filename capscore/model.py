@@ -1,4 +1,4 @@
-"""The network and the learner that NumPy and CuPy use as they are and PyTorch adapts."""
+"""The network and the learner that NumPy and CuPy use as they are and PyTorch and JAX adapt."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The whole contract between the core and a backend: arrays that do arithmetic, and the functions of `Ops`.
 
-A backend is a module of these functions; the module itself satisfies `Ops` structurally. NumPy, CuPy and
-PyTorch supply them over their arrays, `capscore.grad` over arrays that remember how they were made, and
+A backend is a module of these functions; the module itself satisfies `Ops` structurally. NumPy, CuPy, PyTorch and
+JAX supply them over their arrays, `capscore.grad` over arrays that remember how they were made, and
 `capscore.export.onnx` over the values of a graph that it writes down.
 
 Whatever is written over the ops keeps four rules, so that it runs on all of them: the batch size is never

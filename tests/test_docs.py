@@ -53,9 +53,9 @@ def routings() -> Iterator[None]:
 @pytest.mark.parametrize("page", [p for p in PAGES if snippets.blocks(p)], ids=lambda p: str(p.relative_to(DOCS)))
 def test_the_python_of_a_page(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, routings: None) -> None:
     code = "\n".join(block.code for block in snippets.blocks(page) if block.why is None)
-    for library, requirement in (("torch", "torch"), ("export", "onnx")):
+    for library, requirement in (("torch", "torch"), ("jax", "jax"), ("export", "onnx")):
         if re.search(rf"^(from|import) .*\b{library}\b", code, re.MULTILINE):
-            need("torch" if library == "torch" else "onnxruntime", requirement)
+            need("onnxruntime" if library == "export" else library, requirement)
     monkeypatch.chdir(tmp_path)
     if page.name == "deploy.md":  # it begins with files that the command line has written
         from capscore.export import onnx
