@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -50,6 +51,16 @@ def test_help_and_version():
     for command in COMMANDS:
         assert "--help" in capscore(command, "--help")
     assert capscore("--version").strip() == __version__
+
+
+def test_a_training_goes_on_and_is_measured_on_jax(model, tmp_path):
+    need("jax", "jax")
+    run = shutil.copytree(model.parent, tmp_path / "run")
+    assert "epoch 3/3 loss" in capscore("train", "--resume", run, "--epochs", 3, "--backend", "jax")
+    assert len((run / "log.jsonl").read_text().splitlines()) == 3
+    found = [capscore("eval", run / "best.safetensors", "--backend", name) for name in ("jax", "numpy")]
+    assert "of 1,000 test images of digits are wrong" in found[0]
+    assert found[0].split(" of ")[0] == found[1].split(" of ")[0]
 
 
 def test_eval_export_inspect_verify(model, tmp_path):
