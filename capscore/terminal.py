@@ -13,7 +13,7 @@ import json
 import re
 import sys
 from collections.abc import Iterable
-from typing import Any
+from typing import IO, Any, cast
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
@@ -61,6 +61,16 @@ class Terminal(Console):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+    @property
+    def file(self) -> IO[str]:
+        """The stream itself: while a bar is drawn, rich lays a proxy of its own on the guarded one."""
+        file = super().file
+        return cast(IO[str], getattr(file, "rich_proxied_file", file))
+
+    @file.setter
+    def file(self, stream: IO[str]) -> None:
+        self._file = stream
 
     @property
     def encoding(self) -> str:
