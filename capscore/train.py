@@ -170,6 +170,7 @@ def train(
     """
     folder = Path(folder)
     for dataset, what in ((data, "training"), (held_out, "held-out")):
+        _check_samples(dataset, what)
         if len(dataset.classes) != net.spec.classes:
             raise ShapeError(f"the {what} set has {len(dataset.classes)} classes; the network has {net.spec.classes}")
     data, held_out = check_dataset(net, data, "training"), check_dataset(net, held_out, "held-out")
@@ -376,11 +377,7 @@ def check_dataset(
 
     Raises ShapeError unless these are `Samples`, of the network's size, and DataError if the classes are others.
     """
-    if not isinstance(data, Samples):
-        raise ShapeError(
-            f"the {what} set is {short(data)}, a {type(data).__name__}: give a capscore.data.Dataset(images, labels, "
-            "classes) of NumPy arrays, or what capscore.data.load returns; training shuffles and batches it itself"
-        )
+    _check_samples(data, what)
     if not len(data):
         raise ShapeError(f"the {what} set has no images")
     if data.size != net.spec.input:
@@ -389,6 +386,14 @@ def check_dataset(
     if note:
         say(note)
     return matched
+
+
+def _check_samples(data: Any, what: str) -> None:
+    if not isinstance(data, Samples):
+        raise ShapeError(
+            f"the {what} set is {short(data)}, a {type(data).__name__}: give a capscore.data.Dataset(images, labels, "
+            "classes) of NumPy arrays, or what capscore.data.load returns; training shuffles and batches it itself"
+        )
 
 
 def _make(folder: Path) -> None:
