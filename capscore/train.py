@@ -32,7 +32,8 @@ from .model import CapsNet, Learner
 from .spec import CapsNetSpec
 
 BEST, LAST, LOG = "best.safetensors", "last.safetensors", "log.jsonl"
-CLOSED = (errno.EPIPE, errno.EIO)  # errors of an output that nobody reads any more: a pipe, a terminal
+# Errors of an output that takes no more: a pipe or a terminal that nobody reads, a log on a full disk.
+CLOSED = (errno.EPIPE, errno.EIO, errno.ENOSPC, errno.EDQUOT)
 READ_SECONDS = 0.1  # how long losses may stay unread on a device: it would stand idle whenever one is waited for
 
 
@@ -165,7 +166,8 @@ def train(
     ------
     TrainingError : the loss is not finite, nothing can learn, there is one class, or the checkpoint is damaged or
         belongs to other settings or data
-    Stopped : by Ctrl-C, SIGTERM, SIGHUP or a reporter whose output is closed, a KeyboardInterrupt after a checkpoint
+    Stopped : by Ctrl-C, SIGTERM, SIGHUP or a reporter whose output is closed or full: a KeyboardInterrupt, after a
+        checkpoint
     KeyboardInterrupt : by a second one, at once
     """
     folder = Path(folder)
@@ -207,7 +209,7 @@ def train(
                 except OSError as error:
                     if error.errno not in CLOSED:
                         raise
-                    listeners.remove(reporter)  # its pipe or its terminal is gone
+                    listeners.remove(reporter)  # what it writes to is gone or full
                     interrupts.asked = True
 
         def take_in() -> None:
