@@ -44,7 +44,8 @@ def train(
     ------
     TrainingError : the loss is not finite, nothing can learn, there is one class, or the checkpoint is damaged or
         belongs to other settings or data
-    Stopped : by Ctrl-C, SIGTERM, SIGHUP or a reporter whose output is closed or full, a KeyboardInterrupt after a checkpoint
+    Stopped : by Ctrl-C, SIGTERM, SIGHUP or a reporter whose output is closed or full: a KeyboardInterrupt, after a
+        checkpoint
     KeyboardInterrupt : by a second one, at once
     """
     folder = Path(folder)
