@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import glob
 import os
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 from conftest import need
 
+ROOT = Path(__file__).parents[1]
 HEAVY = ["torch", "cupy", "onnx", "onnxruntime", "matplotlib", "PIL", "rich", "typer", "pooch", "jax", "tensorflow"]
 BLOCK = """
 import sys
@@ -176,9 +178,18 @@ print(all(hasattr(capscore, n) for n in capscore.__all__), capscore.__version__)
     assert python(code) == "True 0.2.0"
 
 
+def test_the_loop_and_the_commands_read_at_a_glance() -> None:
+    lines = {}
+    for path in [*ROOT.glob("capscore/train/*.py"), *ROOT.glob("capscore/cli/*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                lines[f"{path.stem}.{node.name}"] = (node.end_lineno or 0) - node.lineno + 1
+    assert lines["loop.train"] <= 40
+    assert {name: count for name, count in lines.items() if count > 60} == {}
+
+
 # ---------------------------------------------------------------------------------------------------- the wheel
 
-ROOT = Path(__file__).parents[1]
 BUILD = "from setuptools.build_meta import build_wheel; print(build_wheel('dist'))"
 
 

@@ -10,8 +10,8 @@ from conftest import backend
 from test_train import RECIPE, TINY, run, stopping
 from typer.testing import CliRunner
 
-from capscore import PRESETS, CrossEntropy, MarginLoss, SpreadLoss, cli, modelfile
-from capscore.cli.choices import LOSSES, OPTIMISERS, SCHEDULES, choose
+from capscore import PRESETS, CrossEntropy, Linear, MarginLoss, SpreadLoss, cli, modelfile
+from capscore.cli.choices import LOSSES, OPTIMISERS, SCHEDULES, choose, choose_loss
 from capscore.data import Dataset, Pairs, balanced, load
 from capscore.errors import CapscoreError, TrainingError
 from capscore.optim import SGD, Adam, AdamW, Cosine, Exponential, OneCycle, Steps
@@ -323,6 +323,13 @@ def test_every_kind_can_be_chosen_as_it_is():
     schedules = [choose("schedule", SCHEDULES, name, at=(1,) if name == "steps" else None) for name in SCHEDULES]
     assert schedules == [Exponential(), Cosine(), OneCycle(), Steps((1,))]
     assert [choose("loss", LOSSES, name) for name in LOSSES] == [MarginLoss(), SpreadLoss(), CrossEntropy()]
+
+
+def test_cross_entropy_fits_the_scores_and_the_labels(digits):
+    scores = TINY.replace(layers=(*TINY.layers[:1], Linear(10)), decoder=None)
+    several = Pairs(digits[0], 0, 1)
+    found = [choose_loss(spec, data, "cross-entropy", None) for spec in (TINY, scores) for data in (digits[0], several)]
+    assert found == [CrossEntropy(10.0), CrossEntropy(10.0, False), CrossEntropy(1.0), CrossEntropy(1.0, False)]
 
 
 def test_balanced_weights_count_what_is_shown(digits):

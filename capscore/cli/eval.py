@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from capscore.cli.app import app, say
+from capscore.cli.datasets import counted, datasets, parted
 from capscore.cli.shared import (
     Backend,
     Data,
@@ -15,10 +16,7 @@ from capscore.cli.shared import (
     Provider,
     TakesFloats,
     Threads,
-    counted,
-    datasets,
     open_model,
-    parted,
     takes_bytes,
 )
 from capscore.errors import CapscoreError

@@ -11,7 +11,8 @@ import typer
 
 from capscore import backend
 from capscore.cli.app import app, say
-from capscore.cli.shared import Backend, Data, DataDir, Weights, datasets, default_backend
+from capscore.cli.datasets import datasets
+from capscore.cli.shared import Backend, Data, DataDir, Weights, default_backend
 from capscore.train import LOG
 
 

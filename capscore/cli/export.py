@@ -12,7 +12,8 @@ from rich.table import Table
 
 from capscore import backend
 from capscore.cli.app import app, console, say
-from capscore.cli.shared import DataDir, TakesFloats, Weights, counted, datasets
+from capscore.cli.datasets import counted, datasets
+from capscore.cli.shared import DataDir, TakesFloats, Weights
 from capscore.errors import ModelFileError
 from capscore.train import accuracy
 

@@ -12,8 +12,9 @@ import typer
 from capscore import PRESETS, CapsNetSpec, backend, modelfile
 from capscore.cli.app import app, say
 from capscore.cli.choices import OPTIMISERS, SCHEDULES, choose, choose_loss
+from capscore.cli.datasets import say_notes
 from capscore.cli.options import TrainOptions, taking
-from capscore.cli.shared import default_backend, preset, read_spec, say_notes, size_text
+from capscore.cli.shared import default_backend, preset, read_spec, size_text
 from capscore.cli.training import Setup, run_training
 from capscore.data import NAMES, Samples, load, rule_of
 from capscore.data.images import size_that_fits

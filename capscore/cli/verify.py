@@ -8,7 +8,8 @@ import typer
 
 from capscore import modelfile
 from capscore.cli.app import app
-from capscore.cli.shared import DataDir, Weights, datasets, show_agreement
+from capscore.cli.datasets import datasets
+from capscore.cli.shared import DataDir, Weights, show_agreement
 
 
 @app.command("verify")

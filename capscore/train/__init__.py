@@ -2,6 +2,14 @@
 
 What is drawn at random (order of the images, their shifts) depends on the seed, the epoch and the step alone,
 so a resumed run needs no generator's state: it goes on exactly where it was.
+
+A training leaves in its folder:
+
+- `best.safetensors`, the model of highest held-out accuracy. With `Recipe.average` it holds the averaged weights.
+- `last.safetensors`, a model, and all that resuming needs: written every epoch, once a minute and when interrupted.
+- `log.jsonl`, one line for each epoch.
+
+Every file tells how the data were split, and has fingerprints of both parts.
 """
 
 from capscore.train.batches import batches, check_dataset

@@ -33,20 +33,13 @@ def train(
 ) -> list[dict[str, Any]]:
     """Train `net` in place and return the log's rows, one per epoch.
 
-    `folder` receives `last.safetensors` (a model, and all that resuming needs; written every epoch, every
-    `checkpoint_seconds` and when interrupted), `best.safetensors` (the model of highest held-out accuracy)
-    and `log.jsonl`. With `resume` training goes on from `last.safetensors`, to the bit on a CPU with as many threads;
-    with others a TrainingWarning says so. What was frozen (`learner.frozen`) stays frozen. `resuming` are JSON values
-    that only the checkpoint keeps, such as the path of the data. How the data were split, and fingerprints of both
-    parts, are kept with every file. Classes are matched by name.
+    `folder` receives the files that `capscore.train` lists. With `resume` training goes on from `last.safetensors`, to
+    the bit on a CPU with as many threads; a TrainingWarning tells of others. What was frozen stays frozen. Classes are
+    matched by name. `resuming` are JSON values that only the checkpoint keeps, such as the path of the data.
 
-    Raises
-    ------
-    TrainingError : the loss is not finite, nothing can learn, there is one class, or the checkpoint is damaged or
-        belongs to other settings or data
-    Stopped : by Ctrl-C, SIGTERM, SIGHUP or a reporter whose output is closed or full: a KeyboardInterrupt, after a
-        checkpoint
-    KeyboardInterrupt : by a second one, at once
+    Raises TrainingError (the loss is not finite, nothing can learn, there is one class, the checkpoint is damaged or
+    belongs to other settings or data), Stopped (after a checkpoint: by Ctrl-C, SIGTERM, SIGHUP or a reporter whose
+    output is closed or full), KeyboardInterrupt (by a second Ctrl-C, at once).
     """
     folder = Path(folder)
     data, held_out = _fitting(net, learner, data, held_out, recipe)

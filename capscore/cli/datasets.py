@@ -1,0 +1,71 @@
+"""Datasets as a model knows them, and what has to be said of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from capscore.cli.app import say
+from capscore.data import Samples, absent, changes, fingerprint, load, rule_of, whole
+from capscore.data.split import Rule
+from capscore.train import check_dataset
+
+
+def datasets(net: Any, data: str, data_dir: Path | None, split: str = "held-out") -> tuple[Samples, Samples]:
+    """Return (train, test) of a dataset as a model knows them: its split and seed, its classes by name; say the rest.
+
+    With `split` "all" a set that the model's split would part is returned twice.
+    """
+    told = net.provenance
+    recipe = told.get("recipe")
+    seed = recipe.get("seed") if isinstance(recipe, dict) else None
+    seed = seed if type(seed) is int and seed >= 0 else 0
+    rule = rule_of(told)
+    sets = load(data, data_dir=data_dir, size=net.spec.input, seed=seed, split=whole if split == "all" else rule)
+    say_notes(*sets)
+    train_set = check_dataset(net, sets[0], "training")
+    test = check_dataset(net, sets[1], "test", lambda note: say(f"note: {note}"))
+    if parted(test) and split != "all" and (doubt := _doubt(told, rule, train_set, test)):
+        say(f"note: {doubt}")
+    return train_set, test
+
+
+def _doubt(told: Mapping[str, Any], rule: Rule | None, train_set: Samples, test: Samples) -> str:
+    """Say in which way images that are held out now may not be those that were when a model was trained."""
+    if rule is None:
+        return "the model's file does not tell how its training set was split: it may have seen some of these images"
+    if "split" not in told:
+        older = "the model is older than splits that are kept with it"
+        if told.get("training_images") == len(train_set):
+            return f"{older}: its data are split by its seed, as they were"
+        return f"{older}, and its data changed: it may have seen some of these images"
+    if told["split"] == {"rule": "own"}:
+        return "the model was trained on data with a test set of their own: it may have seen some of these images"
+    before, now = told.get("fingerprints"), fingerprint(test)
+    before = before.get("held_out") if isinstance(before, dict) else None
+    if isinstance(before, dict) and before.get("content") == now["content"]:  # in any order
+        return ""
+    return f"the held-out images are not quite those of the training: {changes(before, now)}"
+
+
+def parted(data: Samples) -> bool:
+    """Whether a set is a part, by a rule of capscore's, of one that came without a test set."""
+    return getattr(data, "split", None) is not None
+
+
+def counted(sets: Sequence[Samples], split: str, data: str) -> str:
+    """Say how many images were scored, and which."""
+    tested = "held-out" if parted(sets[0]) else "test"
+    kinds = {"held-out": tested, "train": "training", "all": f"training and {tested}"}
+    return f"{sum(map(len, sets)):,} {kinds[split]} images of {data}"
+
+
+def say_notes(train_set: Samples, test: Samples, say: Callable[[str], object] = say) -> None:
+    """Say what reading the sets lost or passed over, and which classes have no images."""
+    told = [note for each in (train_set, test) for note in getattr(each, "notes", ())]
+    for each, what in ((train_set, "training"), (test, "test")):
+        if lacking := absent(each):
+            told.append(f"the {what} set has no images of {', '.join(lacking):.200}")
+    for note in dict.fromkeys(told):
+        say(f"note: {note}")
