@@ -51,7 +51,7 @@ $(VENV)/demo.stamp: pyproject.toml constraints.txt | $(VENV)/bin/python
 	touch $@
 
 $(VENV)/test.stamp: pyproject.toml constraints.txt $(VENV)/demo.stamp
-	$(INSTALL) --editable '.[torch,onnx,plot,docs,dev]' tensorboard
+	$(INSTALL) --editable '.[torch,jax,onnx,plot,docs,dev]' tensorboard
 	touch $@
 
 $(VENV)/docs.stamp: pyproject.toml constraints.txt | $(VENV)/bin/python

@@ -1,4 +1,4 @@
-"""Capsule networks on NumPy, CuPy and PyTorch from one spec, trained anywhere and exported to ONNX.
+"""Capsule networks on NumPy, CuPy, PyTorch and JAX from one spec, trained anywhere and exported to ONNX.
 
 import capscore as caps                        # the backend named by CAPSCORE_BACKEND, NumPy if unset
 from capscore.backends import torch as caps    # or say it; two backends can live in one process

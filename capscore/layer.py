@@ -7,9 +7,12 @@ first numbers, checks of files, training and the export ask the layer.
 from __future__ import annotations
 
 import math
+import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple
+
+import numpy as np
 
 from .errors import SpecError
 from .init import Constant, Init
@@ -100,9 +103,10 @@ class Run(NamedTuple):
     """What a forward pass carries to its layers, and what these leave in it."""
 
     training: bool = False
-    step: int = 0  # of training: losses may change with it
+    step: int = 0  # of training: for arithmetic, not for branches; a compiled step has no value yet
     seed: int = 0  # of what training draws at random, together with the step
     statistics: dict[str, Any] | None = None  # training leaves the new running statistics here, by parameter name
+    later: Any = None  # later(make, shape, like): make(step) by NumPy, of a compiled step without value; None: at once
     batch_mean: Any = None  # mean(ops, x, axes) over the images of all processes; None: over those at hand
     share: tuple[int, int] = (0, 1)  # (k, n): of n processes, this one has the images k, k + n, k + 2n, … of the batch
     thin: Any = None  # thin(x, rate, dims): dropout by a generator of the backend's; None: see `layers.Dropout`
@@ -126,6 +130,19 @@ class Run(NamedTuple):
         """Leave the new value of a running statistic of this layer."""
         if self.statistics is not None:
             self.statistics[f"{self.path}.{name}"] = value
+
+    def draw(self, ops: Ops[A], make: Callable[[np.random.Generator], Any], shape: tuple[int, ...], like: A) -> A:
+        """Return what `make` draws with NumPy, an array of `shape`: the same on every backend.
+
+        It depends on the seed, the step and the layer alone.
+        """
+
+        def drawn(step: int) -> Any:
+            return make(np.random.default_rng([self.seed, step, zlib.crc32(self.path.encode())]))
+
+        if self.later is not None:
+            return self.later(drawn, shape, like)  # type: ignore[no-any-return]
+        return ops.asarray(drawn(self.step), like)
 
     def mean(self, ops: Ops[A], x: A, axes: tuple[int, ...]) -> A:
         """Return the mean over `axes`, the batch among them, with kept dimensions. Training alone reads the batch."""

@@ -96,8 +96,9 @@ class SpreadLoss(Loss):
 
     def margin(self, step: int) -> float:
         """Return m at a step."""
-        share = min(1.0, step / self.steps) if self.steps else 1.0
-        return self.start + (self.end - self.start) * share
+        ahead = 1.0 - step / self.steps if self.steps else 0.0
+        ahead = (ahead + abs(ahead)) / 2  # at least 0, and no branch: a step that is compiled has no value yet
+        return self.start + (self.end - self.start) * (1.0 - ahead)
 
     def each(self, ops: Ops[A], scores: Any, targets: Any, step: int) -> Any:
         """Return the loss of each image."""

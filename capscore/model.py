@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ClassVar, Generic, NamedTuple, Self
 
@@ -15,7 +15,7 @@ from .data import Samples
 from .errors import ShapeError, TrainingError, check_whole, short
 from .fast.conv import check_tiles, with_tiles
 from .grad import Tape, Var, value_and_gradients
-from .layer import INFERENCE, Capsules, Iteration, Run
+from .layer import INFERENCE, Capsules, Iteration, Row, Run
 from .losses import reconstruction_loss
 from .net import CapsNetSpec, forward, init_params, reconstruct, scores, to_be_drawn
 from .ops import A, Ops, array, check_range, is_float, to_host
@@ -108,16 +108,14 @@ class CapsNet(Generic[A]):
         With `couplings`, the output also holds the coupling coefficients of every routing iteration; routing then runs
         in its plain form, which keeps them, not in the backend's fused one.
         """
-        x = self._images(images)
-        run = self._run(trace=[] if couplings else None)
         with self._reading():
-            v = forward(with_tiles(self.ops, self.fast_conv), self.spec, self.params, x, run)
-        found = scores(self.ops, v)
-        if not isinstance(v, Capsules):
-            return Output(None, None, scores=found)
-        size = found if v.activation is None else lengths(self.ops, v.pose)
-        told = None if run.trace is None else self._couplings(run.trace, x.shape[0])
-        return Output(size, v.pose, None, told, found)
+            found: Output[A] = self._compute(outputs, self._images(images), couplings=couplings)
+        return found
+
+    def _compute(self, function: Callable[..., Any], *arrays: Any, **settings: Any) -> Any:
+        """Return function(ops, spec, params, *arrays, …). A backend that compiles functions does it here."""
+        ops = with_tiles(self.ops, self.fast_conv)
+        return function(ops, self.spec, self.params, *arrays, run=self._run(), **settings)
 
     __call__ = forward
 
@@ -138,22 +136,6 @@ class CapsNet(Generic[A]):
         with self._reading():
             return np.concatenate([to_host(self(images[i : i + batch]).scores) for i in starts])
 
-    def _couplings(self, trace: list[Iteration[A]], batch: int) -> tuple[tuple[A, ...], ...]:
-        """Return the couplings of every layer and iteration as [B, N, J], uniform ones written out."""
-        like, told = next(iter(self.params.values())), []
-        for row in self.spec.rows:
-            shape = batch, row.input.dims[0], row.output.dims[0]
-            found = [each.couplings for each in trace if each.layer == row.name]
-            told.append(
-                tuple(
-                    self.ops.asarray(np.full(shape, c), like)
-                    if isinstance(c, float)
-                    else self.ops.transpose(c, (1, 2, 0))
-                    for c in found
-                )
-            )
-        return tuple(layer for layer in told if layer)
-
     def reconstruct(self, capsules: Any, labels: Any = None) -> A:
         """Draw images [B, C, H, W] from class capsules [B, J, D].
 
@@ -171,7 +153,7 @@ class CapsNet(Generic[A]):
         else:
             mask = self.ops.asarray(one_hot(labels, v.shape[0], count), v)
         with self._reading():
-            drawn: A = reconstruct(self.ops, self.spec, self.params, v, mask, self._run())
+            drawn: A = self._compute(reconstruct, v, mask)
         return drawn
 
     def _images(self, images: Any) -> Any:
@@ -192,6 +174,39 @@ class CapsNet(Generic[A]):
         model = modelfile.read(path)
         about: dict[str, Any] = {"classes": model.classes, "provenance": modelfile.public(model.provenance)}
         return cls(model.spec, model.params, dtype=dtype, fast_conv=fast_conv, **about)
+
+
+def outputs(
+    ops: Ops[A],
+    spec: CapsNetSpec,
+    params: Mapping[str, A],
+    images: A,
+    couplings: bool = False,
+    run: Run = INFERENCE,
+) -> Output[A]:
+    """Return what the network says of images [B, C, H, W], as `CapsNet.forward` does."""
+    trace: list[Iteration[A]] | None = [] if couplings else None
+    v = forward(ops, spec, params, images, run._replace(trace=trace))
+    found = scores(ops, v)
+    if not isinstance(v, Capsules):
+        return Output(None, None, scores=found)
+    size = found if v.activation is None else lengths(ops, v.pose)
+    told = None if trace is None else _couplings(ops, spec, images, trace)
+    return Output(size, v.pose, None, told, found)
+
+
+def _couplings(ops: Ops[A], spec: CapsNetSpec, images: Any, trace: Sequence[Iteration[A]]) -> tuple[tuple[A, ...], ...]:
+    """Return the couplings of every layer and iteration as [B, N, J], uniform ones written out."""
+
+    def of(row: Row) -> tuple[A, ...]:
+        shape = images.shape[0], row.input.dims[0], row.output.dims[0]
+        found = [each.couplings for each in trace if each.layer == row.name]
+        return tuple(
+            ops.asarray(np.full(shape, c), images) if isinstance(c, float) else ops.transpose(c, (1, 2, 0))
+            for c in found
+        )
+
+    return tuple(layer for row in spec.rows if (layer := of(row)))
 
 
 def check_images(spec: CapsNetSpec, x: Any, dtype: str = "float", least: int = 0) -> None:
@@ -300,6 +315,13 @@ class Learner(Generic[A]):
         """Every parameter that is no running statistic, by name."""
         return {name: p for name, p in self.net.params.items() if self.net.spec.params[name].learns}
 
+    def changing(self) -> dict[str, A]:
+        """Return the parameters that a step changes, by name; TrainingError if there are none."""
+        used = {n: p for n, p in self.learning.items() if self.reconstruction or not n.startswith("decoder.")}
+        if not (found := {name: p for name, p in used.items() if name not in self.frozen}):
+            raise nothing_learns()
+        return found
+
     @property
     def slots(self) -> dict[str, tuple[str, ...]]:
         """What `state` holds: the optimiser's slots and "average", each with the names of its parameters."""
@@ -345,10 +367,7 @@ class Learner(Generic[A]):
         They are arrays of the backend: a GPU may still be working on them, and to read them is to wait for it.
         """
         net, ops = self.net, self.net.ops
-        used = [name for name in self.learning if self.reconstruction or not name.startswith("decoder.")]
-        learning = {name: self.learning[name] for name in used if name not in self.frozen}
-        if not learning:
-            raise nothing_learns()
+        learning = self.changing()
         found: list[A] = []
         check_range(images)
         images = ops.asarray(images)

@@ -1,7 +1,7 @@
 """The whole contract between the core and a backend: arrays that do arithmetic, and the functions of `Ops`.
 
-A backend is a module of these functions; the module itself satisfies `Ops` structurally. NumPy, CuPy and
-PyTorch supply them over their arrays, `capscore.grad` over arrays that remember how they were made, and
+A backend is a module of these functions; the module itself satisfies `Ops` structurally. NumPy, CuPy, PyTorch and
+JAX supply them over their arrays, `capscore.grad` over arrays that remember how they were made, and
 `capscore.export.onnx` over the values of a graph that it writes down.
 
 Whatever is written over the ops keeps four rules, so that it runs on all of them: the batch size is never
@@ -209,6 +209,8 @@ def to_host(x: Any) -> NDArray[Any]:
         if not hasattr(x, "get"):
             raise
         host = np.asarray(x.get())
+    if host.dtype.name == "bfloat16":  # of JAX
+        host = host.astype(np.float32)
     if host.dtype.kind not in "biufc":
         raise ShapeError(f"wanted an array of numbers, not {short(x)}, of dtype {host.dtype}")
     own = np.dtype(np.float64) if host.dtype.kind == "f" and host.itemsize > 8 else host.dtype.newbyteorder("=")

@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 import tracemalloc
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import capscore.backends.numpy
@@ -84,9 +84,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason=f"no {library} with a GPU"))
 
 
-@pytest.fixture(scope="session", params=["numpy", "torch", "cupy"])
+EAGER = ["numpy", "torch", "cupy"]  # they compile nothing, and are `capscore.ops.Writable`
+BACKENDS = [*EAGER, "jax"]
+
+
+@pytest.fixture(scope="session", params=BACKENDS)
 def caps(request: pytest.FixtureRequest) -> ModuleType:
     """Each backend in turn."""
+    return backend(request.param)
+
+
+@pytest.fixture(scope="session", params=EAGER)
+def eager_caps(request: pytest.FixtureRequest) -> ModuleType:
+    """Each backend that compiles nothing, and whose arrays can be written into."""
     return backend(request.param)
 
 
@@ -111,7 +121,36 @@ def backend(name: str) -> ModuleType:
     module = need(f"capscore.backends.{name}", name)
     if name == "torch":  # the networks here are so small that a second thread only costs
         sys.modules["torch"].set_num_threads(1)
+    if name == "jax":  # and for these, optimising takes longer than running
+        sys.modules["jax"].config.update("jax_disable_most_optimizations", True)
     return module
+
+
+COMPILED = 4  # examples on a backend that compiles every shape it meets: a network takes it half a second
+
+
+def compiles(caps: ModuleType) -> bool:
+    return caps.__name__.endswith("jax")
+
+
+def whole(caps: ModuleType, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, compiled at once by a backend that would compile each of its ops alone."""
+    return sys.modules["jax"].jit(function) if compiles(caps) else function
+
+
+def given_each(**strategies: Any) -> Callable[[Callable[..., None]], Callable[[ModuleType], None]]:
+    """Like hypothesis's `given`, for a test of the fixture `caps`: fewer examples where each is compiled."""
+
+    def decorate(test: Callable[..., None]) -> Callable[[ModuleType], None]:
+        many = given(**strategies)(test)
+        few = settings(max_examples=COMPILED)(given(**strategies)(test))
+
+        def run(caps: ModuleType) -> None:
+            (few if compiles(caps) else many)(caps=caps)
+
+        return run
+
+    return decorate
 
 
 @pytest.fixture

@@ -22,6 +22,12 @@ from capscore.routing import DynamicRouting
 HOST = pytest.mark.parametrize("library", ["numpy", "torch"])
 
 
+@pytest.fixture(scope="module")
+def caps(eager_caps: ModuleType) -> ModuleType:
+    """Each backend that has what is tested here."""
+    return eager_caps
+
+
 def address(x: Any) -> int:
     return int(x.data_ptr() if hasattr(x, "data_ptr") else x.__array_interface__["data"][0])
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -50,6 +51,16 @@ def test_help_and_version():
     for command in COMMANDS:
         assert "--help" in capscore(command, "--help")
     assert capscore("--version").strip() == __version__
+
+
+def test_a_training_goes_on_and_is_measured_on_jax(model, tmp_path):
+    need("jax", "jax")
+    run = shutil.copytree(model.parent, tmp_path / "run")
+    assert "epoch 3/3 loss" in capscore("train", "--resume", run, "--epochs", 3, "--backend", "jax")
+    assert len((run / "log.jsonl").read_text().splitlines()) == 3
+    found = [capscore("eval", run / "best.safetensors", "--backend", name) for name in ("jax", "numpy")]
+    assert "of 1,000 test images of digits are wrong" in found[0]
+    assert found[0].split(" of ")[0] == found[1].split(" of ")[0]
 
 
 def test_eval_export_inspect_verify(model, tmp_path):
@@ -264,7 +275,10 @@ def wrong(tmp_path, model):
             ["train", "--resume", tmp_path, "--rate", "0.1", "--amp"],
             "as it began: without --amp, --rate, beside --resume",
         ),
-        (["train", "--backend", "tensorflow"], "there is no backend 'tensorflow'; choose one of cupy, numpy, torch"),
+        (
+            ["train", "--backend", "tensorflow"],
+            "there is no backend 'tensorflow'; choose one of cupy, jax, numpy, torch",
+        ),
         (["train", "--backend", "numpy", "--amp", "--out", tmp_path / "amp"], "no option amp"),
         (["train", "--preset", "cifar10"], "1×28×28"),
         (["eval", model, "--split", "test"], "choose one of held-out, train, all"),

@@ -45,6 +45,12 @@ LAYER = {tiles: SHARE[tiles] for tiles in ("3x3", "6x6")}
 LENGTHS = {"3x3": 5e-7, "6x6": 5e-6}
 
 
+@pytest.fixture(scope="module")
+def caps(eager_caps: ModuleType) -> ModuleType:
+    """Each backend that has what is tested here."""
+    return eager_caps
+
+
 @pytest.fixture(scope="module", autouse=True)
 def narrow() -> Iterator[None]:
     """Have layers transformed that are narrower than where it pays, so that the tests are fast."""

@@ -55,7 +55,8 @@ def routings() -> Iterator[None]:
 @pytest.mark.parametrize("page", [p for p in PAGES if snippets.blocks(p)], ids=lambda p: str(p.relative_to(DOCS)))
 def test_the_python_of_a_page(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, routings: None) -> None:
     code = "\n".join(block.code for block in snippets.blocks(page) if block.why is None)
-    wanted = {"torch": "torch", "export": "onnxruntime", "onnxruntime": "onnxscript", "lightning": "lightning"}
+    wanted = {"torch": "torch", "jax": "jax", "export": "onnxruntime", "onnxruntime": "onnxscript"}
+    wanted |= {"lightning": "lightning"}
     for library, module in wanted.items():
         if re.search(rf"^(from|import) .*\b{library}\b", code, re.MULTILINE):
             need(module, "onnx" if "onnx" in module else library)

@@ -10,6 +10,7 @@ import numpy as np
 import oracle
 import pytest
 from conftest import (
+    BACKENDS,
     DTYPES,
     FLOAT32,
     FLOAT64,
@@ -18,11 +19,13 @@ from conftest import (
     TOLERANCE,
     backend,
     close,
+    given_each,
     plain,
     random_images,
     random_params,
     small_spec,
     specs,
+    whole,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -32,7 +35,7 @@ from capscore.errors import ShapeError
 from capscore.routing import LinearVotes, dynamic_routing
 
 
-@given(spec=specs(), seed=SEEDS, dtype=DTYPES, batch=st.integers(1, 3))
+@given_each(spec=specs(), seed=SEEDS, dtype=DTYPES, batch=st.integers(1, 3))
 def test_every_backend_is_the_paper(caps: ModuleType, spec: CapsNetSpec, seed: int, dtype: str, batch: int) -> None:
     params, images = random_params(spec, seed, dtype), random_images(spec, batch, seed, dtype)
     expected = oracle.network(plain(spec), params, images)
@@ -171,7 +174,7 @@ def test_weights_trained_by_somebody_else_drop_in(
 def test_parameters_travel_between_all_backends(caps: ModuleType) -> None:
     spec = small_spec()
     net = caps.CapsNet(spec, random_params(spec), dtype="float64")
-    for name in ("numpy", "torch", "cupy"):
+    for name in BACKENDS:
         other = backend(name)
         copy = other.CapsNet(spec, net.params, dtype="float64")
         assert list(copy.params) == list(spec.parameters)
@@ -200,7 +203,7 @@ def test_a_network_does_not_share_memory_with_the_weights_given(caps: ModuleType
 # ----------------------------------------------------------------- an image's answer depends on that image alone
 
 
-@pytest.fixture(params=["numpy", "torch", "cupy", "onnx"])
+@pytest.fixture(params=[*BACKENDS, "onnx"])
 def predict(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
     """Images → lengths, capsules and reconstruction of one network, on each backend and in ONNX Runtime."""
     spec = small_spec()
@@ -252,7 +255,7 @@ def test_an_empty_batch_has_an_empty_answer(predict: Any) -> None:
 # --------------------------------------------------------------------------- the routing and the votes by themselves
 
 
-@given(
+@given_each(
     shape=st.tuples(*[st.integers(1, n) for n in (3, 6, 5, 4)]),
     seed=SEEDS,
     iterations=st.integers(1, 5),
@@ -263,7 +266,7 @@ def test_dynamic_routing_of_a_plain_array_is_procedure_1(
     caps: ModuleType, shape: tuple[int, ...], seed: int, iterations: int, leaky: bool, dtype: str
 ) -> None:
     u_hat = np.random.default_rng(seed).normal(0, 0.5, shape).astype(dtype)  # [B, N, J, D]
-    v = dynamic_routing(caps, caps.asarray(u_hat), iterations=iterations, leaky=leaky)
+    v = whole(caps, lambda votes: dynamic_routing(caps, votes, iterations, leaky))(caps.asarray(u_hat))
     nothing = np.zeros(shape[2:])
     wanted = [oracle.routing(each.astype(np.float64), nothing, iterations, leaky)[0] for each in u_hat]
     close(caps.to_numpy(v), np.array(wanted), TOLERANCE[dtype])
@@ -278,16 +281,20 @@ def test_dynamic_routing_routes_three_times_unless_told(caps: ModuleType) -> Non
         dynamic_routing(caps, u_hat, 0)
 
 
-@given(shape=st.tuples(*[st.integers(1, n) for n in (3, 6, 5, 4, 3)]), seed=SEEDS)
+@given_each(shape=st.tuples(*[st.integers(1, n) for n in (3, 6, 5, 4, 3)]), seed=SEEDS)
 def test_votes_never_written_down_are_the_votes(caps: ModuleType, shape: tuple[int, ...], seed: int) -> None:
     b, n, j, d, k = shape
     rng = np.random.default_rng(seed)
     u, w, bias = rng.normal(size=(b, n, k)), rng.normal(size=(n, j, d, k)), rng.normal(size=(j, d))
     u_hat = np.array([oracle.votes(each, w) for each in u])
     c, v = rng.random((j, b, n)), rng.normal(size=(j, b, d))
-    votes = LinearVotes(caps, caps.asarray(u), caps.asarray(w), caps.asarray(bias), (n, j, d, k))
-    close(caps.to_numpy(votes.array()), u_hat, FLOAT64)
-    summed = np.einsum("jbn,bnjd->jbd", c, u_hat) + bias[:, None]
-    close(caps.to_numpy(votes.combine(caps.asarray(c))), summed, FLOAT64)
-    close(caps.to_numpy(votes.combine(0.25)), 0.25 * np.einsum("bnjd->jbd", u_hat) + bias[:, None], FLOAT64)
-    close(caps.to_numpy(votes.agree(caps.asarray(v))), np.einsum("bnjd,jbd->jbn", u_hat, v), FLOAT64)
+
+    def ask(u: Any, w: Any, bias: Any, c: Any, v: Any) -> list[Any]:
+        votes = LinearVotes(caps, u, w, bias, (n, j, d, k))
+        return [votes.array(), votes.combine(c), votes.combine(0.25), votes.agree(v)]
+
+    written, summed, mean, agreed = map(caps.to_numpy, whole(caps, ask)(*map(caps.asarray, (u, w, bias, c, v))))
+    close(written, u_hat, FLOAT64)
+    close(summed, np.einsum("jbn,bnjd->jbd", c, u_hat) + bias[:, None], FLOAT64)
+    close(mean, 0.25 * np.einsum("bnjd->jbd", u_hat) + bias[:, None], FLOAT64)
+    close(agreed, np.einsum("bnjd,jbd->jbn", u_hat, v), FLOAT64)

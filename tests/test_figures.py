@@ -84,9 +84,9 @@ def test_the_steps_are_those_of_the_paper() -> None:
 @pytest.mark.parametrize("leaky", [False, True])
 @pytest.mark.parametrize("iterations", [1, 4])
 @pytest.mark.parametrize("layers", [1, 2])
-def test_agreement(caps: ModuleType, layers: int, iterations: int, leaky: bool) -> None:
+def test_agreement(eager_caps: ModuleType, layers: int, iterations: int, leaky: bool) -> None:
     last = one_layer(iterations=iterations, leaky=leaky)
-    net = network(caps, capsules=(DenseCaps(4, dim=5),) * (layers - 1) + last)
+    net = network(eager_caps, capsules=(DenseCaps(4, dim=5),) * (layers - 1) + last)
     images = random_images(net.spec, 3)
     output, found = net(images, couplings=True), figures.agreement(net, images)
     n = net.spec.rows[-1].input.dims[0]
@@ -263,8 +263,8 @@ def test_pictures_can_be_made_in_threads(tmp_path: Path) -> None:
     assert len({path.read_bytes() for path in paths}) == 1
 
 
-def test_explore(caps: ModuleType, tmp_path: Path) -> None:
-    net = network(caps, dtype="float32")
+def test_explore(eager_caps: ModuleType, tmp_path: Path) -> None:
+    net = network(eager_caps, dtype="float32")
     data = Dataset(random_images(net.spec, 9, dtype="float32"), np.arange(9) % 3, LONG)
     paths = figures.explore(net, data, tmp_path / "new" / "folder", ROWS, count=4)
     wanted = ["reconstructions", "perturbations", "couplings", "lengths", "curves"]

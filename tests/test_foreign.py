@@ -243,3 +243,13 @@ def test_such_an_environment_is_one_line_of_the_command(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("capscore: error: the environment variable RANK is not set")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "cure"),
+    [(0, 255, "divide by the maximum"), (-0.4, 2.8, "undoes a standardisation"), (0, np.nan, "replace what is not")],
+)
+def test_floats_beyond_the_range_are_refused_with_a_cure_for_them(low: float, high: float, cure: str) -> None:
+    images = np.array([low, high], np.float32).reshape(2, 1, 1, 1)
+    with pytest.raises(DataError, match=cure):
+        Dataset(images, np.zeros(2, np.int64), ("a",))

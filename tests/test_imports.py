@@ -85,6 +85,12 @@ def test_torch_loads_no_library_of_another_backend() -> None:
     assert loaded_by("import capscore as caps; caps.CapsNet", CAPSCORE_BACKEND="torch") == {"torch"}
 
 
+def test_jax_loads_no_library_of_another_backend() -> None:
+    need("jax", "jax")
+    assert loaded_by("import capscore.backends.jax") == {"jax"}
+    assert loaded_by("import capscore as caps; caps.CapsNet", CAPSCORE_BACKEND="jax") == {"jax"}
+
+
 def test_losses_and_specs_wait_for_a_backend_even_when_one_is_chosen() -> None:
     assert loaded_by("from capscore import losses; from capscore import PRESETS", CAPSCORE_BACKEND="torch") == set()
 
@@ -97,7 +103,7 @@ def test_the_exporter_loads_no_other_backend_and_the_runtime_none() -> None:
     assert loaded_by("import capscore.export.runtime") == {"onnx", "onnxruntime"}  # onnx checks a file before it is run
 
 
-@pytest.mark.parametrize("name", ["numpy", "torch"])
+@pytest.mark.parametrize("name", ["numpy", "torch", "jax"])
 def test_the_environment_chooses_the_backend(name: str) -> None:
     need(name, name)
     code = (
@@ -127,7 +133,7 @@ except BackendError as error:
 
 
 def test_an_unknown_backend_names_those_there_are() -> None:
-    wanted = "there is no backend 'jaxx'; choose one of cupy, numpy, torch"
+    wanted = "there is no backend 'jaxx'; choose one of cupy, jax, numpy, torch"
     assert python(RAISES.format("import capscore; capscore.backend('jaxx')")) == f"NoneType | {wanted}"
     chosen = python(RAISES.format("import capscore; capscore.CapsNet"), CAPSCORE_BACKEND="jaxx")
     assert chosen == f"NoneType | {wanted}"
@@ -147,6 +153,7 @@ def test_a_backend_is_a_module_of_backends(name: str) -> None:
             "cupy",
             "the cupy backend needs CuPy and an NVIDIA GPU: pip install 'capscore[cupy]'",
         ),
+        ("capscore.backends.jax", "jax", "the jax backend needs JAX: pip install 'capscore[jax]'"),
         ("capscore.export.onnx", "onnx", "ONNX export needs the onnx package: pip install 'capscore[onnx]'"),
         ("capscore.export.runtime", "onnxruntime", "'capscore[onnx]' or 'capscore[gpu]'"),
     ],
@@ -215,7 +222,7 @@ import capscore.cli, capscore.export
 from capscore.data import load
 print(capscore.__file__, len(load("digits")[0]), capscore.backend_names())
 """
-    found = f"{wheel}/capscore/__init__.py 5000 ['cupy', 'numpy', 'torch']"
+    found = f"{wheel}/capscore/__init__.py 5000 ['cupy', 'jax', 'numpy', 'torch']"
     assert python(code, PYTHONPATH=str(wheel)) == found
     for path in wheel.rglob("*.py"):
         assert not re.search(r"^\s*(from|import) lab\b", path.read_text(), re.MULTILINE), path

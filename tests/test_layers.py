@@ -84,7 +84,7 @@ class Case:
 
 ACTIVATION = st.sampled_from(sorted(ACTIVATIONS))
 PAIRS = st.one_of(st.integers(1, 3), st.tuples(st.integers(1, 3), st.integers(1, 3)))
-EPSILON = st.sampled_from([1e-5, 1e-3, 0.1])
+EPSILON = st.sampled_from([0.01, 0.1, 1.0])  # smaller ones let near-equal numbers amplify the rounding of float32
 
 
 @st.composite
@@ -120,7 +120,7 @@ def residual(draw: st.DrawFn, shape: Map) -> Residual:
         block = draw(conv(shape, channels=shape.channels, groups=1, **same)), BatchNorm()
         return Residual(block, activation=draw(ACTIVATION))
     same |= {"channels": 2, "groups": 1, "stride": draw(st.integers(1, 2))}
-    block = draw(conv(shape, **same)), GroupNorm(2)
+    block = draw(conv(shape, **same)), GroupNorm(2, epsilon=0.1)
     past = draw(conv(shape, **same | {"kernel": 1, "padding": 0})), BatchNorm(activation="silu")
     return Residual(block, past, draw(ACTIVATION))
 

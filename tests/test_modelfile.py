@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import FLOAT32, FLOAT64, NUMPY, backend, close, random_images, random_params, small_spec, specs
+from conftest import BACKENDS, FLOAT32, FLOAT64, NUMPY, backend, close, random_images, random_params, small_spec, specs
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save as serialize
@@ -35,7 +35,7 @@ TINY = CapsNetSpec((1, 4, 4), (PrimaryCaps(1, 2, kernel=2, stride=2), DenseCaps(
 # ------------------------------------------------------------------------------------------------------- round trips
 
 
-@pytest.mark.parametrize("other", ["numpy", "torch", "cupy"])
+@pytest.mark.parametrize("other", BACKENDS)
 def test_what_one_backend_saves_every_other_loads(caps: ModuleType, other: str, tmp_path: Path) -> None:
     spec, path = small_spec(), tmp_path / "model.safetensors"
     about = {"accuracy": 0.5, "data": ["mnist", None], "ä": {}}

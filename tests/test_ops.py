@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import oracle
 import pytest
-from conftest import DTYPES, FLOAT32, FLOAT64, NUMPY, REAL_CUPY, SEEDS, TOLERANCE, backend, close
-from hypothesis import given
+from conftest import BACKENDS, DTYPES, FLOAT32, FLOAT64, NUMPY, REAL_CUPY, SEEDS, TOLERANCE, backend, close, given_each
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -34,7 +33,11 @@ def parameters(function: Callable[..., Any]) -> list[tuple[str, Any]]:
 
 @pytest.mark.parametrize("op", OF_A_BACKEND)
 def test_signature_is_that_of_the_protocol(caps: ModuleType, op: str) -> None:
-    assert parameters(getattr(caps, op)) == parameters(OF_A_BACKEND[op])
+    wanted = OF_A_BACKEND if hasattr(caps, "empty") else OPS
+    if op not in wanted:
+        assert not hasattr(caps, op)
+        return
+    assert parameters(getattr(caps, op)) == parameters(wanted[op])
     assert op in getattr(caps, "__all__", [op])
 
 
@@ -146,7 +149,7 @@ def test_every_op_is_tested() -> None:
     assert set(OPS) <= tested
 
 
-@given(data=st.data(), seed=SEEDS, dtype=DTYPES)
+@given_each(data=st.data(), seed=SEEDS, dtype=DTYPES)
 def test_conv2d(caps: ModuleType, data: st.DataObject, seed: int, dtype: str) -> None:
     b, c, o, k = (data.draw(st.integers(1, n)) for n in (3, 3, 4, 4))
     padding, stride = data.draw(st.integers(0, 3)), data.draw(st.integers(1, 4))
@@ -180,7 +183,7 @@ def test_conv2d_of_a_batch_that_is_cut_into_blocks(monkeypatch: pytest.MonkeyPat
 # ------------------------------------------------------------------------------------------------------- in and out
 
 
-@pytest.mark.parametrize("source", ["numpy", "torch", "cupy", "list"])
+@pytest.mark.parametrize("source", [*BACKENDS, "list"])
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_arrays_of_every_library_come_in(caps: ModuleType, source: str, dtype: str) -> None:
     array = np.arange(6, dtype=dtype).reshape(2, 3)
@@ -250,12 +253,12 @@ def test_norm_and_squash_at_every_size(caps: ModuleType, size: float, dtype: str
 @pytest.mark.parametrize("extreme", [TINY, HUGE])
 def test_norm_and_squash_at_the_ends_of_the_floats(caps: ModuleType, extreme: dict[str, float], dtype: str) -> None:
     size = extreme[dtype]
-    if REAL_CUPY and caps.__name__.endswith("cupy") and size == 1e38:
-        pytest.skip("CuPy compiles with -ftz: numbers below 1e-38 are zero to it, and squash from 8.5e37 on")
     x = caps.asarray(np.array([[size, 0, size]], dtype))
     found = caps.to_numpy(caps.norm(x, -1))
     assert np.isfinite(found).all()
     assert found[0] == pytest.approx(size * 2**0.5, rel=TOLERANCE[dtype])
+    if size == 1e38 and (caps.__name__.endswith("jax") or (REAL_CUPY and caps.__name__.endswith("cupy"))):
+        pytest.skip("numbers below 1e-38 are zero to XLA, and to CuPy's -ftz, and so is squash from 8.5e37 on")
     v = caps.to_numpy(squash(caps, x))
     assert np.isfinite(v).all()
     assert np.abs(v).max() == pytest.approx(0.5**0.5 if size > 1 else 0, rel=FLOAT32, abs=1e-30)

@@ -26,6 +26,12 @@ ROUTINGS = st.builds(DynamicRouting, iterations=st.integers(1, 5), leaky=st.bool
 BLOCKS = st.tuples(st.sampled_from([1, 300, 2 << 20]), st.sampled_from([0, 32 << 20]))
 
 
+@pytest.fixture(scope="module")
+def caps(eager_caps: ModuleType) -> ModuleType:
+    """Each backend that has what is tested here."""
+    return eager_caps
+
+
 def layer(sizes: tuple[int, ...], seed: int, bias: bool, scale: float = 1.0) -> tuple[NDArray[Any], ...]:
     b, n, j, d, k = sizes
     rng = np.random.default_rng(seed)

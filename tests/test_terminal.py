@@ -261,3 +261,20 @@ def test_without_streams_there_is_nothing_to_guard(monkeypatch: pytest.MonkeyPat
     assert sys.stdout is None
     print(CLEAR, file=sys.stderr)
     assert other.getvalue() == "\\x1b[2J\\x1b[H\n"
+
+
+def test_a_bar_over_guarded_streams_keeps_its_own_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), "utf-8")
+    monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    guard()
+    terminal = Terminal(force_terminal=True, color_system="standard", width=60)
+    with Progress(console=terminal) as progress:
+        progress.advance(progress.add_task(f"epoch{CLEAR}", total=2))
+        progress.refresh()
+        print(f"a note{CLEAR}")  # behind the proxy that rich lays on the guarded stream meanwhile
+    stream.flush()
+    drawn = stream.buffer.getvalue().decode()
+    assert "\x1b[" in drawn
+    assert CLEAR not in drawn
+    assert set(re.findall(r"\\x1b\[\S\S?", drawn)) <= {r"\x1b[2J", r"\x1b[H"}  # nothing escaped but what was hostile

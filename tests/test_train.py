@@ -61,7 +61,7 @@ def stopping(learner, steps):
     return learner
 
 
-@pytest.mark.parametrize("name", ["numpy", "torch"])
+@pytest.mark.parametrize("name", ["numpy", "torch", "jax"])
 @pytest.mark.parametrize("steps", [1, 3, 5, 7])  # within an epoch, at its last step, within the next
 def test_a_resumed_run_ends_with_the_same_bits(name, steps, digits, tmp_path):
     whole, rows = run(name, digits, tmp_path / "whole")
@@ -132,9 +132,10 @@ def test_what_a_training_leaves_behind(digits, tmp_path):
     assert accuracy(net, digits[1]) == best.provenance["held_out_accuracy"]
 
 
-def test_numpy_and_torch_learn_the_same(digits, tmp_path):
+@pytest.mark.parametrize("name", ["torch", "jax"])
+def test_all_learn_the_same_as_numpy(name, digits, tmp_path):
     _, ours = run("numpy", digits, tmp_path / "numpy")
-    _, theirs = run("torch", digits, tmp_path / "torch")
+    _, theirs = run(name, digits, tmp_path / name)
     np.testing.assert_allclose([r["loss"] for r in ours], [r["loss"] for r in theirs], rtol=1e-5)
 
 
@@ -399,10 +400,11 @@ def test_each_object_of_a_pair_is_reconstructed_on_its_own(pairs):
     assert float(loss) == pytest.approx(float(plain) + 0.01 * squares, rel=1e-12)
 
 
-def test_numpy_and_torch_learn_the_same_from_pairs(pairs, tmp_path):
+@pytest.mark.parametrize("other", ["torch", "jax"])
+def test_all_learn_the_same_as_numpy_from_pairs(other, pairs, tmp_path):
     spec = replace(TINY, input=(1, 36, 36))
     losses = []
-    for name in ("numpy", "torch"):
+    for name in ("numpy", other):
         caps = backend(name)
         net = caps.CapsNet(spec, seed=RECIPE.seed, classes=pairs[0].classes)
         rows = train(
@@ -552,7 +554,7 @@ def test_every_file_tells_the_epoch_it_is_of(digits, tmp_path, monkeypatch):
     assert [about["held_out_accuracy"] for about in told] == [0.9, 0.7, 0.7]
 
 
-@pytest.mark.parametrize("name", ["numpy", "torch"])
+@pytest.mark.parametrize("name", ["numpy", "torch", "jax"])
 def test_a_step_takes_what_it_can_learn_from(name):
     caps = backend(name)
     learner = caps.Learner(caps.CapsNet(TINY))
@@ -921,9 +923,9 @@ def test_a_training_under_nohup_goes_on(digits, tmp_path):
     assert len(rows) == 2
 
 
-@pytest.mark.parametrize("error", [errno.EPIPE, errno.EIO])
+@pytest.mark.parametrize("error", [errno.EPIPE, errno.EIO, errno.ENOSPC])
 @pytest.mark.parametrize("where", ["begin", "step", "end"])
-def test_an_output_that_is_closed_saves_as_a_termination_does(error, where, digits, tmp_path):
+def test_an_output_that_is_closed_or_full_saves_as_a_termination_does(error, where, digits, tmp_path):
     class Closed(Reporter):
         pass
 
@@ -943,12 +945,12 @@ def test_an_output_that_is_closed_saves_as_a_termination_does(error, where, digi
 
 
 def test_another_error_of_a_reporter_is_its_own(digits, tmp_path):
-    class Full(Reporter):
+    class Forbidden(Reporter):
         def end(self, _):
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise OSError(errno.EACCES, "Permission denied")
 
-    with pytest.raises(OSError, match="No space left"):
-        run("numpy", digits, tmp_path, reporters=(Full(),))
+    with pytest.raises(OSError, match="Permission denied"):
+        run("numpy", digits, tmp_path, reporters=(Forbidden(),))
 
 
 def commanded(digits, folder, *options):

@@ -106,9 +106,12 @@ class Dataset(Moved):
             with np.errstate(invalid="ignore"):
                 low, high = images.min(), images.max()
             if not (low >= 0 and high <= 1):  # NaN fails this too
-                raise DataError(
-                    f"images reach from {low:g} to {high:g}: floats must lie in [0, 1], divide by the maximum"
-                )
+                cure = "divide by the maximum"
+                if low < 0:
+                    cure = "images * std + mean undoes a standardisation"
+                elif not np.isfinite(images).all():
+                    cure = "replace what is not finite"
+                raise DataError(f"images reach from {low:g} to {high:g}: floats must lie in [0, 1], {cure}")
         if labels.dtype != np.int64 or labels.shape != images.shape[:1]:
             raise DataError(
                 f"labels are {labels.dtype} {labels.shape}: "

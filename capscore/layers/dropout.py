@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -45,9 +44,11 @@ class Dropout(Layer):
         if run.thin is not None:
             y = run.thin(array, self.rate, dims)
             return x._replace(pose=y) if isinstance(x, Capsules) else y
-        rng = np.random.default_rng([run.seed, run.step, zlib.crc32(run.path.encode())])
-        mine, processes = run.share
-        drawn = rng.random((array.shape[0] * processes, *dims))[mine::processes]  # training alone reads the batch
-        kept = drawn >= self.rate
-        y = array * ops.asarray(kept / (1 - self.rate), array)
+        (mine, processes), batch = run.share, array.shape[0]  # training alone reads the batch
+
+        def kept(rng: np.random.Generator) -> Any:
+            whole = rng.random((batch * processes, *dims))
+            return (whole[mine::processes] >= self.rate) / (1 - self.rate)
+
+        y = array * run.draw(ops, kept, (batch, *dims), array)
         return x._replace(pose=y) if isinstance(x, Capsules) else y

@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 from capscore.train.interrupts import Interrupts
 
-CLOSED = (errno.EPIPE, errno.EIO)  # errors of an output that nobody reads any more: a pipe, a terminal
+# Errors of an output that takes no more: a pipe or a terminal that nobody reads, a log on a full disk.
+CLOSED = (errno.EPIPE, errno.EIO, errno.ENOSPC, errno.EDQUOT)
 
 
 class Reporter(Protocol):

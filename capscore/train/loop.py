@@ -39,7 +39,7 @@ def train(
 
     Raises TrainingError (the loss is not finite, nothing can learn, there is one class, the checkpoint is damaged or
     belongs to other settings or data), Stopped (after a checkpoint: by Ctrl-C, SIGTERM, SIGHUP or a reporter whose
-    output is closed), KeyboardInterrupt (by a second Ctrl-C, at once).
+    output is closed or full), KeyboardInterrupt (by a second Ctrl-C, at once).
     """
     folder = Path(folder)
     data, held_out = _fitting(net, learner, data, held_out, recipe)
