@@ -44,7 +44,7 @@ def trained(name, digits, folder, recipe, resume=False, stop=0):
     return net, learner, train(net, learner, *digits, recipe, folder, resume)
 
 
-@pytest.mark.parametrize("name", ["numpy", "torch"])
+@pytest.mark.parametrize("name", ["numpy", "torch", "jax"])
 @pytest.mark.parametrize("which", RECIPES)
 def test_every_recipe_resumes_to_the_bit(name, which, digits, tmp_path):
     recipe = replace(RECIPES[which], epochs=2, batch=32, seed=3)
@@ -71,7 +71,7 @@ def test_numpy_and_torch_learn_the_same_by_every_recipe(which, digits, tmp_path)
     assert ours[0]["loss"] == pytest.approx(theirs[0]["loss"], rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["numpy", "torch"])
+@pytest.mark.parametrize("name", ["numpy", "torch", "jax"])
 def test_what_a_checkpoint_keeps_is_what_the_optimiser_remembers(name, digits, tmp_path):
     kinds = {}
     for which in ("sgd", "sgd alone", "averaged"):
