@@ -132,7 +132,7 @@ class Expected:
         nets = (net, INFERENCE), (self.truth.exact, Run(trace=[])), (self.truth.single, Run(trace=[]))
         runs = (layers(each, self.images, chosen, run) for each, run in nets)
         for (name, found), (_, wanted), (_, near) in zip(*runs, strict=True):
-            for a, b, c in zip(found, wanted, near, strict=True):
+            for a, b, c in zip(*map(arrays, (found, wanted, near)), strict=True):
                 size, scale = largest(a, b), max(1.0, float(np.abs(b).max(initial=0)))
                 if not size <= max(scale * TOLERANCE[precision], allowed(precision, c, b)):
                     return f"{name}: {size:.0e} from float64"
@@ -172,20 +172,20 @@ def hard_images(shape: tuple[int, ...], batch: int, seed: int = 0) -> Iterator[N
     yield rng.integers(0, 2, size).astype(np.float64)
 
 
-def layers(net: Any, images: Any, chosen: Any, run: Run = INFERENCE) -> Iterator[tuple[str, list[NDArray[Any]]]]:
-    """Yield the name of every layer in turn with the arrays of its output; the decoder draws the `chosen` classes."""
+def layers(net: Any, images: Any, chosen: Any, run: Run = INFERENCE) -> Iterator[tuple[str, Any]]:
+    """Yield the name of every layer in turn with its output; the decoder draws the `chosen` class of each image."""
     ops, spec, params = with_tiles(net.ops, net.fast_conv), net.spec, net.params
     like = next(iter(params.values()))
     x = ops.asarray(images, like)
     for row in spec.rows:
         x = row.run(ops, params, x, run)
-        yield row.name, _arrays(x)
+        yield row.name, x
     if spec.decoder is not None:
-        mask = ops.asarray(one_hot(chosen, len(images), spec.classes), like)
+        mask = ops.asarray(one_hot(chosen, len(chosen), spec.classes), like)
         x = masked(ops, spec, x.pose, mask)
     for row in spec.decoder_rows:
         x = row.run(ops, params, x, run)
-        yield row.name, _arrays(x)
+        yield row.name, x
 
 
 def outputs(net: Any, images: NDArray[Any]) -> dict[str, NDArray[Any]]:
@@ -207,8 +207,14 @@ def outputs(net: Any, images: NDArray[Any]) -> dict[str, NDArray[Any]]:
     return found
 
 
-def _arrays(x: Any) -> list[NDArray[Any]]:
-    return [to_host(array) for array in (x if isinstance(x, Capsules) else (x,)) if array is not None]
+def arrays(x: Any) -> list[NDArray[Any]]:
+    """Return the arrays of a layer's output in host memory: one, or poses and activations."""
+    return [to_host(array) for array in parts(x)]
+
+
+def parts(x: Any) -> list[Any]:
+    """Return the arrays of a layer's output: one, or poses and activations."""
+    return [array for array in (x if isinstance(x, Capsules) else (x,)) if array is not None]
 
 
 def available_backends() -> Iterator[tuple[str, ModuleType]]:
@@ -243,7 +249,7 @@ def verify(model: Model, images: NDArray[Any] | None = None, seed: int = 0) -> l
         onnx.export(expected.truth.single, path, verify=False)  # the table says it
         told = _told(model.spec, runtime.Session(path, "cpu")(expected.images))
         differences = expected.differences(told, "fp32")
-        first = None if _fit(differences) else check.first_node(path, expected.images)
+        first = None if _fit(differences) else check.where_it_differs(path, expected.truth.single, expected.images)
     return [*found, Comparison("ONNX Runtime", "float32", differences, first)]
 
 

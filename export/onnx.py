@@ -429,7 +429,7 @@ def export(
 
     Raises
     ------
-    ModelFileError : the graph differs from the network; the message names the first node that does
+    ModelFileError : the graph differs from the network; the message names the first node, or layer, that does
     """
     if precision not in PRECISIONS:
         raise CapscoreError(f"precision must be one of {', '.join(PRECISIONS)}, not {short(precision)}")
@@ -467,7 +467,7 @@ def _graph(
     net: Any, recorder: Recorder, wanted: tuple[str, ...], byte_images: bool, fast_conv: str | None
 ) -> onnx.ModelProto:
     """Run the network on the recorder, and return the graph of the outputs that are wanted."""
-    spec, params = _parameters(recorder, net)
+    spec, params = recorded(recorder, net)
     images = recorder.input("images", spec.input)
     x = images if not byte_images else recorder.node("Cast", images, to=TensorProto.FLOAT) * (1 / 255)
     run = Run(trace=[] if "couplings" in wanted else None)
@@ -510,7 +510,7 @@ def export_decoder(
 
     def record(half: bool) -> onnx.ModelProto:
         recorder = Recorder(opset, half, batch)
-        spec, params = _parameters(recorder, net)
+        spec, params = recorded(recorder, net)
         v = recorder.input("capsules", spec.output.dims)
         drawn = reconstruct(recorder, spec, params, v, recorder.argmax_one_hot(lengths(recorder, v)))
         return recorder.model({"capsules": spec.output.dims}, {"reconstruction": (drawn, tuple(spec.image))})
@@ -547,8 +547,8 @@ def _couplings(recorder: Recorder, spec: CapsNetSpec, run: Run) -> dict[str, tup
     return found
 
 
-def _parameters(recorder: Recorder, net: Any) -> tuple[CapsNetSpec, dict[str, Value]]:
-    """Return spec and parameters as they are recorded: normalisation folded into convolutions."""
+def recorded(recorder: Recorder, net: Any) -> tuple[CapsNetSpec, dict[str, Value]]:
+    """Return the spec and the parameters as they are recorded: normalisation folded into convolutions."""
     arrays = {name: to_host(array).astype(np.float32) for name, array in net.params.items()}
     if broken := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
         raise CapscoreError(f"{broken[0]} holds NaN or infinity: such a network is not exported")

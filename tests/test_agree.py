@@ -197,3 +197,29 @@ def test_an_exported_decoder_of_a_network_with_activations_draws_the_longest(
     spec = ACTIVE.replace(capsules=(DenseCaps(3, routing=Shortest()),))
     net = NUMPY.CapsNet(spec, random_params(spec, dtype="float32"))
     assert onnx_export.export_decoder(net, tmp_path / "d.onnx").differences["reconstruction"] < agree.TOLERANCE["fp32"]
+
+
+@pytest.mark.parametrize(
+    ("op", "wrong", "spec", "layer"),
+    [
+        ("relu", lambda recorder, x: recorder.node("Abs", x), SPEC, "stem.0"),
+        ("relu", lambda recorder, x: recorder.node("Abs", x), SPEC.replace(stem=()), "decoder.0"),
+        ("softmax", lambda recorder, x, axis, leaky=False: recorder.node("Softmax", x, axis=-1), SPEC, "capsules.0"),
+        ("sigmoid", lambda recorder, x: recorder.node("Tanh", x), SPEC, "decoder.2"),
+        ("sigmoid", lambda recorder, x: recorder.node("Tanh", x), ACTIVE, "capsules.1"),
+        ("sum", lambda recorder, x, axis, keepdims=False: recorder._reduce(
+            "ReduceMax", x, axis if isinstance(axis, tuple) else (axis,), keepdims, "sum"), VECTOR, "head.0"),
+    ],
+)  # fmt: skip
+def test_a_layer_that_is_written_down_wrongly_is_named(
+    onnx_export: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, op: str, wrong: Any, spec: Any, layer: str
+) -> None:
+    """ONNX Runtime computes every node of such a graph as it should."""
+    monkeypatch.setattr(onnx_export.Recorder, op, wrong)
+    params = random_params(spec, dtype="float32")
+    params |= {name: np.abs(p) + np.float32(0.5) for name, p in params.items() if name.endswith("variance")}
+    with pytest.raises(ModelFileError, match=f"first layer that the graph computes otherwise is {layer}; nothing was"):
+        onnx_export.export(NUMPY.CapsNet(spec, params), tmp_path / "m.onnx")
+    assert not list(tmp_path.iterdir())
+    row = verified(spec)["ONNX Runtime", "float32"]
+    assert row.first == f"the first layer that the graph computes otherwise is {layer}"

@@ -264,7 +264,7 @@ def wrong(tmp_path, model):
         (["inspect", nowhere], "there is no such file"),
         (["inspect", "medium"], "there is no such file"),
         (["train", "--preset", "medium"], "choose one of mnist"),
-        (["train", "--spec", tmp_path / "spec.json"], "lacks primary, capsules"),
+        (["train", "--spec", tmp_path / "spec.json"], "spec lacks layers"),
         (["train", "--data", tmp_path / "empty"], "has no class folders"),
         (["train", "--data", "mnits"], "use digits, mnist"),
         (["train", "--data", "mnist", "--data-dir", tmp_path], "mnist"),
@@ -296,7 +296,7 @@ def wrong(tmp_path, model):
         (["eval", onnx, "--threads", "1000000"], "threads must be 0"),
         (["explore", onnx], "it is an export; this takes the .safetensors model"),
         (["eval", tmp_path / "empty"], "it is a folder"),
-        (["predict", model, tmp_path / "empty"], "empty is a folder: name files, PNG or JPEG"),
+        (["predict", model, tmp_path / "empty"], "empty is a folder: name files, PNG, JPEG"),
         (["verify", garbage], "cannot read the model"),
     ]
 

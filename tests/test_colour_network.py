@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import oracle
 import pytest
-from capscore.verify import verify
 from conftest import FLOAT32, FLOAT64, NUMPY, backend, close, plain
 from test_train import stopping
 
 from capscore import BatchNorm, CapsNetSpec, Conv, ConvDecoder, DenseCaps, Dropout, MaxPool, PrimaryCaps, Residual
+from capscore.agree import verify
 from capscore.data import Dataset
 from capscore.layer import Grid
 from capscore.train import LAST, Recipe, train

@@ -21,7 +21,7 @@ from capscore.data import Dataset
 from capscore.errors import CapscoreError, DataError, ModelFileError, ShapeError, short
 from capscore.train import Recipe, train
 
-SPEC = CapsNetSpec((1, 6, 6), PrimaryCaps(1, 2, kernel=3), (DenseCaps(2, dim=3),), (Conv(3, kernel=2),), Decoder((4,)))
+SPEC = CapsNetSpec((1, 6, 6), (Conv(3, kernel=2), PrimaryCaps(1, 2, kernel=3), DenseCaps(2, dim=3)), Decoder((4,)))
 IMAGES = np.random.default_rng(0).random((5, 1, 6, 6), dtype=np.float32)
 BEYOND = np.array([0x110000, 66], np.uint32).view("U1")  # no text: Unicode ends at 10FFFF
 NUMBERS: dict[str, Any] = {

@@ -58,7 +58,7 @@ def loaded_by(code: str, **environment: str) -> set[str]:
         "import capscore.train",
         "import capscore as caps; caps.CapsNet, caps.Learner, caps.load, caps.softmax",
         "from capscore.backends import numpy as caps",
-        "from capscore import losses, layers, routing, net, optim, grad, init, model, modelfile, errors",
+        "from capscore import losses, layers, routing, net, grad, init, model, modelfile, errors",
         "import capscore; capscore.backend_names()",
         "from capscore.data import Dataset, load, read_idx",
     ],

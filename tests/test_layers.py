@@ -519,14 +519,14 @@ def test_every_backend_runs_a_network_of_everything(caps: ModuleType) -> None:
 
 @pytest.mark.parametrize("tiles", ["3x3", "6x6"])
 def test_fast_convolutions_leave_the_layers_as_they_are(
-    caps: ModuleType, onnx_export: ModuleType, tmp_path: Any, tiles: str
+    eager_caps: ModuleType, onnx_export: ModuleType, tmp_path: Any, tiles: str
 ) -> None:
     """In groups, of windows that are no squares, with strides: by transforms or not, the same network."""
     params, images = filled(EVERYTHING), np.random.default_rng(0).random((9, *EVERYTHING.input)).astype(np.float32)
     exact = NUMPY.CapsNet(EVERYTHING, params, dtype="float64")(images)
-    net = caps.CapsNet(EVERYTHING, params, fast_conv=tiles)
-    close(caps.to_numpy(net(images).lengths), exact.lengths, 2e-5)
-    loss, _ = caps.Learner(net).step(images, np.eye(4)[np.arange(9) % 4], 1e-3)
+    net = eager_caps.CapsNet(EVERYTHING, params, fast_conv=tiles)
+    close(eager_caps.to_numpy(net(images).lengths), exact.lengths, 2e-5)
+    loss, _ = eager_caps.Learner(net).step(images, np.eye(4)[np.arange(9) % 4], 1e-3)
     other = NUMPY.Learner(NUMPY.CapsNet(EVERYTHING, params)).step(images, np.eye(4)[np.arange(9) % 4], 1e-3)[0]
     assert float(loss) == pytest.approx(float(other), rel=1e-4)
     onnx_export.export(net, tmp_path / "m.onnx", fast_conv=tiles)  # which verifies

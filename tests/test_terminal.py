@@ -25,7 +25,7 @@ from capscore import CapsNetSpec, DenseCaps, PrimaryCaps
 from capscore.backends import numpy as caps
 from capscore.terminal import LINES, Terminal, guard, json_line, printable
 
-SPEC = CapsNetSpec((1, 6, 6), PrimaryCaps(1, 2, kernel=3), (DenseCaps(6, dim=3),))
+SPEC = CapsNetSpec((1, 6, 6), (PrimaryCaps(1, 2, kernel=3), DenseCaps(6, dim=3)))
 CLIPBOARD, CLEAR, OVERRIDE = "\x1b]52;c;aGk=\x07", "\x1b[2J\x1b[H", "\u202e"
 CLASSES = (f"{CLIPBOARD}zero", f"[bold]{CLEAR}", f"{OVERRIDE}two", "3\naccuracy 100%", "\x9b31m\x7f", "café 二 ×")
 PHOTOS = (b"plain.png", b"caf\xe9.png", b"\x1b[2J.png", b"a\nb.png", "二.png".encode(), b":smile:[red].png")
@@ -219,7 +219,7 @@ def test_a_bar_on_a_terminal_keeps_its_colours_beside_guarded_lines(tmp_path: Pa
 
     program = tmp_path / "program.py"
     program.write_text(
-        "import sys\nfrom capscore.terminal import Terminal, guard\nfrom capscore.report import Screen\nguard()\n"
+        "import sys\nfrom capscore.terminal import Terminal, guard\nfrom capscore.train.report import Screen\nguard()\n"
         "screen = Screen(Terminal())\nscreen.begin(1, 1, 5, 0)\nscreen.step(2, 0.5, 0.5)\nscreen.bar.refresh()\n"
         "print('\\x1b[2Jhostile')\nprint('\\x07hostile', file=sys.stderr)\nscreen.close()\n"
     )

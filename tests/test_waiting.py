@@ -69,7 +69,7 @@ THREADS = """
 import os, threading
 import numpy as np
 from threadpoolctl import ThreadpoolController, threadpool_limits
-from capscore import PRESETS, CapsNetSpec, DenseCaps, PrimaryCaps, layers, model
+from capscore import PRESETS, CapsNetSpec, DenseCaps, PrimaryCaps, model
 from capscore.backends import numpy as caps
 
 def blas():
@@ -80,11 +80,11 @@ if "_NUM_THREADS" not in str(os.environ):  # on a machine of one core too; the t
     setting.start(), setting.join()
 seen = [blas()]
 look = lambda real: lambda *args, **how: seen.append(blas()) or real(*args, **how)
-caps.model.layers.forward = look(layers.forward)
+model.forward = look(model.forward)
 caps.model.objective = look(model.objective)
 """
-SMALL = "spec = CapsNetSpec((1, 6, 6), PrimaryCaps(2, 3, 3), (DenseCaps(2),))\n"
-LARGE = "spec = CapsNetSpec((8, 28, 28), PrimaryCaps(32, 8, 9), (DenseCaps(2),))\n"
+SMALL = "spec = CapsNetSpec((1, 6, 6), (PrimaryCaps(2, 3, 3), DenseCaps(2)))\n"
+LARGE = "spec = CapsNetSpec((8, 28, 28), (PrimaryCaps(32, 8, 9), DenseCaps(2)))\n"
 RUN = """
 images = np.zeros((1, *spec.input), np.float32)
 net = caps.CapsNet(spec)

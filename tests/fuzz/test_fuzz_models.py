@@ -24,7 +24,7 @@ from capscore.data import Dataset
 from capscore.errors import CapscoreError, ModelFileError, SpecError
 from capscore.train import LAST, Recipe, train
 
-SPEC = CapsNetSpec((1, 5, 5), PrimaryCaps(1, 2, kernel=3), (DenseCaps(2, dim=2),), (Conv(1, kernel=2),), Decoder((2,)))
+SPEC = CapsNetSpec((1, 5, 5), (Conv(1, kernel=2), PrimaryCaps(1, 2, kernel=3), DenseCaps(2, dim=2)), Decoder((2,)))
 IMAGES = np.random.default_rng(0).random((4, 1, 5, 5), dtype=np.float32)
 DATA = Dataset(IMAGES, np.array([0, 1, 0, 1]), ("zéro", "one"))
 MOST = 64 << 20  # bytes that reading files of some thousand bytes may add to the process
