@@ -147,6 +147,20 @@ class CNN(caps.CapsNet):
     ) -> None:
         super().__init__(spec, init_params(spec, seed) if params is None else params, seed, dtype, **about)
 
+    def _adopt(self, params: dict[str, Tensor]) -> None:
+        for name, value in params.items():
+            holder: nn.Module = self
+            *path, leaf = name.split(".")
+            for part in path:  # a name with dots is a leaf of modules within modules
+                if part not in holder._modules:
+                    holder.add_module(part, nn.Module())
+                holder = holder.get_submodule(part)
+            holder.register_parameter(leaf, nn.Parameter(value))
+
+    def extra_repr(self) -> str:
+        """Return the whole spec: the modules have no settings of their own."""
+        return repr(self.spec)
+
     def maps(self, images: Any) -> list[tuple[Tensor, Tensor]]:
         """Return the map [B, C, H, W] of every convolution, before and after its max-pooling."""
         x, found = self._images(images), []

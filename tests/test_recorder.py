@@ -290,9 +290,9 @@ def test_files_a_session_does_not_take(runtime: ModuleType, export: Callable[...
     onnx.save(model, path)
     with pytest.raises(ModelFileError, match="no capscore metadata; `capscore export` writes files that do"):
         runtime.Session(path)
-    onnx.helper.set_model_props(model, {"capscore": about.replace('"format": 1', '"format": 99')})
+    onnx.helper.set_model_props(model, {"capscore": about.replace('"format": 2', '"format": 99')})
     onnx.save(model, path)
-    with pytest.raises(ModelFileError, match="has format 99; this version reads 1"):
+    with pytest.raises(ModelFileError, match="has format 99; this version reads 1 to 2"):
         runtime.Session(path)
 
 
