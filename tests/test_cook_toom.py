@@ -35,6 +35,7 @@ from capscore import PRESETS, CapsNetSpec, Conv, PrimaryCaps, im2col
 from capscore.agree import SHARE
 from capscore.errors import CapscoreError, ShapeError
 from capscore.fast import cook_toom, streaming
+from capscore.fast.conv import with_tiles
 from capscore.model import objective
 from capscore.net import init_params
 
@@ -142,7 +143,6 @@ def test_tiles_are_as_large_as_points_and_outputs_allow(
 
 
 def test_what_is_transformed() -> None:
-    assert cook_toom.tiling(None, 256, 20, 20, 9, 2, 0) is None
     paper, few = (cook_toom.tiling("3x3", c, 20, 20, 9, 2, 0) for c in (cook_toom.CHANNELS, cook_toom.CHANNELS - 1))
     one_row = cook_toom.tiling("3x3", 256, 9, 20, 9, 2, 0)
     assert paper is not None
@@ -197,7 +197,8 @@ def test_forward_and_gradients_are_those_of_the_direct_convolution(caps: ModuleT
     x, w, bias = (rng.standard_normal(shape) for shape in (case["shape"], (o, c, kernel, kernel), o))
     y = im2col.convolve(x, w, bias, (stride,) * 2, (padding,) * 2)
     g = rng.standard_normal(y.shape)
-    dx, dw = im2col.input_gradient(g, x, w, stride, padding), im2col.weight_gradient(g, x, w, stride, padding)
+    how = g, x, w, (stride,) * 2, (padding,) * 2
+    dx, dw = im2col.input_gradient(*how), im2col.weight_gradient(*how)
     arrays = [laid(caps, a, *how) for a, *how in zip((x, g), case["orders"], case["gaps"], strict=True)]
     weight = caps.asarray(w)
     with pytest.MonkeyPatch.context() as patch:
@@ -330,7 +331,8 @@ def gradients(net: Any, x: Array, t: Array) -> dict[str, Array]:
     """Gradients of the objective by PyTorch."""
     torch = need("torch", "torch")
     images, targets = torch.from_numpy(x), torch.from_numpy(t)
-    loss, _ = objective(net.ops, net.spec, net.params, images, targets, fast_conv=net.fast_conv)
+    ops = with_tiles(net.ops, net.fast_conv)
+    loss, _ = objective(ops, net.spec, net.params, images, targets)
     found = torch.autograd.grad(loss, list(net.params.values()))
     return {name: g.numpy() for name, g in zip(net.params, found, strict=True)}
 
@@ -510,7 +512,7 @@ def test_the_objective_compiles_whole(torch_caps: ModuleType, mode: str, batches
         x, t = torch.from_numpy(X[:n]), torch.from_numpy(T[:n])
         results = []
         for function in (whole, objective):
-            loss, _ = function(net.ops, SPEC, net.params, x, t, fast_conv="3x3")
+            loss, _ = function(with_tiles(net.ops, "3x3"), SPEC, net.params, x, t)
             found = torch.autograd.grad(loss, list(net.params.values()))
             results.append((loss.item(), {key: g.numpy() for key, g in zip(net.params, found, strict=True)}))
         assert results[0][0] == pytest.approx(results[1][0], rel=FLOAT64)
@@ -642,7 +644,7 @@ def test_an_export_is_the_same_twice_whatever_tiles_the_network_uses(onnx_export
     [
         ({"precision": "fp16", "fast_conv": "3x3"}, "fast_conv needs precision fp32: fp16 would round too much"),
         ({"precision": "int8", "fast_conv": "6x6"}, "fast_conv needs precision fp32: int8 would round too much"),
-        ({"fast_conv": "9x9"}, "fast_conv must be one of 3x3, 6x6, not '9x9'"),
+        ({"fast_conv": "9x9"}, "fast_conv must be None, '3x3' or '6x6', not '9x9'"),
     ],
 )
 def test_exports_that_are_not_offered(

@@ -587,11 +587,11 @@ def test_every_download_has_a_checksum_of_the_right_length() -> None:
 
 
 def test_track_draws_a_bar_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    import rich.console
+    from capscore import terminal as module
 
-    plain = rich.console.Console
+    plain = module.Terminal
     for terminal in (True, False):
         screen = io.StringIO()
-        monkeypatch.setattr(rich.console, "Console", lambda stderr: plain(file=screen, force_terminal=terminal))  # noqa: B023
+        monkeypatch.setattr(module, "Terminal", lambda stderr: plain(file=screen, force_terminal=terminal))  # noqa: B023
         assert list(track(range(3), "batches of affnist")) == [0, 1, 2]
         assert ("batches of affnist" in screen.getvalue()) == terminal

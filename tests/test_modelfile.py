@@ -96,7 +96,7 @@ def test_the_metadata_tells_a_stranger_all(tmp_path: Path) -> None:
     NUMPY.CapsNet(small_spec(input=(3, 7, 6)), classes=CLASSES, provenance={"seed": 1}).save(tmp_path / "a")
     with safe_open(tmp_path / "a", framework="numpy") as file:
         about = json.loads(file.metadata()["capscore"])
-    assert about["format"] == 1
+    assert about["format"] == 2
     assert about["classes"] == list(CLASSES)
     assert about["provenance"] == {"seed": 1}
     assert about["preprocessing"] == {"color": "rgb", "height": 7, "width": 6, "resize": "bilinear", "scale": 1 / 255}
@@ -404,7 +404,7 @@ HOSTILE = {
     "other metadata": serialize(random_params(TINY), metadata={"format": "pt"}),
     "metadata that is no JSON": with_metadata("{"),
     "metadata that is a list": with_metadata([1]),
-    "metadata of another format": with_metadata(ABOUT | {"format": 2}),
+    "metadata of another format": with_metadata(ABOUT | {"format": 3}),
     "metadata of a long format": with_metadata(ABOUT | {"format": "x" * 10**6}),
     "metadata without a format": with_metadata({"spec": ABOUT["spec"]}),
     "metadata without a spec": with_metadata({"format": 1}),

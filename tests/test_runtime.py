@@ -104,7 +104,8 @@ def test_bytes(runtime: ModuleType, make: Callable[..., Path], net: Any) -> None
 def test_outputs_that_are_not_there(runtime: ModuleType, make: Callable[..., Path], net: Any) -> None:
     images = random_images(SPEC, 2, dtype="float32")
     out = runtime.Session(make(outputs=["lengths"]), "cpu", 1)(images)
-    assert out[1:] == (None, None, None)
+    assert out[1:4] == (None, None, None)
+    assert out.scores is out.lengths
     close(out.lengths, net(images).lengths, FLOAT32)
     with pytest.raises(ModelFileError, match=r"it turns \['images'\] into \['capsules'\], not images into lengths"):
         runtime.Session(make(outputs=["capsules"]))
