@@ -77,14 +77,21 @@ USABLE = {"cupy": lambda: REAL_CUPY, "torch": cuda_of_torch}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the files of this process's share; tests marked `gpu` want one that each library named there can use.
+    """Keep the files of this process's share; skip what wants a GPU where there is none."""
+    keep_share(items)
+    skip_without_gpu(items)
 
-    CAPSCORE_SHARE is such as "1/2", the first of two processes. Large files and small ones are spread over all.
-    """
+
+def keep_share(items: list[pytest.Item]) -> None:
+    """CAPSCORE_SHARE is such as "1/2", the first of two processes. Large files and small ones are spread over all."""
     mine, processes = map(int, os.environ.get("CAPSCORE_SHARE", "1/1").split("/"))
     files = sorted({item.path for item in items}, key=lambda path: path.stat().st_size)
     share = {path for i, path in enumerate(files) if i // 2 % processes == mine - 1}
     items[:] = [item for item in items if item.path in share]
+
+
+def skip_without_gpu(items: list[pytest.Item]) -> None:
+    """Tests marked `gpu` want one that each of the libraries named there can use."""
     for item in items:
         for library in {name for mark in item.iter_markers("gpu") for name in mark.args}:
             if not {"gpu", library} <= REQUIRED and not USABLE[library]():

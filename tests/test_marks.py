@@ -17,7 +17,7 @@ def skipped(*libraries: str) -> list[str]:
         iter_markers=lambda name: [pytest.mark.gpu(*libraries).mark] if libraries else [],
         add_marker=lambda marker: reasons.append(marker.kwargs["reason"]),
     )
-    conftest.pytest_collection_modifyitems([item])
+    conftest.skip_without_gpu([item])
     return sorted(reasons)
 
 
