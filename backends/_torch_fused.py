@@ -200,7 +200,6 @@ def _(g: Tensor, kept: Tensor, u: Tensor, weight: Tensor, bias: Tensor | None, *
     return u.new_empty(u.shape), u.new_empty(weight.shape), u.new_empty(0 if bias is None else bias.shape)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _allows_tf32() -> bool:
     """Whether PyTorch may round the factors of matrix products to tf32.
 
@@ -210,6 +209,10 @@ def _allows_tf32() -> bool:
     """
     matmul = torch.backends.cuda.matmul
     return bool(matmul.fp32_precision == "tf32" if hasattr(matmul, "fp32_precision") else matmul.allow_tf32)
+
+
+# What `torch.compiler.assume_constant_result` does, which imports the compiler: a second, for all who do not compile.
+_allows_tf32._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _kernels(u: Tensor, weight: Tensor) -> Any:

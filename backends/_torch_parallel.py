@@ -14,7 +14,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 
 from capscore import model
 from capscore.errors import TrainingError, short
@@ -50,6 +49,8 @@ class Team:
         total = x.sum(axes, keepdim=True)
         count = total.new_tensor([math.prod(x.shape[axis] for axis in axes)])
         here = torch.cat([total.reshape(-1), count]) * bool(self.mine)
+        from torch.distributed.nn.functional import all_reduce  # half a second, for several processes alone
+
         whole: Tensor = all_reduce(here)  # type: ignore[no-untyped-call]
         return (whole[:-1] / whole[-1]).reshape(total.shape)
 
