@@ -22,12 +22,13 @@ from capscore.routing import DynamicRouting
 # A fresh large array costs page faults, in small pages more than the arithmetic in it: measured, docs/performance.md.
 # PyTorch reads this once, before its first large array; a value that is set already is respected.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-# Its threads wait for each other after every small piece of work. OpenMP would have them spin, which on a busy machine
-# takes the processor from those that work. It reads this when it is loaded; whoever has chosen a way is respected.
+# Its threads wait for each other after every small piece of work. GNU's OpenMP would have them spin for long, which on
+# a busy machine takes the processor from those that work; to sleep at once costs a quiet machine a fifth (measured,
+# docs/performance.md). It reads this when it is loaded; whoever has chosen a way is respected.
 if "torch" not in sys.modules and not any(
     name.startswith(("OMP_WAIT_POLICY", "GOMP_", "KMP_BLOCKTIME", "KMP_LIBRARY")) for name in os.environ
 ):
-    os.environ["OMP_WAIT_POLICY"] = "passive"
+    os.environ["GOMP_SPINCOUNT"] = "3000"
 
 try:
     import torch

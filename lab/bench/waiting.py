@@ -1,6 +1,6 @@
 """What waiting threads cost: training beside 0, 1, 2 and 4 busy processes, by how threads wait and how many there are.
 
-    python lab/bench/waiting.py --json waiting.json
+    python -m lab.bench.waiting --json waiting.json
 
 Every contender is a process of its own that trains `small` on digits for a moment whenever its turn comes; all take
 turns in every round, and the busy processes of a round are this program's own. About four minutes on a quiet machine.
@@ -9,7 +9,6 @@ turns in every round, and the busy processes of a round are this program's own. 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import subprocess
@@ -21,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from lab import files
 
 # → the environment of a process. PyTorch's threads are OpenMP's and wait as it says; NumPy's are BLAS's own. What
 # capscore chooses when nothing is set is the last of each.
@@ -136,6 +137,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.8, help="of one measurement, at least")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    if args.json:
+        files.check(args.json)
     began = time.monotonic()
     speeds = measured(args)
     about = {"cores": os.cpu_count(), "machine": platform.platform(), "python": platform.python_version()}
@@ -150,7 +153,7 @@ def main() -> None:
             print(f"{backend:6}{name:28}{'  '.join(cells)}")
     print(f"{time.monotonic() - began:.0f} s")
     if args.json:
-        args.json.write_text(json.dumps(about | {"images_per_second": speeds}, indent=1) + "\n")
+        files.write_json(args.json, about | {"images_per_second": speeds})
 
 
 if __name__ == "__main__":
