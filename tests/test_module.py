@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 from dataclasses import dataclass
+from inspect import isabstract
 from pathlib import Path
 from typing import Any
 
@@ -112,9 +113,8 @@ def reference(module: Any, x: np.ndarray, run: Run = INFERENCE) -> np.ndarray:
 
 
 def test_every_layer_of_capscore_is_tested_here() -> None:
-    assert {type(layer) for layer, _ in LAYERS} == {
-        kind for kind in Value.known.values() if issubclass(kind, Layer) and kind.__module__.startswith("capscore.")
-    } - {Layer}
+    layers = {kind for kind in Value.known.values() if issubclass(kind, Layer) and not isabstract(kind)}
+    assert {type(layer) for layer, _ in LAYERS} == {kind for kind in layers if kind.__module__.startswith("capscore.")}
 
 
 @each_layer
