@@ -229,7 +229,11 @@ class CapsNet(nn.Module, model.CapsNet[Tensor]):
         if not tracing():  # sizes would be tensors
             model.check_images(self.spec, x)
             check_range(_in_host_memory(x))
-        return asarray(x, next(iter(self.params.values())))
+        return asarray(x, self._like)
+
+    @property
+    def _like(self) -> Tensor:  # by itself: to gather all parameters takes longer than a small layer
+        return _torch_module.leaf(self, next(iter(self.spec.parameters)))
 
     def _run(self, **about: Any) -> Run:
         return Run(call=self._call, **about)

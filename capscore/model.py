@@ -114,8 +114,9 @@ class CapsNet(Generic[A]):
 
     def _compute(self, function: Callable[..., Any], *arrays: Any, **settings: Any) -> Any:
         """Return function(ops, spec, params, *arrays, …). A backend that compiles functions does it here."""
-        ops = with_tiles(self.ops, self.fast_conv)
-        return function(ops, self.spec, self.params, *arrays, run=self._run(), **settings)
+        ops, run = with_tiles(self.ops, self.fast_conv), self._run()
+        params = self.params if run.call is None else {}  # layers that are objects have their own
+        return function(ops, self.spec, params, *arrays, run=run, **settings)
 
     __call__ = forward
 
@@ -145,7 +146,7 @@ class CapsNet(Generic[A]):
         if self.spec.decoder is None:
             raise ShapeError("this network has no decoder (decoder=None in its spec): it cannot reconstruct")
         count, dim = self.spec.output.dims
-        v = self.ops.asarray(capsules, next(iter(self.params.values())))
+        v = self.ops.asarray(capsules, self._like)
         if tuple(v.shape[1:]) != (count, dim) or len(v.shape) != 3:
             raise ShapeError(f"capsules have shape {tuple(v.shape)}; wanted [batch, {count}, {dim}]")
         if labels is None:
@@ -160,7 +161,12 @@ class CapsNet(Generic[A]):
         x = self.ops.asarray(images)
         check_images(self.spec, x)
         check_range(images if isinstance(images, np.ndarray) else x)
-        return self.ops.asarray(x, next(iter(self.params.values())))
+        return self.ops.asarray(x, self._like)
+
+    @property
+    def _like(self) -> A:
+        """A parameter: of the dtype and on the device in which the network computes."""
+        return next(iter(self.params.values()))
 
     def save(self, path: str | os.PathLike[str], dtype: str | None = None) -> None:
         """Write the model as one .safetensors file, in `dtype` ("float16" halves it) or as it is."""
