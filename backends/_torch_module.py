@@ -13,8 +13,7 @@ import capscore.backends.torch as torch_ops  # which imports this module last
 from capscore.backends._torch_fused import tracing
 from capscore.errors import ShapeError, SpecError, short
 from capscore.layer import Capsules, Grid, Layer, Map, Param, Plan, Row, Run, Shape, Vector
-from capscore.layers.chain import place, plan_chain
-from capscore.net import through
+from capscore.layers.chain import place, plan_chain, plan_of, through
 from capscore.values import sizes
 
 
@@ -145,8 +144,7 @@ class _Chain:
 
     def plan(self, x: Shape) -> Plan:
         rows = self.rows(x)
-        params = {name: param for row in rows for name, param in row.parameters.items()}
-        return Plan(rows[-1].output, params, sum(row.plan.multiply_adds for row in rows))
+        return plan_of(rows, rows[-1].output)
 
     def __call__(self, ops: Any, p: Mapping[str, Tensor], x: Any, run: Run) -> Any:
         return through(ops, self.rows(run.input), p, x, run)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .data.classes import numbered
 from .disk import write_atomically
 from .errors import CapscoreError, ModelFileError, ShapeError, short
 from .net import CapsNetSpec
@@ -63,7 +64,7 @@ def check_params(spec: CapsNetSpec, params: Mapping[str, Any]) -> dict[str, NDAr
 def check_classes(spec: CapsNetSpec, classes: Any) -> tuple[str, ...]:
     """Return the class names, "0", "1", … for None, or say why they do not fit the spec."""
     if classes is None:
-        return tuple(str(i) for i in range(spec.classes))
+        return numbered(spec.classes)
     names = tuple(classes) if isinstance(classes, list | tuple) else ()
     if len(names) != spec.classes or not all(isinstance(name, str) for name in names):
         raise ShapeError(f"classes must be {spec.classes} names, one per class capsule, not {short(classes)}")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from .errors import SpecError, check_whole, short
 from .layer import INFERENCE, Capsules, Grid, Layer, Map, Param, Row, Run, Shape, Vector
 from .layers import Conv, Decoder, DenseCaps, Drawing, PrimaryCaps
-from .layers.chain import check_layers, check_size, check_sizes, place, plan_chain
+from .layers.chain import check_layers, check_size, check_sizes, place, plan_chain, through
 from .losses import Loss, MarginLoss
 from .ops import A, Ops, scope
 from .squash import lengths
@@ -234,14 +234,6 @@ def init_params(spec: CapsNetSpec, seed: int = 0) -> dict[str, NDArray[np.float6
     check_whole("seed", seed, 0)
     rng = np.random.default_rng(seed)
     return {name: param.init.draw(rng, param.shape) for name, param in spec.params.items()}
-
-
-def through(ops: Ops[Any], rows: Iterable[Row], params: Mapping[str, Any], x: Any, run: Run) -> Any:
-    """Run one layer after another."""
-    for row in rows:
-        with scope(ops, row.name):
-            x = row.run(ops, params, x, run)
-    return x
 
 
 def forward(ops: Ops[A], spec: CapsNetSpec, params: Mapping[str, A], x: Any, run: Run = INFERENCE) -> Capsules[A] | A:

@@ -8,7 +8,7 @@ from typing import Any
 
 from capscore.cli.app import say
 from capscore.data import Samples, absent, changes, fingerprint, load, rule_of, whole
-from capscore.data.split import Rule
+from capscore.data.split import Rule, seed_of
 from capscore.train import check_dataset
 
 
@@ -18,10 +18,7 @@ def datasets(net: Any, data: str, data_dir: Path | None, split: str = "held-out"
     With `split` "all" a set that the model's split would part is returned twice.
     """
     told = net.provenance
-    recipe = told.get("recipe")
-    seed = recipe.get("seed") if isinstance(recipe, dict) else None
-    seed = seed if type(seed) is int and seed >= 0 else 0
-    rule = rule_of(told)
+    seed, rule = seed_of(told) or 0, rule_of(told)
     sets = load(data, data_dir=data_dir, size=net.spec.input, seed=seed, split=whole if split == "all" else rule)
     say_notes(*sets)
     train_set = check_dataset(net, sets[0], "training")

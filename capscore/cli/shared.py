@@ -20,7 +20,7 @@ from capscore.errors import CapscoreError, SpecError
 
 ModelPath = Annotated[Path, typer.Argument(help="A .safetensors model or an .onnx export.", show_default=False)]
 Weights = Annotated[Path, typer.Argument(help="A .safetensors model.", show_default=False)]
-Data = Annotated[str, typer.Option(help=f"{NAMES}, a folder of images, or an .npz file.")]
+Data = Annotated[str, typer.Option(help=f"{', '.join(NAMES)}, a folder of images, or an .npz file.")]
 DataDir = Annotated[Path | None, typer.Option(help="Folder with mnist/, cifar10/ and so on; else CAPSCORE_DATA.")]
 Backend = Annotated[
     str | None,

@@ -97,7 +97,7 @@ def _resumed(context: typer.Context, options: TrainOptions) -> Plan:
     recipe = Recipe.of(model.provenance)
     recipe = recipe if options.epochs is None else replace(recipe, epochs=options.epochs)
     data = options.data if "data" in given else setup.data
-    if not ("data" in given or data in NAMES.split(", ") or Path(data).exists()):
+    if not ("data" in given or data in NAMES or Path(data).exists()):
         raise TrainingError(f"the data of this training, {data}, are not there: name their new place by --data")
     changed: dict[str, Any] = {"data": _lasting(data), "device": options.device or setup.device}
     changed["data_dir"] = str(options.data_dir.resolve()) if options.data_dir else setup.data_dir
@@ -109,13 +109,13 @@ def _resumed(context: typer.Context, options: TrainOptions) -> Plan:
 
 def _lasting(data: str) -> str:
     """Return the name of a dataset, or the absolute path of a file or folder."""
-    return data if data in NAMES.split(", ") else str(Path(data).resolve())
+    return data if data in NAMES else str(Path(data).resolve())
 
 
 def _data(plan: Plan) -> tuple[Samples, Samples]:
     """Return (train, test), of the classes that the training was of."""
     data, where = plan.data, plan.setup.data_dir
-    folder = data not in NAMES.split(", ") and Path(data).is_dir()
+    folder = data not in NAMES and Path(data).is_dir()
     size = plan.spec.input if plan.spec else size_that_fits(Path(data)) if folder else None
     sets = load(data, data_dir=where, size=size, seed=plan.seed, split=plan.rule)
     if plan.classes and set(plan.classes) != set(sets[0].classes):

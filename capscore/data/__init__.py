@@ -30,7 +30,8 @@ __all__ = [
 
 DIGITS = Path(__file__).with_name("digits.npz")
 DRAWN = ("multimnist", "mnist-40", "mnist-affnist", "affine-mnist")
-NAMES = ", ".join(["digits", *SOURCES, *DRAWN])
+NAMES = ("digits", *SOURCES, *DRAWN)
+KINDS = f"{', '.join(NAMES)}, a folder of images or an .npz file"
 
 
 def load(
@@ -114,7 +115,7 @@ def _read(
     if name == "digits":
         return read_npz(DIGITS, size, rule, memory)
     if not name:
-        raise DataError(f"the name is empty: use {NAMES}, a folder of images or an .npz file")
+        raise DataError(f"the name is empty: use {KINDS}")
     if name in SOURCES:
         source = SOURCES[name]
         train, test = source.read(source_folder(name, data_dir), source.classes, memory)
@@ -139,4 +140,4 @@ def _read(
         return read_folder(Path(name), size, rule, memory)
     if Path(name).is_file():
         return read_npz(Path(name), size, rule, memory)
-    raise DataError(f"not a name and no such path: use {NAMES}, a folder of images or an .npz file")
+    raise DataError(f"not a name and no such path: use {KINDS}")

@@ -79,9 +79,8 @@ def rule_of(provenance: Mapping[str, Any]) -> ByContent | BySeed | None:
     """
     told = provenance.get("split")
     if told is None:
-        recipe = provenance.get("recipe")
-        seed = recipe.get("seed") if isinstance(recipe, dict) else None
-        return BySeed(seed) if "data" in provenance and type(seed) is int and seed >= 0 else None
+        seed = seed_of(provenance)
+        return BySeed(seed) if "data" in provenance and seed is not None else None
     match told:
         case {"rule": "own"}:
             return ByContent()
@@ -91,6 +90,13 @@ def rule_of(provenance: Mapping[str, Any]) -> ByContent | BySeed | None:
             if all(isinstance(number, str) and _is_hash(number) for number in moved):
                 return ByContent(tuple(moved))
     raise DataError(f"the model's split {short(told)} is none that this version knows: train it again")
+
+
+def seed_of(provenance: Mapping[str, Any]) -> int | None:
+    """Return the seed of a training, by what a model's untrusted file tells; None if it tells none."""
+    recipe = provenance.get("recipe")
+    seed = recipe.get("seed") if isinstance(recipe, dict) else None
+    return seed if type(seed) is int and seed >= 0 else None
 
 
 def hashes(images: NDArray[Any], salt: bytes = b"") -> NDArray[np.uint64]:

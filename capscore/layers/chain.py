@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from capscore.errors import SpecError, short
-from capscore.layer import Layer, Row, Shape
+from capscore.layer import Layer, Plan, Row, Run, Shape
+from capscore.ops import Ops, scope
 
 MAX_NUMBERS = 2**30  # of a layer's output for one image, or of a parameter: a spec may come from a stranger
 
@@ -52,3 +53,17 @@ def place(layer: Layer, x: Shape, name: str) -> Row:
         return Row(name, layer, x, layer.plan(x))
     except SpecError as error:
         raise SpecError(f"{name}: {error}") from None
+
+
+def plan_of(rows: Sequence[Row], output: Shape) -> Plan:
+    """Return the plan of a layer that is made of others and makes `output`."""
+    params = {name: param for row in rows for name, param in row.parameters.items()}
+    return Plan(output, params, sum(row.plan.multiply_adds for row in rows))
+
+
+def through(ops: Ops[Any], rows: Iterable[Row], params: Mapping[str, Any], x: Any, run: Run) -> Any:
+    """Run one layer after another."""
+    for row in rows:
+        with scope(ops, row.name):
+            x = row.run(ops, params, x, run)
+    return x

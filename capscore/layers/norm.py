@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from capscore.errors import SpecError
 from capscore.init import Constant
-from capscore.layer import Layer, Param, Plan, Run, Shape, need_map
+from capscore.layer import Layer, Map, Param, Plan, Run, Shape, need_map
 from capscore.ops import A, Ops
 from capscore.values import check_numbers, check_whole
 
@@ -66,8 +67,42 @@ class BatchNorm(Layer):
         return activate(ops, y, self.activation)
 
 
+class ImageNorm(Layer):
+    """Every group of channels of an image at mean 0 and variance 1, then each channel scaled and shifted."""
+
+    epsilon: float
+    activation: str
+
+    def __post_init__(self) -> None:
+        """Check every setting."""
+        check_numbers(self, "epsilon", least=1e-12, most=1)
+        check_activation(self)
+
+    @abstractmethod
+    def count(self, channels: int) -> int:
+        """Return how many groups so many channels form."""
+
+    def plan(self, x: Shape) -> Plan:
+        """Return the same shape."""
+        c, h, w = need_map(self, x)
+        if c % (groups := self.count(c)):
+            raise SpecError(f"{groups} groups do not divide {c} channels; {divisor(c, groups)} would")
+        return Plan(x, _affine(c), 4 * c * h * w)
+
+    def __call__(self, ops: Ops[A], p: Mapping[str, A], x: A, run: Run) -> Any:
+        """Return a map of the same shape."""
+        assert isinstance(run.input, Map)
+        c, h, w = run.input
+        groups = self.count(c)
+        size = c // groups * h * w
+        y: Any = ops.reshape(x, (-1, groups, size))
+        y = y - ops.sum(y, 2, keepdims=True) / size
+        y = y / ops.sqrt(ops.sum(y * y, 2, keepdims=True) / size + self.epsilon)
+        return activate(ops, _scaled(ops, ops.reshape(y, (-1, c, h, w)), p, c), self.activation)
+
+
 @dataclass(frozen=True)
-class GroupNorm(Layer):
+class GroupNorm(ImageNorm):
     """Every group of channels of an image at mean 0 and variance 1 (Wu, He 2018), then scaled and shifted."""
 
     groups: int
@@ -77,73 +112,32 @@ class GroupNorm(Layer):
     def __post_init__(self) -> None:
         """Check every setting."""
         check_whole(self, "groups")
-        _check(self)
+        super().__post_init__()
 
-    def plan(self, x: Shape) -> Plan:
-        """Return the same shape."""
-        return _by_group(self, x, self.groups)
-
-    def __call__(self, ops: Ops[A], p: Mapping[str, A], x: A, run: Run) -> Any:
-        """Return a map of the same shape."""
-        return _normalised(self, ops, p, x, run, self.groups)
+    def count(self, channels: int) -> int:
+        """Return `groups`."""
+        return self.groups
 
 
 @dataclass(frozen=True)
-class InstanceNorm(Layer):
+class InstanceNorm(ImageNorm):
     """Every channel of an image at mean 0 and variance 1 (Ulyanov et al. 2016), then scaled and shifted."""
 
     epsilon: float = 1e-5
     activation: str = "none"
 
-    def __post_init__(self) -> None:
-        """Check every setting."""
-        _check(self)
-
-    def plan(self, x: Shape) -> Plan:
-        """Return the same shape."""
-        return _by_group(self, x, need_map(self, x).channels)
-
-    def __call__(self, ops: Ops[A], p: Mapping[str, A], x: A, run: Run) -> Any:
-        """Return a map of the same shape."""
-        return _normalised(self, ops, p, x, run, run.input.dims[0])
+    def count(self, channels: int) -> int:
+        """Return one group for every channel."""
+        return channels
 
 
 @dataclass(frozen=True)
-class LayerNorm(Layer):
+class LayerNorm(ImageNorm):
     """All features of an image at mean 0 and variance 1 (Ba et al. 2016), then each channel scaled and shifted."""
 
     epsilon: float = 1e-5
     activation: str = "none"
 
-    def __post_init__(self) -> None:
-        """Check every setting."""
-        _check(self)
-
-    def plan(self, x: Shape) -> Plan:
-        """Return the same shape."""
-        return _by_group(self, x, 1)
-
-    def __call__(self, ops: Ops[A], p: Mapping[str, A], x: A, run: Run) -> Any:
-        """Return a map of the same shape."""
-        return _normalised(self, ops, p, x, run, 1)
-
-
-def _check(layer: Layer) -> None:
-    check_numbers(layer, "epsilon", least=1e-12, most=1)
-    check_activation(layer)
-
-
-def _by_group(layer: Layer, x: Shape, groups: int) -> Plan:
-    c, h, w = need_map(layer, x)
-    if c % groups:
-        raise SpecError(f"{groups} groups do not divide {c} channels; {divisor(c, groups)} would")
-    return Plan(x, _affine(c), 4 * c * h * w)
-
-
-def _normalised(layer: Any, ops: Ops[A], p: Mapping[str, A], x: A, run: Run, groups: int) -> Any:
-    c, h, w = run.input.dims
-    size = c // groups * h * w
-    y = ops.reshape(x, (-1, groups, size))
-    y = y - ops.sum(y, 2, keepdims=True) / size
-    y = y / ops.sqrt(ops.sum(y * y, 2, keepdims=True) / size + layer.epsilon)
-    return activate(ops, _scaled(ops, ops.reshape(y, (-1, c, h, w)), p, c), layer.activation)
+    def count(self, channels: int) -> int:
+        """Return one group for all channels."""
+        return 1

@@ -8,10 +8,10 @@ from typing import Any
 
 from capscore.errors import SpecError
 from capscore.layer import Grid, Layer, Plan, Row, Run, Shape
-from capscore.ops import A, Ops, scope
+from capscore.ops import A, Ops
 
 from .activation import activate, check_activation
-from .chain import check_layers, plan_chain
+from .chain import check_layers, plan_chain, plan_of, through
 
 
 @dataclass(frozen=True)
@@ -47,16 +47,10 @@ class Residual(Layer):
                 f"Residual: the block makes {block}, the shortcut {past}; both must be of one shape: "
                 "a Conv of kernel 1 as shortcut changes channels and, by its stride, the size"
             )
-        params = {name: param for row in rows for name, param in row.parameters.items()}
-        return Plan(block, params, sum(row.plan.multiply_adds for row in rows))
+        return plan_of(rows, block)
 
     def __call__(self, ops: Ops[A], p: Mapping[str, A], x: A, run: Run) -> Any:
         """Return activation(block(x) + shortcut(x))."""
-        ends: list[Any] = []
-        for name, layers in (("layers", self.layers), ("shortcut", self.shortcut)):
-            y = x
-            for row in plan_chain(layers, run.input, name):
-                with scope(ops, row.name):
-                    y = row.run(ops, p, y, run)
-            ends.append(y)
-        return activate(ops, ends[0] + ends[1], self.activation)
+        rows, count = self.rows(run.input), len(self.layers)
+        block, past = (through(ops, part, p, x, run) for part in (rows[:count], rows[count:]))
+        return activate(ops, block + past, self.activation)
