@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from capscore.errors import ShapeError, short
 from capscore.layer import INFERENCE, Capsules, Run
 from capscore.ops import A, Ops, scope
-from capscore.squash import squash
+from capscore.squash import SQUASHES, check_squash, squash
 from capscore.values import check_flags, check_whole
 
 from .base import Routing, VotesShape
@@ -21,21 +22,27 @@ class DynamicRouting(Routing):
 
     iterations: int = 3
     leaky: bool = False
+    squash: str = "squash"
 
     def __post_init__(self) -> None:
         """Check the settings: a spec from a stranger must not start an endless loop."""
         check_whole(self, "iterations", most=100)
         check_flags(self, "leaky")
+        check_squash(self)
+
+    @property
+    def fusible(self) -> bool:
+        """Whether the squash is the paper's."""
+        return self.squash == "squash"
 
     def multiply_adds(self, votes: VotesShape) -> int:
         """Return the multiply-adds of one image: a combine per iteration, an agree between two of them."""
-        n_in, n_out, d_out, d_in = votes
-        product = n_in * d_in * n_out * d_out  # what one combine or agree costs without votes in memory
-        return product + (self.iterations - 1) * 2 * (product + n_in * d_in * n_out)
+        scaled = votes.windows * votes.n_in * votes.d_in * votes.n_out  # inputs times their couplings
+        return votes.product + (self.iterations - 1) * 2 * (votes.product + scaled)
 
     def __call__(self, ops: Ops[A], votes: Votes[A], p: Mapping[str, A], run: Run) -> Capsules[A]:
         """Route the votes to output capsules [B, J, D]."""
-        return Capsules(dynamic_routing(ops, votes, self.iterations, self.leaky, run))
+        return Capsules(dynamic_routing(ops, votes, self.iterations, self.leaky, run, SQUASHES[self.squash]))
 
 
 def dynamic_routing(
@@ -44,6 +51,7 @@ def dynamic_routing(
     iterations: int = 3,
     leaky: bool = False,
     run: Run = INFERENCE,
+    squash: Callable[..., Any] = squash,
 ) -> A:
     """Route votes to output capsules by agreement: procedure 1 of "Dynamic Routing Between Capsules".
 
@@ -57,6 +65,7 @@ def dynamic_routing(
     leaky : an extra routing logit, fixed at zero, takes the share of inputs that fit no output capsule
     run : hears of every iteration: its coupling coefficients [J, B, N], the first as the number that all of them
         equal, and its capsules [J, B, D]
+    squash : what makes capsules of their sums; see `capscore.squash`
 
     Returns
     -------
