@@ -383,7 +383,7 @@ def seen_by_all(how: Mapping[str, Any], p: Mapping[str, Array], x: Caps) -> Seen
     t, h, w, k = x.pose.shape
     found = np.zeros((1, t * h * w, how["count"], how["dim"]))
     for i, (kind, row, column) in enumerate(np.ndindex(t, h, w)):
-        own = kind if how["shared"] else i
+        own = {False: i, True: kind, "all": 0}[how["shared"]]
         for j in range(how["count"]):
             found[0, i, j] = vote(x.pose[kind, row, column], p["weight"][own, j], how["pose_rows"])
             if how["vote_bias"]:

@@ -16,6 +16,6 @@ from .upsample import Upsample
 
 __all__ = [
     "Activation", "AsCaps", "AveragePool", "BatchNorm", "Conv", "ConvCaps", "ConvDecoder", "Decoder", "DenseCaps",
-    "Drawing", "Dropout", "GlobalPool", "GroupNorm", "InstanceNorm", "LayerNorm", "Linear", "MaxPool", "PrimaryCaps",
-    "Residual", "Upsample",
+    "Drawing", "Dropout", "GlobalPool", "GroupNorm", "InstanceNorm", "LayerNorm", "Linear", "MaxPool",
+    "PrimaryCaps", "Residual", "Upsample",
 ]  # fmt: skip

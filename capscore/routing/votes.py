@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from typing import Any, Generic
 
 from capscore.ops import A, Ops, scope
+from capscore.squash import lengths
 
 from .windows import Windows
 
@@ -35,6 +36,11 @@ class Votes(ABC, Generic[A]):
     @abstractmethod
     def array(self) -> A:
         """Return the votes û [J, B, N, D] themselves, for routings that need more than the two products."""
+
+    def presence(self) -> A:
+        """Return how present the input capsules are [B, N]: their activations, or else their lengths."""
+        assert self.pose is not None
+        return lengths(self.ops, self.pose) if self.activation is None else self.activation
 
     def over_parents(self, logits: A) -> A:
         """Return couplings [J, B, N]: the softmax over all output capsules that see an input, of all types and windows.
