@@ -60,7 +60,7 @@ class HeinsenRouting(Routing):
         j, n, d = votes.n_out, votes.n_in, votes.d_out
         of_pair = (j, 1, 1 if self.shared else n)
         beta_use, beta_ign = (ops.reshape(ops.transpose(p[f"beta_{of}"], (1, 0)), of_pair) for of in ("use", "ign"))
-        f = ops.reshape(votes.presence(), (1, -1, n))  # [1, B, N]
+        f = ops.reshape(votes.presence, (1, -1, n))  # [1, B, N]
         u_hat = votes.array()  # [J, B, N, D]
 
         def given(c: Any) -> tuple[Any, Any, Any, Any]:

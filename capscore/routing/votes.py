@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from typing import Any, Generic
 
 from capscore.ops import A, Ops, scope
-from capscore.squash import lengths
 
 from .windows import Windows
 
@@ -37,10 +36,13 @@ class Votes(ABC, Generic[A]):
     def array(self) -> A:
         """Return the votes û [J, B, N, D] themselves, for routings that need more than the two products."""
 
+    @property
     def presence(self) -> A:
-        """Return how present the input capsules are [B, N]: their activations, or else their lengths."""
+        """How present each input is, [B, N]: its activation, or its length if it has none."""
+        if self.activation is not None:
+            return self.activation
         assert self.pose is not None
-        return lengths(self.ops, self.pose) if self.activation is None else self.activation
+        return self.ops.norm(self.pose, 2)
 
     def over_parents(self, logits: A) -> A:
         """Return couplings [J, B, N]: the softmax over all output capsules that see an input, of all types and windows.
