@@ -33,21 +33,22 @@ from .layers import (
     MaxPool,
     PrimaryCaps,
     Residual,
+    SelfRoutedClasses,
     Upsample,
 )
 from .losses import CrossEntropy, MarginLoss, SpreadLoss
 from .net import CapsNetSpec
 from .ops import Ops
 from .presets import PRESETS
-from .routing import DynamicRouting, HeinsenRouting, Routing, SelfAttention
+from .routing import DynamicRouting, HeinsenRouting, Routing, SelfAttention, SelfRouting
 
 __version__ = "0.2.0"
 __all__ = [
     "PRESETS", "Activation", "AsCaps", "AveragePool", "BatchNorm", "CapsNetSpec", "CapscoreError", "Capsules",
     "Conv", "ConvCaps", "ConvDecoder", "CrossEntropy", "Decoder", "DenseCaps", "Dropout", "DynamicRouting",
     "GlobalPool", "Grid", "GroupNorm", "HeinsenRouting", "InstanceNorm", "Layer", "LayerNorm", "Linear", "Map",
-    "MarginLoss", "MaxPool", "PrimaryCaps", "Residual", "Routing", "SelfAttention", "SpreadLoss", "Upsample",
-    "Vector", "backend", "backend_names",
+    "MarginLoss", "MaxPool", "PrimaryCaps", "Residual", "Routing", "SelfAttention", "SelfRoutedClasses",
+    "SelfRouting", "SpreadLoss", "Upsample", "Vector", "backend", "backend_names",
 ]  # fmt: skip
 
 _OF_THE_BACKEND = {"CapsNet", "Learner", "Module", "load"} | {name for name in vars(Ops) if not name.startswith("_")}

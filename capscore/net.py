@@ -18,7 +18,7 @@ from .layers import Conv, Decoder, DenseCaps, Drawing, PrimaryCaps
 from .layers.chain import check_layers, check_size, check_sizes, place, plan_chain, through
 from .losses import Loss, MarginLoss
 from .ops import A, Ops, scope
-from .squash import lengths
+from .squash import presence
 from .values import check_kind, check_names, read, sizes, write
 
 Shapes = dict[str, tuple[int, ...]]  # of parameters, by name
@@ -252,10 +252,7 @@ def primary_capsules(ops: Ops[A], spec: CapsNetSpec, params: Mapping[str, A], x:
 
 def scores(ops: Ops[A], output: Capsules[A] | A) -> A:
     """Return the class scores [B, J] of what `forward` returned: activations, else lengths, else the vector itself."""
-    if not isinstance(output, Capsules):
-        return output
-    found: A = lengths(ops, output.pose) if output.activation is None else output.activation
-    return found
+    return presence(ops, output) if isinstance(output, Capsules) else output
 
 
 def reconstruct(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from .layer import Capsules
 from .ops import A, Ops, scope
 from .values import Value, check_choice
 
@@ -51,6 +52,11 @@ def check_squash(value: Value) -> None:
 def lengths(ops: Ops[A], capsules: A) -> A:
     """Return the lengths [B, J] of capsules [B, J, D]: the probability that each entity is present."""
     return ops.norm(capsules, -1)
+
+
+def presence(ops: Ops[A], capsules: Capsules[A]) -> A:
+    """Return how present each capsule is, [B, N]: its activation, or its length if it has none."""
+    return lengths(ops, capsules.pose) if capsules.activation is None else capsules.activation
 
 
 def log_sigmoid(ops: Ops[A], x: Any) -> Any:

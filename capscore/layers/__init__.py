@@ -12,10 +12,11 @@ from .norm import BatchNorm, GroupNorm, InstanceNorm, LayerNorm
 from .pool import AveragePool, GlobalPool, MaxPool
 from .primary import PrimaryCaps
 from .residual import Residual
+from .self_routed import SelfRoutedClasses
 from .upsample import Upsample
 
 __all__ = [
     "Activation", "AsCaps", "AveragePool", "BatchNorm", "Conv", "ConvCaps", "ConvDecoder", "Decoder", "DenseCaps",
     "Drawing", "Dropout", "GlobalPool", "GroupNorm", "InstanceNorm", "LayerNorm", "Linear", "MaxPool",
-    "PrimaryCaps", "Residual", "Upsample",
+    "PrimaryCaps", "Residual", "SelfRoutedClasses", "Upsample",
 ]  # fmt: skip

@@ -5,7 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, Generic
 
+from capscore.layer import Capsules
 from capscore.ops import A, Ops, scope
+from capscore.squash import presence
 
 from .windows import Windows
 
@@ -39,10 +41,8 @@ class Votes(ABC, Generic[A]):
     @property
     def presence(self) -> A:
         """How present each input is, [B, N]: its activation, or its length if it has none."""
-        if self.activation is not None:
-            return self.activation
         assert self.pose is not None
-        return self.ops.norm(self.pose, 2)
+        return presence(self.ops, Capsules(self.pose, self.activation))
 
     def over_parents(self, logits: A) -> A:
         """Return couplings [J, B, N]: the softmax over all output capsules that see an input, of all types and windows.
