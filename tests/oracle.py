@@ -223,7 +223,10 @@ def batch_norm(how: Mapping[str, Any], p: Mapping[str, Array], x: Array, trainin
             variance[c] += how["momentum"] * (spread - variance[c])
         else:
             y[:, c] = (x[:, c] - mean[c]) / math.sqrt(variance[c] + how["epsilon"])
-        y[:, c] = y[:, c] * p["weight"][c] + p["bias"][c]
+        if how["scale"]:
+            y[:, c] *= p["weight"][c]
+        if how["shift"]:
+            y[:, c] += p["bias"][c]
     return y, mean, variance
 
 

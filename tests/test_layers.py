@@ -132,7 +132,9 @@ def divisors(n: int) -> Any:
 KINDS: dict[str, Callable[[Map], Any]] = {
     "Activation": lambda shape: st.builds(Activation, ACTIVATION),
     "AveragePool": lambda shape: window(shape).map(lambda how: AveragePool(**how)),
-    "BatchNorm": lambda shape: st.builds(BatchNorm, st.sampled_from([0.0, 0.1, 1.0]), EPSILON, ACTIVATION),
+    "BatchNorm": lambda shape: st.builds(
+        BatchNorm, st.sampled_from([0.0, 0.1, 1.0]), EPSILON, ACTIVATION, st.booleans(), st.booleans()
+    ),
     "Conv": conv,
     "Dropout": lambda shape: st.builds(Dropout, st.sampled_from([0.0, 0.5]), st.booleans()),
     "GlobalPool": lambda shape: st.just(GlobalPool()),
@@ -554,7 +556,7 @@ def test_batch_normalisation_leaves_no_node(
     past = {"channels": 3, "kernel": settings["kernel"], "stride": settings.get("stride", 1), "padding": 1}
     blocks = [
         Residual((*block, *block), (Conv(**past, activation="none"), *norm, Conv(**past)), "relu")
-        for block, norm in ((pair_of_layers, (BatchNorm(),)), (single, ()))
+        for block, norm in ((pair_of_layers, (BatchNorm(scale=False),)), (single, ()))
     ]
     assert nodes(onnx_export, (blocks[0],), path) == nodes(onnx_export, (blocks[1],), path)
     inside = [(Residual((Residual(block.layers, block.shortcut),), (Conv(**past), Conv(**past))),) for block in blocks]
