@@ -19,18 +19,22 @@ from .layers import (
     AsCaps,
     AveragePool,
     BatchNorm,
+    BranchScores,
     Conv,
     ConvCaps,
     ConvDecoder,
+    Coordinates,
     Decoder,
     DenseCaps,
     Dropout,
     GlobalPool,
     GroupNorm,
+    HomogeneousCaps,
     InstanceNorm,
     LayerNorm,
     Linear,
     MaxPool,
+    PadChannels,
     PrimaryCaps,
     Residual,
     SelfRoutedClasses,
@@ -44,11 +48,12 @@ from .routing import DynamicRouting, HeinsenRouting, Routing, SelfAttention, Sel
 
 __version__ = "0.2.0"
 __all__ = [
-    "PRESETS", "Activation", "AsCaps", "AveragePool", "BatchNorm", "CapsNetSpec", "CapscoreError", "Capsules",
-    "Conv", "ConvCaps", "ConvDecoder", "CrossEntropy", "Decoder", "DenseCaps", "Dropout", "DynamicRouting",
-    "GlobalPool", "Grid", "GroupNorm", "HeinsenRouting", "InstanceNorm", "Layer", "LayerNorm", "Linear", "Map",
-    "MarginLoss", "MaxPool", "PrimaryCaps", "Residual", "Routing", "SelfAttention", "SelfRoutedClasses",
-    "SelfRouting", "SpreadLoss", "Upsample", "Vector", "backend", "backend_names",
+    "PRESETS", "Activation", "AsCaps", "AveragePool", "BatchNorm", "BranchScores", "CapsNetSpec", "CapscoreError",
+    "Capsules", "Conv", "ConvCaps", "ConvDecoder", "Coordinates", "CrossEntropy", "Decoder", "DenseCaps", "Dropout",
+    "DynamicRouting", "GlobalPool", "Grid", "GroupNorm", "HeinsenRouting", "HomogeneousCaps", "InstanceNorm",
+    "Layer", "LayerNorm", "Linear", "Map", "MarginLoss", "MaxPool", "PadChannels", "PrimaryCaps", "Residual",
+    "Routing", "SelfAttention", "SelfRoutedClasses", "SelfRouting", "SpreadLoss", "Upsample", "Vector", "backend",
+    "backend_names",
 ]  # fmt: skip
 
 _OF_THE_BACKEND = {"CapsNet", "Learner", "Module", "load"} | {name for name in vars(Ops) if not name.startswith("_")}

@@ -4,11 +4,14 @@ from .activation import Activation
 from .as_caps import AsCaps
 from .conv import Conv
 from .conv_caps import ConvCaps
+from .coordinates import Coordinates
 from .decoder import ConvDecoder, Decoder, Drawing
 from .dense import DenseCaps
 from .dropout import Dropout
+from .hvc import BranchScores, HomogeneousCaps
 from .linear import Linear
 from .norm import BatchNorm, GroupNorm, InstanceNorm, LayerNorm
+from .pad_channels import PadChannels
 from .pool import AveragePool, GlobalPool, MaxPool
 from .primary import PrimaryCaps
 from .residual import Residual
@@ -16,7 +19,8 @@ from .self_routed import SelfRoutedClasses
 from .upsample import Upsample
 
 __all__ = [
-    "Activation", "AsCaps", "AveragePool", "BatchNorm", "Conv", "ConvCaps", "ConvDecoder", "Decoder", "DenseCaps",
-    "Drawing", "Dropout", "GlobalPool", "GroupNorm", "InstanceNorm", "LayerNorm", "Linear", "MaxPool",
-    "PrimaryCaps", "Residual", "SelfRoutedClasses", "Upsample",
+    "Activation", "AsCaps", "AveragePool", "BatchNorm", "BranchScores", "Conv", "ConvCaps", "ConvDecoder",
+    "Coordinates", "Decoder", "DenseCaps", "Drawing", "Dropout", "GlobalPool", "GroupNorm", "HomogeneousCaps",
+    "InstanceNorm", "LayerNorm", "Linear", "MaxPool", "PadChannels", "PrimaryCaps", "Residual", "SelfRoutedClasses",
+    "Upsample",
 ]  # fmt: skip
