@@ -17,11 +17,16 @@ from .layer import Capsules, Grid, Layer, Map, Vector
 from .layers import (
     Activation,
     AsCaps,
+    AsMap,
     AveragePool,
     BatchNorm,
+    ChainDecoder,
+    Concat,
     Conv,
     ConvCaps,
+    ConvCaps3D,
     ConvDecoder,
+    ConvTranspose,
     Decoder,
     DenseCaps,
     Dropout,
@@ -43,10 +48,11 @@ from .routing import DynamicRouting, Routing, SelfAttention
 
 __version__ = "0.2.0"
 __all__ = [
-    "PRESETS", "Activation", "AsCaps", "AveragePool", "BatchNorm", "CapsNetSpec", "CapscoreError", "Capsules", "Conv",
-    "ConvCaps", "ConvDecoder", "CrossEntropy", "Decoder", "DenseCaps", "Dropout", "DynamicRouting", "GlobalPool",
-    "Grid", "GroupNorm", "InstanceNorm", "Layer", "LayerNorm", "Linear", "Map", "MarginLoss", "MaxPool", "PrimaryCaps",
-    "Residual", "Routing", "SelfAttention", "SpreadLoss", "Upsample", "Vector", "backend", "backend_names",
+    "PRESETS", "Activation", "AsCaps", "AsMap", "AveragePool", "BatchNorm", "CapsNetSpec", "CapscoreError", "Capsules",
+    "ChainDecoder", "Concat", "Conv", "ConvCaps", "ConvCaps3D", "ConvDecoder", "ConvTranspose", "CrossEntropy",
+    "Decoder", "DenseCaps", "Dropout", "DynamicRouting", "GlobalPool", "Grid", "GroupNorm", "InstanceNorm", "Layer",
+    "LayerNorm", "Linear", "Map", "MarginLoss", "MaxPool", "PrimaryCaps", "Residual", "Routing", "SelfAttention",
+    "SpreadLoss", "Upsample", "Vector", "backend", "backend_names",
 ]  # fmt: skip
 
 _OF_THE_BACKEND = {"CapsNet", "Learner", "Module", "load"} | {name for name in vars(Ops) if not name.startswith("_")}
