@@ -35,8 +35,8 @@ class Concat(Branches):
                 return block._replace(types=block.types + past.types)
             return Grid(block.dims[0] + past.dims[0], 1, 1, *block[3:])
         raise SpecError(
-            f"Concat: the block makes {block}, the shortcut {past}; both must be vectors, maps of one height and width, "
-            "or capsules of one dim that all have activations or none"
+            f"Concat: the block makes {block}, the shortcut {past}; both must be vectors, maps of one height and "
+            "width, or capsules of one dim that all have activations or none"
         )
 
     def join(self, ops: Ops[A], block: Any, past: Any) -> Any:

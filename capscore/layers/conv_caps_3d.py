@@ -17,6 +17,7 @@ from capscore.routing import ArrayVotes, DynamicRouting, dynamic_routing
 from capscore.squash import SQUASHES
 from capscore.values import Pair, check_flags, check_kind, check_whole, pair
 
+from .chain import check_size
 from .conv import check_window, margins, slide
 
 
@@ -62,6 +63,7 @@ class ConvCaps3D(Layer):
         params = {"weight": Param(shape, self.init or HeNormal())}
         if self.bias:
             params["bias"] = Param((self.types, self.dim))
+        check_size("ConvCaps3D: votes", (x.types, height, width, shape[0]))
         votes = x.types * height * width * shape[0]
         products = math.prod(shape[1:]) + 2 * self.routing.iterations - 1  # and a combine or an agree, in turn
         return Plan(Grid(self.types, height, width, self.dim), params, votes * products)
@@ -79,7 +81,8 @@ class ConvCaps3D(Layer):
             v = squash(ops, ops.reshape(s, (j, -1, places * d)))
             return ops.reshape(ops.transpose(ops.reshape(v, (j, -1, places, d)), (0, 2, 1, 3)), (n, -1, d))
 
-        maps = ops.transpose(ops.reshape(x.pose, (-1, t, h, w, k)), (0, 2, 3, 1, 4) if self.scrambled else (0, 1, 4, 2, 3))
+        order = (0, 2, 3, 1, 4) if self.scrambled else (0, 1, 4, 2, 3)
+        maps = ops.transpose(ops.reshape(x.pose, (-1, t, h, w, k)), order)
         with scope(ops, "votes"):
             y = ops.conv2d(ops.reshape(maps, (-1, k, h, w)), p["weight"], None, pair(self.stride), margins(self))
             y = ops.transpose(ops.reshape(y, (-1, t, j, d, places)), (0, 1, 2, 4, 3))

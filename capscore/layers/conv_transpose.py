@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from capscore.ops import A, Index, Ops
 from capscore.values import check_kind, check_whole
 
 from .activation import activate, check_activation
+from .chain import check_size
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,9 @@ class ConvTranspose(Layer):
         """Return a map."""
         c, h, w = need_map(self, x)
         shape = self.channels, c, self.kernel, self.kernel
+        check_size("ConvTranspose: the map among zeros", (c, *(n * self.stride + self.kernel - 1 for n in (h, w))))
         params = {"weight": Param(shape, self.init or HeNormal()), "bias": Param(shape[:1])}
-        return Plan(Map(self.channels, h * self.stride, w * self.stride), params, int(np.prod(shape)) * h * w)
+        return Plan(Map(self.channels, h * self.stride, w * self.stride), params, math.prod(shape) * h * w)
 
     def __call__(self, ops: Ops[A], p: Mapping[str, A], x: A, run: Run) -> A:
         """Turn a map [B, C, H, W] into a map [B, channels, H·stride, W·stride]."""
