@@ -17,12 +17,17 @@ from .layer import Capsules, Grid, Layer, Map, Vector
 from .layers import (
     Activation,
     AsCaps,
+    AsMap,
     AveragePool,
     BatchNorm,
     BranchScores,
+    ChainDecoder,
+    Concat,
     Conv,
     ConvCaps,
+    ConvCaps3D,
     ConvDecoder,
+    ConvTranspose,
     Coordinates,
     Decoder,
     DenseCaps,
@@ -48,12 +53,12 @@ from .routing import DynamicRouting, HeinsenRouting, Routing, SelfAttention, Sel
 
 __version__ = "0.2.0"
 __all__ = [
-    "PRESETS", "Activation", "AsCaps", "AveragePool", "BatchNorm", "BranchScores", "CapsNetSpec", "CapscoreError",
-    "Capsules", "Conv", "ConvCaps", "ConvDecoder", "Coordinates", "CrossEntropy", "Decoder", "DenseCaps", "Dropout",
-    "DynamicRouting", "GlobalPool", "Grid", "GroupNorm", "HeinsenRouting", "HomogeneousCaps", "InstanceNorm",
-    "Layer", "LayerNorm", "Linear", "Map", "MarginLoss", "MaxPool", "PadChannels", "PrimaryCaps", "Residual",
-    "Routing", "SelfAttention", "SelfRoutedClasses", "SelfRouting", "SpreadLoss", "Upsample", "Vector", "backend",
-    "backend_names",
+    "PRESETS", "Activation", "AsCaps", "AsMap", "AveragePool", "BatchNorm", "BranchScores", "CapsNetSpec",
+    "CapscoreError", "Capsules", "ChainDecoder", "Concat", "Conv", "ConvCaps", "ConvCaps3D", "ConvDecoder",
+    "ConvTranspose", "Coordinates", "CrossEntropy", "Decoder", "DenseCaps", "Dropout", "DynamicRouting",
+    "GlobalPool", "Grid", "GroupNorm", "HeinsenRouting", "HomogeneousCaps", "InstanceNorm", "Layer", "LayerNorm",
+    "Linear", "Map", "MarginLoss", "MaxPool", "PadChannels", "PrimaryCaps", "Residual", "Routing", "SelfAttention",
+    "SelfRoutedClasses", "SelfRouting", "SpreadLoss", "Upsample", "Vector", "backend", "backend_names",
 ]  # fmt: skip
 
 _OF_THE_BACKEND = {"CapsNet", "Learner", "Module", "load"} | {name for name in vars(Ops) if not name.startswith("_")}

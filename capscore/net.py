@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -117,7 +116,15 @@ class CapsNetSpec:
         """Every layer of the decoder in its place; none without a decoder."""
         if self.decoder is None:
             return ()
-        rows = plan_chain(self.decoder.layers(self.image), Vector(math.prod(self.output.dims)), "decoder")
+        count, dim = self.output.dims
+        given = Vector(dim if self.decoder.class_independent else count * dim)
+        rows = plan_chain(self.decoder.layers(self.image), given, "decoder")
+        drawn: Shape = rows[-1].output if rows else given
+        if drawn != self.image:
+            raise SpecError(
+                f"decoder: its last layer makes {drawn}, not the image {self.image}; end with a layer that makes it, "
+                "or give the decoder image=(channels, height, width)"
+            )
         if any(size % part for size, part in zip(self.input, self.image, strict=True)):
             raise SpecError(f"decoder: its image {tuple(self.image)} must divide the input {self.input} in every size")
         return rows
@@ -264,10 +271,15 @@ def reconstruct(
 
 
 def masked(ops: Ops[A], spec: CapsNetSpec, capsules: A, mask: A) -> A:
-    """Return what the decoder draws from, [B, J·D]: capsules [B, J, D] of which `mask` [B, J] keeps some."""
+    """Return what the decoder draws from, [B, J·D]: capsules [B, J, D] of which `mask` [B, J] keeps some.
+
+    A class-independent decoder draws from their sum, [B, D].
+    """
     count, dim = spec.output.dims
     with scope(ops, "decoder"):
         x = capsules * ops.reshape(mask, (-1, count, 1))
+        if spec.decoder is not None and spec.decoder.class_independent:
+            return ops.sum(x, 1)
         return ops.reshape(x, (-1, count * dim))
 
 

@@ -57,6 +57,18 @@ def conv(image: Array, weight: Array, bias: Array, stride: Size, padding: Size, 
     return out
 
 
+def conv_transpose(image: Array, weight: Array, bias: Array, stride: int) -> Array:
+    """Every position of one image [C, H, W] adds its numbers times the mirrored weight [O, C, k, k] to a window."""
+    (_, height, width), (channels, _, k, _) = image.shape, weight.shape
+    out = np.zeros((channels, height * stride, width * stride)) + bias[:, None, None]
+    before = max(0, (k - stride) // 2)
+    for y, x, down, right in np.ndindex(height, width, k, k):
+        i, j = y * stride + down - before, x * stride + right - before
+        if 0 <= i < height * stride and 0 <= j < width * stride:
+            out[:, i, j] += weight[:, :, k - 1 - down, k - 1 - right] @ image[:, y, x]
+    return out
+
+
 def primary_capsules(features: Array, types: int, dim: int) -> Array:
     """Squash the `dim` channels of each type at each position: [N, dim], type by type, row by row."""
     _, height, width = features.shape
@@ -265,6 +277,9 @@ def layer(how: Mapping[str, Any], p: Mapping[str, Array], x: Array, training: bo
     match how["type"]:
         case "Residual":
             y = chain(how["layers"], "layers", p, x, training) + chain(how["shortcut"], "shortcut", p, x, training)
+        case "Concat":
+            both = [chain(how[name], name, p, x, training) for name in ("layers", "shortcut")]
+            y = np.array([[*a, *b] for a, b in zip(*both, strict=True)])
         case "BatchNorm":
             y = batch_norm(how, p, x, training)[0]
         case _:
@@ -280,6 +295,8 @@ def of_image(how: Mapping[str, Any], p: Mapping[str, Array], image: Array) -> Ar
             bias = p.get("bias", np.zeros(how["channels"]))
             padding = margins(how["padding"], how["kernel"])
             return conv(image, p["weight"], bias, how["stride"], padding, how["groups"])
+        case "ConvTranspose":
+            return conv_transpose(image, p["weight"], p["bias"], how["stride"])
         case "GroupNorm" | "InstanceNorm" | "LayerNorm":
             groups = {"InstanceNorm": len(image), "LayerNorm": 1}.get(how["type"]) or how["groups"]
             return group_norm(p, image, groups, how["epsilon"])

@@ -2,10 +2,14 @@
 
 from .activation import Activation
 from .as_caps import AsCaps
+from .as_map import AsMap
+from .concat import Concat
 from .conv import Conv
 from .conv_caps import ConvCaps
+from .conv_caps_3d import ConvCaps3D
+from .conv_transpose import ConvTranspose
 from .coordinates import Coordinates
-from .decoder import ConvDecoder, Decoder, Drawing
+from .decoder import ChainDecoder, ConvDecoder, Decoder, Drawing
 from .dense import DenseCaps
 from .dropout import Dropout
 from .hvc import BranchScores, HomogeneousCaps
@@ -19,8 +23,8 @@ from .self_routed import SelfRoutedClasses
 from .upsample import Upsample
 
 __all__ = [
-    "Activation", "AsCaps", "AveragePool", "BatchNorm", "BranchScores", "Conv", "ConvCaps", "ConvDecoder",
-    "Coordinates", "Decoder", "DenseCaps", "Drawing", "Dropout", "GlobalPool", "GroupNorm", "HomogeneousCaps",
-    "InstanceNorm", "LayerNorm", "Linear", "MaxPool", "PadChannels", "PrimaryCaps", "Residual", "SelfRoutedClasses",
-    "Upsample",
+    "Activation", "AsCaps", "AsMap", "AveragePool", "BatchNorm", "BranchScores", "ChainDecoder", "Concat", "Conv",
+    "ConvCaps", "ConvCaps3D", "ConvDecoder", "ConvTranspose", "Coordinates", "Decoder", "DenseCaps", "Drawing",
+    "Dropout", "GlobalPool", "GroupNorm", "HomogeneousCaps", "InstanceNorm", "LayerNorm", "Linear", "MaxPool",
+    "PadChannels", "PrimaryCaps", "Residual", "SelfRoutedClasses", "Upsample",
 ]  # fmt: skip
