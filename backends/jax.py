@@ -112,7 +112,26 @@ def norm(x: Array, axis: int, keepdims: bool = False) -> Array:
 
 def max(x: Array, axis: int, keepdims: bool = False) -> Array:
     """Return the largest over `axis`; equal ones share the gradient."""
-    return x.max(axis, keepdims=keepdims)
+    largest: Array = _max(x, axis)
+    return largest if keepdims else largest.squeeze(axis)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _max(x: Array, axis: int) -> Array:
+    return x.max(axis, keepdims=True)
+
+
+@_max.defjvp
+def _max_and_slope(axis: int, x: tuple[Array], dx: tuple[Array]) -> tuple[Array, Array]:
+    """Return the largest, kept as an axis of 1, and its change.
+
+    What XLA fuses it may compute twice, and round in two ways: then nothing equals the largest, and JAX's own gradient
+    is 0/0. The first of the largest always counts.
+    """
+    largest = _max(*x, axis)
+    first = jax.nn.one_hot(x[0].argmax(axis), x[0].shape[axis], dtype=bool, axis=axis)
+    share = ((x[0] == largest) | first).astype(x[0].dtype)
+    return largest, (dx[0] * share).sum(axis, keepdims=True) / share.sum(axis, keepdims=True)
 
 
 def sqrt(x: Array) -> Array:

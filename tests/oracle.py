@@ -254,6 +254,14 @@ def linear(p: Mapping[str, Array], features: Array) -> Array:
     return np.array([(w * features.ravel()).sum() + b for w, b in zip(p["weight"], p["bias"], strict=True)])
 
 
+def coordinates(height: int, width: int) -> Array:
+    """y and x of every position, from -1 at the first to 1 at the last; -1 where there is but one."""
+    found = np.zeros((2, height, width))
+    for y, x in np.ndindex(height, width):
+        found[:, y, x] = -1 + 2 * y / max(1, height - 1), -1 + 2 * x / max(1, width - 1)
+    return found
+
+
 def upsample(image: Array, factor: int) -> Array:
     c, h, w = image.shape
     y = np.zeros((c, h * factor, w * factor))
@@ -291,6 +299,11 @@ def of_image(how: Mapping[str, Any], p: Mapping[str, Array], image: Array) -> Ar
     match how["type"]:
         case "Activation" | "Dropout":  # which does nothing when told of no mask: see `dropout`
             return image
+        case "PadChannels":
+            none = np.zeros(image.shape[1:])
+            return np.array([*[none] * how["before"], *image, *[none] * how["after"]])
+        case "Coordinates":
+            return np.array([*image, *coordinates(*image.shape[1:])])
         case "Conv":
             bias = p.get("bias", np.zeros(how["channels"]))
             padding = margins(how["padding"], how["kernel"])

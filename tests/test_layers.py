@@ -30,6 +30,7 @@ from capscore import (
     ConvCaps3D,
     ConvDecoder,
     ConvTranspose,
+    Coordinates,
     CrossEntropy,
     DenseCaps,
     Dropout,
@@ -40,6 +41,7 @@ from capscore import (
     Linear,
     MarginLoss,
     MaxPool,
+    PadChannels,
     PrimaryCaps,
     Residual,
     SelfAttention,
@@ -157,6 +159,7 @@ KINDS: dict[str, Callable[[Map], Any]] = {
     "ConvTranspose": lambda shape: st.builds(
         ConvTranspose, st.integers(1, 2), st.integers(1, 4), st.integers(1, 3), ACTIVATION
     ),
+    "Coordinates": lambda shape: st.just(Coordinates()),
     "Dropout": lambda shape: st.builds(Dropout, st.sampled_from([0.0, 0.5]), st.booleans()),
     "GlobalPool": lambda shape: st.just(GlobalPool()),
     "GroupNorm": lambda shape: st.builds(GroupNorm, divisors(shape.channels), EPSILON, ACTIVATION),
@@ -164,6 +167,7 @@ KINDS: dict[str, Callable[[Map], Any]] = {
     "LayerNorm": lambda shape: st.builds(LayerNorm, EPSILON, ACTIVATION),
     "Linear": lambda shape: st.builds(Linear, st.sampled_from([1, 3, (2, 1, 3)]), ACTIVATION),
     "MaxPool": lambda shape: window(shape).map(lambda how: MaxPool(**how)),
+    "PadChannels": lambda shape: st.builds(PadChannels, st.integers(0, 2), st.integers(0, 2)),
     "Residual": residual,
     "Upsample": lambda shape: st.builds(Upsample, st.integers(1, 3)),
 }

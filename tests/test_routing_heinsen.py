@@ -11,7 +11,19 @@ import oracle
 import pytest
 from routing_proof import Proof
 
-from capscore import AsCaps, CapsNetSpec, Conv, ConvCaps, CrossEntropy, Decoder, DenseCaps, HeinsenRouting, PrimaryCaps
+from capscore import (
+    PRESETS,
+    AsCaps,
+    CapsNetSpec,
+    Conv,
+    ConvCaps,
+    CrossEntropy,
+    Decoder,
+    DenseCaps,
+    Grid,
+    HeinsenRouting,
+    PrimaryCaps,
+)
 from capscore.errors import SpecError
 
 STEM = Conv(6, 5, stride=2)
@@ -88,3 +100,13 @@ class TestHeinsenRouting(Proof):
 def test_a_bias_that_would_be_ignored_is_refused() -> None:
     with pytest.raises(SpecError, match="DenseCaps: HeinsenRouting adds no bias to its capsules: bias=False"):
         DenseCaps(3, 4, HeinsenRouting())
+
+
+def test_the_published_network() -> None:
+    spec = PRESETS["heinsen-smallnorb"]
+    assert spec.parameter_count == 271_688
+    rows = {row.name: row for row in spec.rows}
+    assert rows["primary"].output == Grid(64, 9, 9, 16, active=True)
+    assert rows["capsules.0"].plan.params["weight"].shape == (1, 64, 4, 4)  # one for all 5,184 capsules
+    assert rows["capsules.0"].plan.params["routing.beta_use"].shape == (1, 64)
+    assert rows["capsules.1"].plan.params["weight"].shape == (64, 5, 4, 4)

@@ -13,6 +13,7 @@ from conftest import FLOAT64, NUMPY, close
 from routing_proof import Proof, images, numbers
 
 from capscore import (
+    PRESETS,
     AsCaps,
     BatchNorm,
     CapsNetSpec,
@@ -21,6 +22,7 @@ from capscore import (
     CrossEntropy,
     Decoder,
     DenseCaps,
+    Grid,
     PrimaryCaps,
     SelfRoutedClasses,
     SelfRouting,
@@ -116,3 +118,11 @@ def test_inputs_that_are_not_there_leave_all_finite() -> None:
 def test_it_takes_capsules_alone() -> None:
     with pytest.raises(SpecError, match="SelfRoutedClasses takes capsules, not Map"):
         CapsNetSpec((1, 8, 8), (SelfRoutedClasses(3),), None)
+
+
+def test_the_published_network() -> None:
+    spec = PRESETS["self-routing-resnet20"]
+    assert spec.parameter_count == 931_664
+    rows = {row.name: row for row in spec.rows}
+    assert rows["primary"].output == Grid(32, 8, 8, 16, active=True)
+    assert rows["head.0"].parameter_count == 2048 * 10 * (16 + 1)  # no votes
