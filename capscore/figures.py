@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import disk
-from .data import Pairs, Samples, targets_of
+from .data import Augmentation, Pairs, Samples, augmented, targets_of
 from .errors import BackendError, ShapeError
 from .layer import Run
 from .model import CapsNet, Output, one_hot
@@ -349,6 +349,26 @@ def overlapping(net: CapsNet[Any], pairs: Pairs, index: NDArray[np.int64]) -> Fi
             at, ha = (x + w / 2 - 0.03, "right") if k == 0 else (x + w / 2 + 0.03, "left")
             sign = "" if j in labels[i] else " ✗"
             _text(fig, at, y + 3 * (h + 0.06), _short(net.classes[j], w / 2) + sign, color, ha=ha, weight="bold")
+    return fig
+
+
+def augmentations(data: Samples, changes: Sequence[Augmentation], rows: int = 8, columns: int = 8) -> Figure:
+    """Show images as they are, and beside each what training would see of it in as many epochs."""
+    index = _examples(data, rows)
+    rows = len(index)
+    still = np.zeros((2, rows), np.int64)
+    rounds = [
+        augmented(data.moved(index, 0, *still), changes, np.random.default_rng(epoch)).images
+        for epoch in range(columns)
+    ]
+    side, step = 0.85, 0.9
+    names = ", ".join(repr(change) for change in changes) or "no change"
+    fig = _page(HEADER + rows * step + MARGIN, "What training sees", names)
+    for row, image in enumerate(data.batch(index)[0]):
+        y = HEADER + row * step
+        _tile(fig, (MARGIN, y, side, side), image)
+        for column, images in enumerate(rounds):
+            _tile(fig, (MARGIN + (column + 1) * step + 0.15, y, side, side), images[row])
     return fig
 
 

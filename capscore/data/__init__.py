@@ -5,6 +5,7 @@ from pathlib import Path
 from capscore.data.affine import Affine
 from capscore.data.affnist import read_affnist_test
 from capscore.data.archive import read_npz
+from capscore.data.augment import AUGMENTATIONS, Augmentation, augmented
 from capscore.data.batch import Batch, targets_of
 from capscore.data.classes import absent, balanced, by_name
 from capscore.data.dataset import Dataset, Samples
@@ -23,9 +24,9 @@ from capscore.data.window import window
 from capscore.errors import DataError
 
 __all__ = [
-    "Affine", "Batch", "ByContent", "BySeed", "Dataset", "Framed", "Pairs", "Placed", "Resident", "Samples",
-    "absent", "balanced", "by_name", "changes", "fingerprint", "load", "read_idx", "read_image", "resident", "rule_of",
-    "standardised", "targets_of", "whole", "window",
+    "AUGMENTATIONS", "Affine", "Augmentation", "Batch", "ByContent", "BySeed", "Dataset", "Framed", "Pairs", "Placed",
+    "Resident", "Samples", "absent", "augmented", "balanced", "by_name", "changes", "fingerprint", "load", "read_idx",
+    "read_image", "resident", "rule_of", "standardised", "targets_of", "whole", "window",
 ]  # fmt: skip
 
 DIGITS = Path(__file__).with_name("digits.npz")
