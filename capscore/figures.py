@@ -103,7 +103,7 @@ def reconstructions(net: CapsNet[Any], images: Any, labels: Any = None) -> Figur
     Below stand the class found and its length; with `labels` [B] a right one is blue, a wrong one orange.
     """
     seen = _run_for_picture(net, images, labels)
-    drawn = net.ops.to_numpy(net.reconstruct(seen.output.capsules))
+    drawn = net.ops.to_numpy(net.reconstruct(seen.output))
     columns = _columns(len(drawn), 10)
     left = MARGIN + 0.5
     pitch = (WIDTH - MARGIN - left + 0.1) / max(columns, 6)
@@ -123,7 +123,7 @@ def reconstructions(net: CapsNet[Any], images: Any, labels: Any = None) -> Figur
         _tile(fig, (x, y + 0.2, w, h), seen.images[i])
         _tile(fig, (x, y + 0.25 + h, w, h), drawing, ORANGE if color == ORANGE else LINE)
         _text(fig, x + w / 2, y + 0.3 + 2 * h, answer, color, ha="center")
-        _text(fig, x + w / 2, y + 0.47 + 2 * h, f"{seen.lengths[i].max():.2f}", GREY, SMALL, ha="center")
+        _text(fig, x + w / 2, y + 0.47 + 2 * h, f"{seen.lengths[i, seen.found[i]]:.2f}", GREY, SMALL, ha="center")
     return fig
 
 
@@ -427,11 +427,11 @@ class _Seen(NamedTuple):
 
 def _run_for_picture(net: CapsNet[Any], images: Any, labels: Any = None) -> _Seen:
     output = net(images)
-    lengths = net.ops.to_numpy(output.lengths)
+    lengths, scores = net.ops.to_numpy(output.lengths), net.ops.to_numpy(output.scores)
     if not len(lengths):
         raise ShapeError("there are no images to show")
     wanted = None if labels is None else one_hot(labels, *lengths.shape).argmax(1)
-    return _Seen(net.ops.to_numpy(net.ops.asarray(images)), output, lengths, lengths.argmax(1), wanted)
+    return _Seen(net.ops.to_numpy(net.ops.asarray(images)), output, lengths, scores.argmax(1), wanted)
 
 
 def _picture(image: NDArray[Any]) -> NDArray[Any]:

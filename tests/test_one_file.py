@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from capscore import CapsNetSpec, Conv, Decoder, DenseCaps, PrimaryCaps
 from capscore.cli import app
 from capscore.data import load
-from capscore.errors import SpecError
+from capscore.errors import ShapeError, SpecError
 from capscore.grad import value_and_gradients
 from capscore.init import Constant, HeNormal
 from capscore.layer import Capsules, Layer, Map, Param, Plan, Run, Shape, need_map
@@ -183,6 +183,17 @@ def test_every_backend_computes_the_same(caps: ModuleType, folder: Path) -> None
         close(caps.to_numpy(found), array, FLOAT64)
     assert len(out.couplings[0]) == 3
     assert np.abs(wanted.scores - wanted.lengths).max() > 0.01  # activations and lengths are two things
+
+
+def test_the_capsule_of_the_highest_score_is_drawn(caps: ModuleType, other: Path) -> None:
+    net, x = caps.load(other), np.random.default_rng(0).random((3, *SPEC.input)).astype(np.float32)
+    out = net(x)
+    highest, longest = (caps.to_numpy(found).argmax(1) for found in (out.scores, out.lengths))
+    assert (highest != longest).any()
+    drawn, wanted = (caps.to_numpy(x) for x in (net.reconstruct(out), net.reconstruct(out.capsules, highest)))
+    np.testing.assert_array_equal(drawn, wanted)
+    with pytest.raises(ShapeError, match=r"lack the activations .* give all that the network said"):
+        net.reconstruct(out.capsules)
 
 
 @pytest.mark.parametrize("name", ["numpy", "torch", "jax"])
