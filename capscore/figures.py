@@ -388,8 +388,8 @@ def explore(
         if isinstance(data, Pairs):
             figures["overlapping"] = overlapping(net, data, index)
         found = net.predict(images)
-        right = found_all(found, targets_of(classes, net.spec.classes))
-        clearest = np.argsort(np.where(right, -found.max(1), 0), kind="stable")[:3]
+        correct = found_all(found, targets_of(classes, net.spec.classes))
+        clearest = np.argsort(np.where(correct, -found.max(1), 0), kind="stable")[:3]
         figures["perturbations"] = perturbations(net, images[np.sort(clearest)])
     figures["couplings"] = couplings(net, images[:4])
     figures["lengths"] = lengths(net, images, labels)

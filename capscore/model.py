@@ -371,7 +371,7 @@ class Learner(Generic[A]):
         """How many threads or processes share the sums, by what they are: others round these sums otherwise."""
         return {}
 
-    def hold(self, data: Samples, margin: int) -> Samples:
+    def to_device(self, data: Samples, margin: int) -> Samples:
         """Return images to learn from, with a margin, where this backend computes: on a CPU, as they are."""
         return data
 

@@ -496,7 +496,7 @@ def test_a_step_on_a_gpu_is_not_waited_for(digits, monkeypatch, fast_conv):
     caps = backend("cupy")
     spec = replace(TINY, stem=(Conv(96, kernel=7, stride=3),))
     learner = caps.Learner(caps.CapsNet(spec, fast_conv=fast_conv))
-    held = learner.hold(digits[0], 2)
+    held = learner.to_device(digits[0], 2)
     images, targets, _ = next(batches(held, RECIPE, 0))
     learner.step(images, targets, 1e-3)
 
