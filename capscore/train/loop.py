@@ -48,7 +48,7 @@ def train(
     with locked(folder) if learner.writes else nullcontext(), Interrupts() as interrupts:
         training = Training(net, learner, recipe, folder, len(data), Listeners(reporters, interrupts), resuming)
         _begin(training, data, held_out, resume)
-        data = learner.hold(data, recipe.shift)
+        data = learner.to_device(data, recipe.shift)
         for epoch in range(training.progress.epoch, recipe.epochs):
             training.begin_epoch()
             for batch in batches(data, recipe, epoch, training.progress.step):
