@@ -50,7 +50,7 @@ def train(
         training = Training(net, learner, recipe, folder, len(data), Listeners(reporters, interrupts), resuming)
         _begin(training, data, held_out, resume)
         if not recipe.augment:  # which happens in host memory
-            data = learner.hold(data, recipe.shift)
+            data = learner.to_device(data, recipe.shift)
         for epoch in range(training.progress.epoch, recipe.epochs):
             training.begin_epoch()
             for batch in ahead(batches(data, recipe, epoch, training.progress.step)):
