@@ -97,9 +97,11 @@ class TestHeinsenRouting(Proof):
     }  # fmt: skip
 
 
-def test_a_bias_that_would_be_ignored_is_refused() -> None:
+def test_what_means_nothing_is_refused() -> None:
     with pytest.raises(SpecError, match="DenseCaps: HeinsenRouting adds no bias to its capsules: bias=False"):
         DenseCaps(3, 4, HeinsenRouting())
+    with pytest.raises(SpecError, match='DenseCaps: shared must be true, false or "all", not 1'):
+        DenseCaps(3, 4, shared=1)  # type: ignore[arg-type]
 
 
 def test_the_published_network() -> None:

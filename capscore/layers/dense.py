@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from capscore.errors import SpecError
+from capscore.errors import SpecError, short
 from capscore.init import Constant, Init, TruncatedNormal
 from capscore.layer import Capsules, Grid, Param, Plan, Run, Shape
 from capscore.ops import A, Index, Ops
 from capscore.routing import DynamicRouting, LinearVotes, Routing, ShiftedVotes, Votes, VotesShape
-from capscore.values import check_choice, check_flags, check_whole
+from capscore.values import check_flags, check_whole
 
 from .routed import RoutedCaps
 
@@ -42,7 +42,8 @@ class DenseCaps(RoutedCaps):
         """Check every setting."""
         check_whole(self, "count")
         check_flags(self, "coordinates", "vote_bias")
-        check_choice(self, "shared", False, True, "all")
+        if type(self.shared) is not bool and self.shared != "all":
+            raise SpecError(f'DenseCaps: shared must be true, false or "all", not {short(self.shared)}')
         super().__post_init__()
         if self.coordinates and self.pose_rows < 2:
             raise SpecError("DenseCaps: coordinates go to the first two rows of a pose: pose_rows must be at least 2")
