@@ -118,6 +118,12 @@ class CapsNetSpec:
         if self.decoder is None:
             return ()
         rows = plan_chain(self.decoder.layers(self.image), Vector(math.prod(self.output.dims)), "decoder")
+        drawn: Shape = rows[-1].output if rows else Vector(math.prod(self.output.dims))
+        if drawn != self.image:
+            raise SpecError(
+                f"decoder: its last layer makes {drawn}, not the image {self.image}; end with a layer that makes it, "
+                "or give the decoder image=(channels, height, width)"
+            )
         if any(size % part for size, part in zip(self.input, self.image, strict=True)):
             raise SpecError(f"decoder: its image {tuple(self.image)} must divide the input {self.input} in every size")
         return rows

@@ -191,7 +191,6 @@ def sigmoid(x: float) -> float:
 ACTIVATIONS = {
     "none": lambda x: x,
     "relu": lambda x: max(x, 0.0),
-    "leaky_relu": lambda x: x if x > 0 else 0.01 * x,
     "elu": lambda x: x if x > 0 else math.expm1(x),
     "gelu": lambda x: x / 2 * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
     "silu": lambda x: x * sigmoid(x),
@@ -199,9 +198,10 @@ ACTIVATIONS = {
 }
 
 
-def activation(x: Array, name: str) -> Array:
-    """Number by number."""
-    return np.array([ACTIVATIONS[name](float(n)) for n in x.ravel()]).reshape(x.shape)
+def activation(x: Array, name: str, slope: float = 0.01) -> Array:
+    """Number by number; the slope is that of a leaky ReLU."""
+    of_number = ACTIVATIONS | {"leaky_relu": lambda x: x if x > 0 else slope * x}
+    return np.array([of_number[name](float(n)) for n in x.ravel()]).reshape(x.shape)
 
 
 def standard(x: Array, epsilon: float) -> Array:
@@ -247,6 +247,19 @@ def upsample(image: Array, factor: int) -> Array:
     return y
 
 
+def bilinear(image: Array, factor: int) -> Array:
+    """Every new position lies among four old ones, of which some are one and the same at the border."""
+    c, h, w = image.shape
+    y = np.zeros((c, h * factor, w * factor))
+    for i, j in np.ndindex(*y.shape[1:]):
+        at, across = (i + 0.5) / factor - 0.5, (j + 0.5) / factor - 0.5
+        top, left = math.floor(at), math.floor(across)
+        for row, by_row in ((top, 1 - (at - top)), (top + 1, at - top)):
+            for column, by_column in ((left, 1 - (across - left)), (left + 1, across - left)):
+                y[:, i, j] += by_row * by_column * image[:, min(max(row, 0), h - 1), min(max(column, 0), w - 1)]
+    return y
+
+
 def chain(layers: Any, name: str, p: Mapping[str, Array], x: Array, training: bool) -> Array:
     for i, how in enumerate(layers):
         x = layer(how, part(p, f"{name}.{i}."), x, training)
@@ -266,7 +279,7 @@ def layer(how: Mapping[str, Any], p: Mapping[str, Array], x: Array, training: bo
             y = batch_norm(how, p, x, training)[0]
         case _:
             y = np.array([of_image(how, p, image) for image in x])
-    return activation(y, how.get("activation", "none"))
+    return activation(y, how.get("activation", "none"), how.get("slope", 0.01))
 
 
 def of_image(how: Mapping[str, Any], p: Mapping[str, Array], image: Array) -> Array:
@@ -289,7 +302,7 @@ def of_image(how: Mapping[str, Any], p: Mapping[str, Array], image: Array) -> Ar
         case "GlobalPool":
             return np.array([channel.sum() / channel.size for channel in image])
         case "Upsample":
-            return upsample(image, how["factor"])
+            return {"nearest": upsample, "bilinear": bilinear}[how["mode"]](image, how["factor"])
         case "Linear":
             y = linear(p, image)
             return y if isinstance(how["output"], int) else y.reshape(how["output"])

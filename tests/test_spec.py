@@ -28,6 +28,20 @@ def test_parameter_counts_of_the_paper() -> None:
     assert PRESETS["multimnist"].parameter_count == pytest.approx(11.36e6, abs=5e3)
 
 
+@pytest.mark.parametrize(
+    ("name", "network", "decoder"),
+    [
+        ("efficient-mnist", 161_824, 1_411_344),
+        ("efficient-multimnist", 154_656, 1_936_144),
+        ("efficient-smallnorb", 151_664, 229_570),
+    ],
+)
+def test_parameter_counts_of_the_authors_code(name: str, network: int, decoder: int) -> None:
+    spec = PRESETS[name]
+    assert sum(row.parameter_count for row in spec.rows) == network
+    assert sum(row.parameter_count for row in spec.decoder_rows) == decoder
+
+
 def test_the_network_of_figure_1() -> None:
     spec = PRESETS["mnist"]
     rows = {row.name: row for row in (*spec.rows, *spec.decoder_rows)}
@@ -103,9 +117,13 @@ def test_lists_are_taken_as_tuples() -> None:
 
 def test_presets_are_reached_from_the_package() -> None:
     assert capscore.PRESETS is PRESETS
-    assert set(PRESETS) == {"mnist", "multimnist", "cifar10", "smallnorb", "svhn", "small"}
-    assert PRESETS["cifar10"].capsules[0].routing == DynamicRouting(3, leaky=True)
-    assert sum(p.capsules[0].routing.leaky for p in PRESETS.values()) == 1
+    assert set(PRESETS) == {
+        *("mnist", "multimnist", "cifar10", "smallnorb", "svhn", "small"),
+        *("efficient-mnist", "efficient-multimnist", "efficient-smallnorb"),
+    }
+    assert [name for name, p in PRESETS.items() if p.capsules[0].routing == DynamicRouting(3, leaky=True)] == [
+        "cifar10"
+    ]
 
 
 def test_initial_parameters_are_bounded_and_seeded() -> None:

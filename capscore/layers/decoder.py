@@ -9,6 +9,7 @@ from capscore.errors import SpecError
 from capscore.layer import Layer, Map
 from capscore.values import Value, check_whole, sizes
 
+from .chain import check_layers
 from .conv import Conv
 from .linear import Linear
 from .upsample import Upsample
@@ -87,3 +88,19 @@ class ConvDecoder(Drawing):
         for size in later:
             made += [Upsample(2), Conv(size, self.kernel, padding="same")]
         return (*made, Upsample(2), Conv(image.channels, self.kernel, padding="same", activation="sigmoid"))
+
+
+@dataclass(frozen=True)
+class ChainDecoder(Drawing):
+    """The layers that are given, one after another; the last makes the image."""
+
+    chain: tuple[Layer, ...]
+
+    def __post_init__(self) -> None:
+        """Check that they are layers; any sequence is taken as a tuple."""
+        check_layers(self, "chain")
+        super().__post_init__()
+
+    def layers(self, image: Map) -> tuple[Layer, ...]:
+        """Return the layers, whatever the image."""
+        return self.chain
