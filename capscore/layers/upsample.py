@@ -52,4 +52,5 @@ class Upsample(Layer):
         """Return [size · factor, size]: how much each new position of a line takes of every old one."""
         at = (np.arange(size * self.factor) + 0.5) / self.factor - 0.5
         at = np.clip(at, 0, size - 1)
-        return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(size)))
+        means: NDArray[Any] = np.maximum(0, 1 - np.abs(at[:, None] - np.arange(size)))
+        return means
