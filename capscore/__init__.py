@@ -19,7 +19,9 @@ from .layers import (
     AsCaps,
     AveragePool,
     BatchNorm,
+    CapsNorm,
     ChainDecoder,
+    Concurrent,
     Conv,
     ConvCaps,
     ConvDecoder,
@@ -31,6 +33,7 @@ from .layers import (
     InstanceNorm,
     LayerNorm,
     Linear,
+    Logits,
     MaxPool,
     PrimaryCaps,
     Residual,
@@ -40,15 +43,15 @@ from .losses import CrossEntropy, MarginLoss, SpreadLoss
 from .net import CapsNetSpec
 from .ops import Ops
 from .presets import PRESETS
-from .routing import DynamicRouting, Routing, SelfAttention
+from .routing import DynamicRouting, InvertedAttention, Routing, SelfAttention
 
 __version__ = "0.2.0"
 __all__ = [
-    "PRESETS", "Activation", "AsCaps", "AveragePool", "BatchNorm", "CapsNetSpec", "CapscoreError", "Capsules",
-    "ChainDecoder", "Conv", "ConvCaps", "ConvDecoder", "CrossEntropy", "Decoder", "DenseCaps", "Dropout",
-    "DynamicRouting", "GlobalPool", "Grid", "GroupNorm", "InstanceNorm", "Layer", "LayerNorm", "Linear", "Map",
-    "MarginLoss", "MaxPool", "PrimaryCaps", "Residual", "Routing", "SelfAttention", "SpreadLoss", "Upsample", "Vector",
-    "backend", "backend_names",
+    "PRESETS", "Activation", "AsCaps", "AveragePool", "BatchNorm", "CapsNetSpec", "CapsNorm", "CapscoreError",
+    "Capsules", "ChainDecoder", "Concurrent", "Conv", "ConvCaps", "ConvDecoder", "CrossEntropy", "Decoder", "DenseCaps",
+    "Dropout", "DynamicRouting", "GlobalPool", "Grid", "GroupNorm", "InstanceNorm", "InvertedAttention", "Layer",
+    "LayerNorm", "Linear", "Logits", "Map", "MarginLoss", "MaxPool", "PrimaryCaps", "Residual", "Routing",
+    "SelfAttention", "SpreadLoss", "Upsample", "Vector", "backend", "backend_names",
 ]  # fmt: skip
 
 _OF_THE_BACKEND = {"CapsNet", "Learner", "Module", "load"} | {name for name in vars(Ops) if not name.startswith("_")}

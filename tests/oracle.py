@@ -418,7 +418,6 @@ def seen_by_windows(how: Mapping[str, Any], p: Mapping[str, Array], x: Caps) -> 
     child = np.full((rows * columns, kh * kw * t), -1)
     pose = np.zeros((*child.shape, k))
     activation = np.zeros(child.shape)
-    found = np.zeros((*child.shape, how["types"], how["dim"]))
     for at, (y, column) in enumerate(np.ndindex(rows, columns)):
         for slot, (ky, kx, kind) in enumerate(np.ndindex(kh, kw, t)):
             i, j = y * down + ky - top, column * right + kx - left
@@ -427,8 +426,15 @@ def seen_by_windows(how: Mapping[str, Any], p: Mapping[str, Array], x: Caps) -> 
             child[at, slot] = (kind * h + i) * w + j
             pose[at, slot] = x.pose[kind, i, j]
             activation[at, slot] = 0 if x.activation is None else x.activation[kind, i, j]
-            for o in range(how["types"]):
-                found[at, slot, o] = vote(pose[at, slot], p["weight"][slot, o], how["pose_rows"])
+    if how["scrambled"]:
+        straight = pose.copy()
+        for slot in range(pose.shape[1]):
+            line = [straight[at, slot, number] for number in range(k) for at in range(rows * columns)]
+            for i, number in enumerate(line):
+                pose[i // k, slot, i % k] = number
+    found = np.zeros((*child.shape, how["types"], how["dim"]))
+    for at, slot, o in np.ndindex(*found.shape[:3]):
+        found[at, slot, o] = vote(pose[at, slot], p["weight"][slot, o], how["pose_rows"])
     return Seen(found, child, pose, None if x.activation is None else activation), rows, columns
 
 

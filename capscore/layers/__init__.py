@@ -2,12 +2,15 @@
 
 from .activation import Activation
 from .as_caps import AsCaps
+from .caps_norm import CapsNorm
+from .concurrent import Concurrent
 from .conv import Conv
 from .conv_caps import ConvCaps
 from .decoder import ChainDecoder, ConvDecoder, Decoder, Drawing
 from .dense import DenseCaps
 from .dropout import Dropout
 from .linear import Linear
+from .logits import Logits
 from .norm import BatchNorm, GroupNorm, InstanceNorm, LayerNorm
 from .pool import AveragePool, GlobalPool, MaxPool
 from .primary import PrimaryCaps
@@ -15,7 +18,7 @@ from .residual import Residual
 from .upsample import Upsample
 
 __all__ = [
-    "Activation", "AsCaps", "AveragePool", "BatchNorm", "ChainDecoder", "Conv", "ConvCaps", "ConvDecoder", "Decoder",
-    "DenseCaps", "Drawing", "Dropout", "GlobalPool", "GroupNorm", "InstanceNorm", "LayerNorm", "Linear", "MaxPool",
-    "PrimaryCaps", "Residual", "Upsample",
+    "Activation", "AsCaps", "AveragePool", "BatchNorm", "CapsNorm", "ChainDecoder", "Concurrent", "Conv", "ConvCaps",
+    "ConvDecoder", "Decoder", "DenseCaps", "Drawing", "Dropout", "GlobalPool", "GroupNorm", "InstanceNorm", "LayerNorm",
+    "Linear", "Logits", "MaxPool", "PrimaryCaps", "Residual", "Upsample",
 ]  # fmt: skip

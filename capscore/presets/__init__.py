@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from capscore.net import CapsNetSpec
 
-from . import efficient, sabour
+from . import efficient, inverted, sabour
 
 
 class Presets(Mapping[str, CapsNetSpec]):
@@ -30,4 +30,4 @@ class Presets(Mapping[str, CapsNetSpec]):
         return len(self._makers)
 
 
-PRESETS = Presets(sabour.PRESETS | efficient.PRESETS)
+PRESETS = Presets(sabour.PRESETS | efficient.PRESETS | inverted.PRESETS)

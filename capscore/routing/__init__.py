@@ -2,10 +2,11 @@
 
 from .base import Routing, VotesShape
 from .dynamic import DynamicRouting, dynamic_routing
+from .inverted import InvertedAttention
 from .self_attention import SelfAttention
 from .votes import ArrayVotes, LinearVotes, ShiftedVotes, Votes
 
 __all__ = [
-    "ArrayVotes", "DynamicRouting", "LinearVotes", "Routing", "SelfAttention", "ShiftedVotes", "Votes", "VotesShape",
-    "dynamic_routing",
+    "ArrayVotes", "DynamicRouting", "InvertedAttention", "LinearVotes", "Routing", "SelfAttention", "ShiftedVotes",
+    "Votes", "VotesShape", "dynamic_routing",
 ]  # fmt: skip
