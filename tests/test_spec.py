@@ -34,6 +34,8 @@ def test_parameter_counts_of_the_paper() -> None:
         ("efficient-mnist", 161_824, 1_411_344),
         ("efficient-multimnist", 154_656, 1_936_144),
         ("efficient-smallnorb", 151_664, 229_570),
+        ("inverted-cifar10", 1_828_817, 0),
+        ("inverted-cifar100", 2_799_629, 0),
     ],
 )
 def test_parameter_counts_of_the_authors_code(name: str, network: int, decoder: int) -> None:
@@ -119,7 +121,7 @@ def test_presets_are_reached_from_the_package() -> None:
     assert capscore.PRESETS is PRESETS
     assert set(PRESETS) == {
         *("mnist", "multimnist", "cifar10", "smallnorb", "svhn", "small"),
-        *("efficient-mnist", "efficient-multimnist", "efficient-smallnorb"),
+        *("efficient-mnist", "efficient-multimnist", "efficient-smallnorb", "inverted-cifar10", "inverted-cifar100"),
     }
     assert [name for name, p in PRESETS.items() if p.capsules[0].routing == DynamicRouting(3, leaky=True)] == [
         "cifar10"

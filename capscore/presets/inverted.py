@@ -1,12 +1,14 @@
-"""The networks of "Capsules with Inverted Dot-Product Attention Routing" (Tsai et al. 2020), as the authors' code has them.
+"""The networks of "Capsules with Inverted Dot-Product Attention Routing" (Tsai et al. 2020).
 
-Its published weights belong to windows that are `scrambled`: `resnet(…, scrambled=True)` makes a network for them.
+They are layer by layer those of the authors' code, whose windows, however, are `scrambled`: what has been trained by it
+belongs to `resnet(…, scrambled=True)`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 from capscore.init import HeNormal, TruncatedNormal
@@ -43,7 +45,7 @@ def resnet(classes: int, dim: int, hidden: tuple[int, ...] = (), scrambled: bool
     capsules = (
         ConvCaps(32, kernel=3, stride=2, scrambled=scrambled, **how(32 * 9, 32)),
         ConvCaps(32, kernel=3, scrambled=scrambled, **how(32 * 9, 32)),
-        *(DenseCaps(count, **how(below, count)) for below, count in zip(sizes, sizes[1:], strict=False)),
+        *(DenseCaps(count, **how(below, count)) for below, count in pairwise(sizes)),
     )
     return CapsNetSpec(
         input=(3, 32, 32),
