@@ -21,8 +21,10 @@ from .layers import (
     AveragePool,
     BatchNorm,
     BranchScores,
+    CapsNorm,
     ChainDecoder,
     Concat,
+    Concurrent,
     Conv,
     ConvCaps,
     ConvCaps3D,
@@ -38,6 +40,7 @@ from .layers import (
     InstanceNorm,
     LayerNorm,
     Linear,
+    Logits,
     MaxPool,
     PadChannels,
     PrimaryCaps,
@@ -49,16 +52,17 @@ from .losses import CrossEntropy, MarginLoss, SpreadLoss
 from .net import CapsNetSpec
 from .ops import Ops
 from .presets import PRESETS
-from .routing import DynamicRouting, HeinsenRouting, Routing, SelfAttention, SelfRouting
+from .routing import DynamicRouting, HeinsenRouting, InvertedAttention, Routing, SelfAttention, SelfRouting
 
 __version__ = "0.2.0"
 __all__ = [
     "PRESETS", "Activation", "AsCaps", "AsMap", "AveragePool", "BatchNorm", "BranchScores", "CapsNetSpec",
-    "CapscoreError", "Capsules", "ChainDecoder", "Concat", "Conv", "ConvCaps", "ConvCaps3D", "ConvDecoder",
-    "ConvTranspose", "Coordinates", "CrossEntropy", "Decoder", "DenseCaps", "Dropout", "DynamicRouting",
-    "GlobalPool", "Grid", "GroupNorm", "HeinsenRouting", "HomogeneousCaps", "InstanceNorm", "Layer", "LayerNorm",
-    "Linear", "Map", "MarginLoss", "MaxPool", "PadChannels", "PrimaryCaps", "Residual", "Routing", "SelfAttention",
-    "SelfRoutedClasses", "SelfRouting", "SpreadLoss", "Upsample", "Vector", "backend", "backend_names",
+    "CapsNorm", "CapscoreError", "Capsules", "ChainDecoder", "Concat", "Concurrent", "Conv", "ConvCaps",
+    "ConvCaps3D", "ConvDecoder", "ConvTranspose", "Coordinates", "CrossEntropy", "Decoder", "DenseCaps", "Dropout",
+    "DynamicRouting", "GlobalPool", "Grid", "GroupNorm", "HeinsenRouting", "HomogeneousCaps", "InstanceNorm",
+    "InvertedAttention", "Layer", "LayerNorm", "Linear", "Logits", "Map", "MarginLoss", "MaxPool", "PadChannels",
+    "PrimaryCaps", "Residual", "Routing", "SelfAttention", "SelfRoutedClasses", "SelfRouting", "SpreadLoss",
+    "Upsample", "Vector", "backend", "backend_names",
 ]  # fmt: skip
 
 _OF_THE_BACKEND = {"CapsNet", "Learner", "Module", "load"} | {name for name in vars(Ops) if not name.startswith("_")}

@@ -112,6 +112,7 @@ class Run(NamedTuple):
     share: tuple[int, int] = (0, 1)  # (k, n): of n processes, this one has the images k, k + n, k + 2n, … of the batch
     thin: Any = None  # thin(x, rate, dims): dropout by a generator of the backend's; None: see `layers.Dropout`
     call: Any = None  # call(name, ops, x, run): how a backend whose layers are objects runs one; None: `Layer.__call__`
+    parents: Any = None  # [B, N, D]: capsules that the layer itself made, for its routing to go on from
     trace: list[Iteration[Any]] | None = None  # where asked for: every iteration of every routing, in their order
     path: str = ""  # name of the layer that is running
     input: Shape = Vector(0)  # its shapes

@@ -219,8 +219,8 @@ def _couplings(ops: Ops[A], spec: CapsNetSpec, images: Any, trace: Sequence[Iter
             return ops.asarray(np.full((images.shape[0], *each.pairs), each.couplings), images)
         return ops.transpose(each.couplings, (1, 2, 0))
 
-    layers = (tuple(of(each) for each in trace if each.layer == row.name) for row in spec.rows)
-    return tuple(layer for layer in layers if layer)
+    layers = dict.fromkeys(each.layer for each in trace)
+    return tuple(tuple(of(each) for each in trace if each.layer == name) for name in layers)
 
 
 def check_images(spec: CapsNetSpec, x: Any, dtype: str = "float", least: int = 0) -> None:

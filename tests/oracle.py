@@ -203,7 +203,6 @@ def sigmoid(x: float) -> float:
 ACTIVATIONS = {
     "none": lambda x: x,
     "relu": lambda x: max(x, 0.0),
-    "leaky_relu": lambda x: x if x > 0 else 0.01 * x,
     "elu": lambda x: x if x > 0 else math.expm1(x),
     "gelu": lambda x: x / 2 * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
     "silu": lambda x: x * sigmoid(x),
@@ -211,9 +210,10 @@ ACTIVATIONS = {
 }
 
 
-def activation(x: Array, name: str) -> Array:
-    """Number by number."""
-    return np.array([ACTIVATIONS[name](float(n)) for n in x.ravel()]).reshape(x.shape)
+def activation(x: Array, name: str, slope: float = 0.01) -> Array:
+    """Number by number; the slope is that of a leaky ReLU."""
+    of_number = ACTIVATIONS | {"leaky_relu": lambda x: x if x > 0 else slope * x}
+    return np.array([of_number[name](float(n)) for n in x.ravel()]).reshape(x.shape)
 
 
 def standard(x: Array, epsilon: float) -> Array:
@@ -270,6 +270,19 @@ def upsample(image: Array, factor: int) -> Array:
     return y
 
 
+def bilinear(image: Array, factor: int) -> Array:
+    """Every new position lies among four old ones, of which some are one and the same at the border."""
+    c, h, w = image.shape
+    y = np.zeros((c, h * factor, w * factor))
+    for i, j in np.ndindex(*y.shape[1:]):
+        at, across = (i + 0.5) / factor - 0.5, (j + 0.5) / factor - 0.5
+        top, left = math.floor(at), math.floor(across)
+        for row, by_row in ((top, 1 - (at - top)), (top + 1, at - top)):
+            for column, by_column in ((left, 1 - (across - left)), (left + 1, across - left)):
+                y[:, i, j] += by_row * by_column * image[:, min(max(row, 0), h - 1), min(max(column, 0), w - 1)]
+    return y
+
+
 def chain(layers: Any, name: str, p: Mapping[str, Array], x: Array, training: bool) -> Array:
     for i, how in enumerate(layers):
         x = layer(how, part(p, f"{name}.{i}."), x, training)
@@ -292,7 +305,7 @@ def layer(how: Mapping[str, Any], p: Mapping[str, Array], x: Array, training: bo
             y = batch_norm(how, p, x, training)[0]
         case _:
             y = np.array([of_image(how, p, image) for image in x])
-    return activation(y, how.get("activation", "none"))
+    return activation(y, how.get("activation", "none"), how.get("slope", 0.01))
 
 
 def of_image(how: Mapping[str, Any], p: Mapping[str, Array], image: Array) -> Array:
@@ -322,7 +335,7 @@ def of_image(how: Mapping[str, Any], p: Mapping[str, Array], image: Array) -> Ar
         case "GlobalPool":
             return np.array([channel.sum() / channel.size for channel in image])
         case "Upsample":
-            return upsample(image, how["factor"])
+            return {"nearest": upsample, "bilinear": bilinear}[how["mode"]](image, how["factor"])
         case "Linear":
             y = linear(p, image)
             return y if isinstance(how["output"], int) else y.reshape(how["output"])
@@ -438,7 +451,6 @@ def seen_by_windows(how: Mapping[str, Any], p: Mapping[str, Array], x: Caps) -> 
     child = np.full((rows * columns, kh * kw * t), -1)
     pose = np.zeros((*child.shape, k))
     activation = np.zeros(child.shape)
-    found = np.zeros((*child.shape, how["types"], how["dim"]))
     for at, (y, column) in enumerate(np.ndindex(rows, columns)):
         for slot, (ky, kx, kind) in enumerate(np.ndindex(kh, kw, t)):
             i, j = y * down + ky - top, column * right + kx - left
@@ -447,8 +459,15 @@ def seen_by_windows(how: Mapping[str, Any], p: Mapping[str, Array], x: Caps) -> 
             child[at, slot] = (kind * h + i) * w + j
             pose[at, slot] = x.pose[kind, i, j]
             activation[at, slot] = 0 if x.activation is None else x.activation[kind, i, j]
-            for o in range(how["types"]):
-                found[at, slot, o] = vote(pose[at, slot], p["weight"][slot, o], how["pose_rows"])
+    if how["scrambled"]:
+        straight = pose.copy()
+        for slot in range(pose.shape[1]):
+            line = [straight[at, slot, number] for number in range(k) for at in range(rows * columns)]
+            for i, number in enumerate(line):
+                pose[i // k, slot, i % k] = number
+    found = np.zeros((*child.shape, how["types"], how["dim"]))
+    for at, slot, o in np.ndindex(*found.shape[:3]):
+        found[at, slot, o] = vote(pose[at, slot], p["weight"][slot, o], how["pose_rows"])
     return Seen(found, child, pose, None if x.activation is None else activation), rows, columns
 
 

@@ -149,7 +149,7 @@ def divisors(n: int) -> Any:
 
 
 KINDS: dict[str, Callable[[Map], Any]] = {
-    "Activation": lambda shape: st.builds(Activation, ACTIVATION),
+    "Activation": lambda shape: st.builds(Activation, ACTIVATION, st.sampled_from([0.0, 0.01, 0.3])),
     "AveragePool": lambda shape: window(shape).map(lambda how: AveragePool(**how)),
     "BatchNorm": lambda shape: st.builds(
         BatchNorm, st.sampled_from([0.0, 0.1, 1.0]), EPSILON, ACTIVATION, st.booleans(), st.booleans()
@@ -169,7 +169,7 @@ KINDS: dict[str, Callable[[Map], Any]] = {
     "MaxPool": lambda shape: window(shape).map(lambda how: MaxPool(**how)),
     "PadChannels": lambda shape: st.builds(PadChannels, st.integers(0, 2), st.integers(0, 2)),
     "Residual": residual,
-    "Upsample": lambda shape: st.builds(Upsample, st.integers(1, 3)),
+    "Upsample": lambda shape: st.builds(Upsample, st.integers(1, 3), st.sampled_from(["nearest", "bilinear"])),
 }
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
@@ -302,6 +302,20 @@ def test_a_conv_decoder_draws_what_its_loops_do(
     drawn = caps.to_numpy(caps.CapsNet(spec, params, dtype=dtype).reconstruct(v, labels))
     how = {"decoder": write(decoder), "input": input}
     close(drawn, oracle.reconstruct(how, params, v, labels), TOLERANCE[dtype])
+
+
+def test_a_decoder_of_given_layers_draws_what_their_loops_do(caps: ModuleType) -> None:
+    chain = (Linear((2, 3, 4), "none"), Upsample(2, "bilinear"), Conv(3, 3, activation="none"),
+             Activation("leaky_relu", slope=0.2), Upsample(2), Conv(1, 3, activation="sigmoid"))  # fmt: skip
+    decoder = ChainDecoder(chain, image=(1, 6, 10))
+    spec = CapsNetSpec((2, 12, 10), (PrimaryCaps(1, 3, 4), DenseCaps(3, 4)), decoder)
+    params, v = filled(spec), np.random.default_rng(1).normal(size=(2, 3, 4))
+    own = {name.removeprefix("decoder."): array for name, array in params.items() if name.startswith("decoder.")}
+    wanted = v * np.eye(3)[[0, 2]][:, :, None]
+    for i, layer in enumerate(chain):
+        wanted = oracle.layer(write(layer), oracle.part(own, f"{i}."), wanted.reshape(2, -1) if not i else wanted)
+    net = caps.CapsNet(spec, params, dtype="float64")
+    close(caps.to_numpy(net.reconstruct(caps.asarray(v), [0, 2])), wanted, TOLERANCE["float64"])
 
 
 # ------------------------------------------------------------------------------------------------------- gradients
@@ -764,6 +778,8 @@ def scores(*layers: Layer, **how: Any) -> CapsNetSpec:
         (lambda: BatchNorm(momentum=float("nan")), "BatchNorm: momentum must be a number from 0 to 1, not nan"),
         (lambda: BatchNorm(epsilon=0), "BatchNorm: epsilon must be a number from 1e-12 to 1, not 0"),
         (lambda: LayerNorm(activation="swish"), 'LayerNorm: activation must be "relu" or .*, not \'swish\''),
+        (lambda: Upsample(mode="cubic"), 'Upsample: mode must be "nearest" or "bilinear", not'),
+        (lambda: Activation("leaky_relu", slope=2), "Activation: slope must be a number from 0 to 1, not 2"),
         (lambda: Upsample(0), "Upsample: factor must be a whole number from 1"),
         (lambda: Linear((2, 3)), r"Linear: output must be one size or \(channels, height, width\), not \(2, 3\)"),
         (lambda: ConvDecoder(()), "ConvDecoder: channels is empty; it needs at least one map"),

@@ -3,7 +3,9 @@
 from .activation import Activation
 from .as_caps import AsCaps
 from .as_map import AsMap
+from .caps_norm import CapsNorm
 from .concat import Concat
+from .concurrent import Concurrent
 from .conv import Conv
 from .conv_caps import ConvCaps
 from .conv_caps_3d import ConvCaps3D
@@ -14,6 +16,7 @@ from .dense import DenseCaps
 from .dropout import Dropout
 from .hvc import BranchScores, HomogeneousCaps
 from .linear import Linear
+from .logits import Logits
 from .norm import BatchNorm, GroupNorm, InstanceNorm, LayerNorm
 from .pad_channels import PadChannels
 from .pool import AveragePool, GlobalPool, MaxPool
@@ -23,8 +26,9 @@ from .self_routed import SelfRoutedClasses
 from .upsample import Upsample
 
 __all__ = [
-    "Activation", "AsCaps", "AsMap", "AveragePool", "BatchNorm", "BranchScores", "ChainDecoder", "Concat", "Conv",
-    "ConvCaps", "ConvCaps3D", "ConvDecoder", "ConvTranspose", "Coordinates", "Decoder", "DenseCaps", "Drawing",
-    "Dropout", "GlobalPool", "GroupNorm", "HomogeneousCaps", "InstanceNorm", "LayerNorm", "Linear", "MaxPool",
-    "PadChannels", "PrimaryCaps", "Residual", "SelfRoutedClasses", "Upsample",
+    "Activation", "AsCaps", "AsMap", "AveragePool", "BatchNorm", "BranchScores", "CapsNorm", "ChainDecoder",
+    "Concat", "Concurrent", "Conv", "ConvCaps", "ConvCaps3D", "ConvDecoder", "ConvTranspose", "Coordinates",
+    "Decoder", "DenseCaps", "Drawing", "Dropout", "GlobalPool", "GroupNorm", "HomogeneousCaps", "InstanceNorm",
+    "LayerNorm", "Linear", "Logits", "MaxPool", "PadChannels", "PrimaryCaps", "Residual", "SelfRoutedClasses",
+    "Upsample",
 ]  # fmt: skip

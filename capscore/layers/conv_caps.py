@@ -11,7 +11,7 @@ from capscore.layer import Capsules, Grid, Map, Param, Plan, Run, Shape
 from capscore.ops import A, Ops
 from capscore.routing import DynamicRouting, LinearVotes, Routing, Votes, VotesShape
 from capscore.routing.windows import Sizes, Windows, windows
-from capscore.values import Pair, check_whole, pair
+from capscore.values import Pair, check_flags, check_whole, pair
 
 from .conv import check_window, margins, slide
 from .routed import RoutedCaps
@@ -23,6 +23,10 @@ class ConvCaps(RoutedCaps):
 
     Matrices are shared over the positions: weight [kernel · kernel · types below, types, dim, dim below], the window
     row by row, its types last. Padding adds capsules of zeros, whose activation is 0.
+
+    `scrambled` mixes the numbers of the windows up as the published code of inverted attention does, for its weights:
+    at each place in the window, the poses of all positions, [positions, dim below], are written down transposed and
+    read as if they were not.
     """
 
     types: int
@@ -34,10 +38,12 @@ class ConvCaps(RoutedCaps):
     bias: bool = True
     pose_rows: int = 1
     init: Init | None = None
+    scrambled: bool = False
 
     def __post_init__(self) -> None:
         """Check every setting."""
         check_whole(self, "types")
+        check_flags(self, "scrambled")
         check_window(self)
         super().__post_init__()
 
@@ -67,9 +73,13 @@ class ConvCaps(RoutedCaps):
         return self._votes(ops, p, self._cut(ops, x, run), run)
 
     def _cut(self, ops: Ops[A], x: Capsules[A], run: Run) -> Capsules[A]:
-        found = self.windows(run.input)
-        activation = None if x.activation is None else found.cut(ops, x.activation)
-        return Capsules(found.cut(ops, x.pose, self.grid(run.input).dim), activation)
+        found, d = self.windows(run.input), self.grid(run.input).dim
+        pose = found.cut(ops, x.pose, d)
+        if self.scrambled:
+            pose = ops.transpose(ops.reshape(pose, (-1, found.positions, found.n_in, d)), (0, 2, 3, 1))
+            pose = ops.transpose(ops.reshape(pose, (-1, found.n_in, found.positions, d)), (0, 2, 1, 3))
+            pose = ops.reshape(pose, (-1, found.n_in, d))
+        return Capsules(pose, None if x.activation is None else found.cut(ops, x.activation))
 
     def _votes(self, ops: Ops[A], p: Mapping[str, A], cut: Capsules[A], run: Run) -> Votes[A]:
         found, shape = self.windows(run.input), self.sizes(run.input).weight

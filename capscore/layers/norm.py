@@ -11,6 +11,7 @@ from capscore.errors import SpecError
 from capscore.init import Constant
 from capscore.layer import Layer, Map, Param, Plan, Run, Shape, need_map
 from capscore.ops import A, Ops
+from capscore.squash import standardise
 from capscore.values import check_flags, check_numbers, check_whole
 
 from .activation import activate, check_activation
@@ -107,9 +108,7 @@ class ImageNorm(Layer):
         c, h, w = run.input
         groups = self.count(c)
         size = c // groups * h * w
-        y: Any = ops.reshape(x, (-1, groups, size))
-        y = y - ops.sum(y, 2, keepdims=True) / size
-        y = y / ops.sqrt(ops.sum(y * y, 2, keepdims=True) / size + self.epsilon)
+        y = standardise(ops, ops.reshape(x, (-1, groups, size)), size, self.epsilon)
         return activate(ops, _scaled(ops, ops.reshape(y, (-1, c, h, w)), p, c), self.activation)
 
 

@@ -77,5 +77,10 @@ class RoutedCaps(Layer):
 
     def route(self, ops: Ops[A], p: Mapping[str, A], votes: Votes[A], run: Run) -> Capsules[A]:
         """Route the votes."""
+        if run.parents is not None:
+            positions = 1 if votes.windows is None else votes.windows.positions
+            parents = ops.reshape(run.parents, (-1, votes.n_out, positions, self.dim))
+            parents = ops.reshape(ops.transpose(parents, (1, 0, 2, 3)), (votes.n_out, -1, self.dim))
+            run = run._replace(parents=parents)  # [J, B, D]: as a routing has them
         own = {name.removeprefix(ROUTING): array for name, array in p.items() if name.startswith(ROUTING)}
         return self.routing(ops, votes, own, run._replace(part=ROUTING))

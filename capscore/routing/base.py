@@ -47,6 +47,7 @@ class Routing(Value, ABC):
 
     activates: ClassVar[bool] = False  # whether it gives its capsules activations
     biased: ClassVar[bool] = True  # whether it adds the bias of the layer to its capsules
+    resumes: ClassVar[bool] = False  # whether it can go on from capsules [J, B, D], where `run.parents` brings some
 
     @property
     def fusible(self) -> bool:
