@@ -39,14 +39,15 @@ from .losses import CrossEntropy, MarginLoss, SpreadLoss
 from .net import CapsNetSpec
 from .ops import Ops
 from .presets import PRESETS
-from .routing import DynamicRouting, Routing, SelfAttention
+from .routing import DynamicRouting, EMRouting, Routing, SelfAttention, VariationalBayes
 
 __version__ = "0.2.0"
 __all__ = [
     "PRESETS", "Activation", "AsCaps", "AveragePool", "BatchNorm", "CapsNetSpec", "CapscoreError", "Capsules", "Conv",
-    "ConvCaps", "ConvDecoder", "CrossEntropy", "Decoder", "DenseCaps", "Dropout", "DynamicRouting", "GlobalPool",
-    "Grid", "GroupNorm", "InstanceNorm", "Layer", "LayerNorm", "Linear", "Map", "MarginLoss", "MaxPool", "PrimaryCaps",
-    "Residual", "Routing", "SelfAttention", "SpreadLoss", "Upsample", "Vector", "backend", "backend_names",
+    "ConvCaps", "ConvDecoder", "CrossEntropy", "Decoder", "DenseCaps", "Dropout", "DynamicRouting", "EMRouting",
+    "GlobalPool", "Grid", "GroupNorm", "InstanceNorm", "Layer", "LayerNorm", "Linear", "Map", "MarginLoss", "MaxPool",
+    "PrimaryCaps", "Residual", "Routing", "SelfAttention", "SpreadLoss", "Upsample", "VariationalBayes", "Vector",
+    "backend", "backend_names",
 ]  # fmt: skip
 
 _OF_THE_BACKEND = {"CapsNet", "Learner", "Module", "load"} | {name for name in vars(Ops) if not name.startswith("_")}

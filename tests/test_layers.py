@@ -132,7 +132,9 @@ def divisors(n: int) -> Any:
 KINDS: dict[str, Callable[[Map], Any]] = {
     "Activation": lambda shape: st.builds(Activation, ACTIVATION),
     "AveragePool": lambda shape: window(shape).map(lambda how: AveragePool(**how)),
-    "BatchNorm": lambda shape: st.builds(BatchNorm, st.sampled_from([0.0, 0.1, 1.0]), EPSILON, ACTIVATION),
+    "BatchNorm": lambda shape: st.builds(
+        BatchNorm, st.sampled_from([0.0, 0.1, 1.0]), EPSILON, ACTIVATION, st.booleans()
+    ),
     "Conv": conv,
     "Dropout": lambda shape: st.builds(Dropout, st.sampled_from([0.0, 0.5]), st.booleans()),
     "GlobalPool": lambda shape: st.just(GlobalPool()),
@@ -363,7 +365,11 @@ LOSSES = {
         MarginLoss, st.floats(0.5, 1), st.floats(0, 0.5), st.sampled_from([0.0, 0.5, 2.0]), class_weights=WEIGHTS
     ),
     "SpreadLoss": st.builds(
-        SpreadLoss, st.floats(0, 0.5), st.floats(0.5, 1), st.sampled_from([0, 3, 50]), class_weights=WEIGHTS
+        lambda start, end, grows, weights: SpreadLoss(start, end, *grows, class_weights=weights),
+        st.floats(0, 0.5),
+        st.floats(0.5, 1),
+        st.sampled_from([(0, False), (3, False), (50, False), (4, True)]),
+        WEIGHTS,
     ),
     "CrossEntropy": st.builds(CrossEntropy, st.sampled_from([0.5, 1, 10]), st.booleans(), class_weights=WEIGHTS),
 }
@@ -729,6 +735,7 @@ def scores(*layers: Layer, **how: Any) -> CapsNetSpec:
         (lambda: scores(loss=MarginLoss(class_weights=(1, 2))), "2 class weights for 3 classes; give one for each"),
         (lambda: scores(loss=MarginLoss(class_weights=(1, -2, 1))), "MarginLoss: class_weights must be numbers from 0"),
         (lambda: SpreadLoss(class_weights=(10**5000,)), "class_weights must be numbers .*cannot be printed"),
+        (lambda: SpreadLoss(steps=0, smooth=True), "SpreadLoss: a smooth margin .* steps must be at least 1"),
         (lambda: SpreadLoss(steps=-1), "SpreadLoss: steps must be a whole number from 0"),
         (lambda: CrossEntropy(scale=0), "CrossEntropy: scale must be a number from 1e-06"),
         (lambda: scores(loss="margin"), r"loss must be a Loss such as MarginLoss\(\), not 'margin'"),

@@ -11,7 +11,7 @@ from capscore.errors import SpecError
 from capscore.init import Constant
 from capscore.layer import Layer, Map, Param, Plan, Run, Shape, need_map
 from capscore.ops import A, Ops
-from capscore.values import check_numbers, check_whole
+from capscore.values import check_flags, check_numbers, check_whole
 
 from .activation import activate, check_activation
 from .conv import divisor
@@ -28,7 +28,7 @@ def _affine(channels: int) -> dict[str, Param]:
 
 @dataclass(frozen=True)
 class BatchNorm(Layer):
-    """Every channel at mean 0 and variance 1 over the batch (Ioffe, Szegedy 2015), then scaled and shifted.
+    """Every channel at mean 0 and variance 1 over the batch (Ioffe, Szegedy 2015), then scaled and shifted if `affine`.
 
     Training uses the batch's own statistics and moves the running ones towards them by `momentum`; everything else
     uses the running ones, so that an image's result depends on that image alone.
@@ -37,10 +37,12 @@ class BatchNorm(Layer):
     momentum: float = 0.1
     epsilon: float = 1e-5
     activation: str = "none"
+    affine: bool = True
 
     def __post_init__(self) -> None:
         """Check every setting."""
         check_numbers(self, "momentum", most=1)
+        check_flags(self, "affine")
         check_numbers(self, "epsilon", least=1e-12, most=1)
         check_activation(self)
 
@@ -48,22 +50,21 @@ class BatchNorm(Layer):
         """Return the same shape. Running statistics are parameters that do not learn."""
         c = need_map(self, x).channels
         running = {"mean": Param((c,), Constant(0.0), False), "variance": Param((c,), Constant(1.0), False)}
-        return Plan(x, _affine(c) | running, 2 * c * x.dims[1] * x.dims[2])
+        own = _affine(c) if self.affine else {}
+        return Plan(x, own | running, 2 * c * x.dims[1] * x.dims[2])
 
     def __call__(self, ops: Ops[A], p: Mapping[str, A], x: Any, run: Run) -> Any:
         """Return a map of the same shape."""
         c = run.input.dims[0]
-        if run.training:
-            mean = run.mean(ops, x, (0, 2, 3))  # [1, C, 1, 1]
-            centred = x - mean
-            variance = run.mean(ops, centred * centred, (0, 2, 3))
-            for name, found in (("mean", mean), ("variance", variance)):
-                run.renew(name, p[name] * (1 - self.momentum) + ops.reshape(found, (c,)) * self.momentum)
-            y = _scaled(ops, centred / ops.sqrt(variance + self.epsilon), p, c)
-        else:
-            scale = p["weight"] / ops.sqrt(p["variance"] + self.epsilon)
-            shift = p["bias"] - p["mean"] * scale
-            y = _scaled(ops, x, {"weight": scale, "bias": shift}, c)
+        mean, variance = run.moments(ops, x, (0, 2, 3), p, c, self.momentum)  # [1, C, 1, 1]
+        deviation: Any = ops.sqrt(variance + self.epsilon)
+        if not self.affine:
+            y = (x - mean) / deviation
+        elif run.training:
+            y = _scaled(ops, (x - mean) / deviation, p, c)
+        else:  # the statistics are known: a product and a sum
+            scale = ops.reshape(p["weight"], (1, c, 1, 1)) / deviation
+            y = x * scale + (ops.reshape(p["bias"], (1, c, 1, 1)) - mean * scale)
         return activate(ops, y, self.activation)
 
 

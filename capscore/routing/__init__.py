@@ -2,10 +2,12 @@
 
 from .base import Routing, VotesShape
 from .dynamic import DynamicRouting, dynamic_routing
+from .em import EMRouting
 from .self_attention import SelfAttention
+from .variational import VariationalBayes
 from .votes import ArrayVotes, LinearVotes, ShiftedVotes, Votes
 
 __all__ = [
-    "ArrayVotes", "DynamicRouting", "LinearVotes", "Routing", "SelfAttention", "ShiftedVotes", "Votes", "VotesShape",
-    "dynamic_routing",
+    "ArrayVotes", "DynamicRouting", "EMRouting", "LinearVotes", "Routing", "SelfAttention", "ShiftedVotes",
+    "VariationalBayes", "Votes", "VotesShape", "dynamic_routing",
 ]  # fmt: skip
