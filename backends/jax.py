@@ -110,9 +110,24 @@ def norm(x: Array, axis: int, keepdims: bool = False) -> Array:
     return n if keepdims else n.squeeze(axis)
 
 
+@partial(jax.custom_jvp, nondiff_argnums=(1, 2))
 def max(x: Array, axis: int, keepdims: bool = False) -> Array:
     """Return the largest over `axis`; equal ones share the gradient."""
     return x.max(axis, keepdims=keepdims)
+
+
+@max.defjvp
+def _max_gradient(axis: int, keepdims: bool, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    """Do as JAX does, but for one thing: it divides by how many equal the largest, and that may be none.
+
+    A compiled step can compute x twice, for its maximum and to find that again, and round it differently. The first
+    largest is therefore always one of them.
+    """
+    (x,), (t,) = primals, tangents
+    y = x.max(axis, keepdims=keepdims)
+    first = jax.nn.one_hot(x.argmax(axis), x.shape[axis], axis=axis, dtype=bool)
+    equal = ((x == x.max(axis, keepdims=True)) | first).astype(x.dtype)
+    return y, (t * equal).sum(axis, keepdims=keepdims) / equal.sum(axis, keepdims=keepdims)
 
 
 def sqrt(x: Array) -> Array:
