@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from capscore.net import CapsNetSpec
 
-from . import sabour
+from . import em, sabour, variational
 
 
 class Presets(Mapping[str, CapsNetSpec]):
@@ -30,4 +30,4 @@ class Presets(Mapping[str, CapsNetSpec]):
         return len(self._makers)
 
 
-PRESETS = Presets(sabour.PRESETS)
+PRESETS = Presets(sabour.PRESETS | em.PRESETS | variational.PRESETS)
