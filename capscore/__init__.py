@@ -52,17 +52,26 @@ from .losses import CrossEntropy, MarginLoss, SpreadLoss
 from .net import CapsNetSpec
 from .ops import Ops
 from .presets import PRESETS
-from .routing import DynamicRouting, HeinsenRouting, InvertedAttention, Routing, SelfAttention, SelfRouting
+from .routing import (
+    DynamicRouting,
+    EMRouting,
+    HeinsenRouting,
+    InvertedAttention,
+    Routing,
+    SelfAttention,
+    SelfRouting,
+    VariationalBayes,
+)
 
 __version__ = "0.2.0"
 __all__ = [
     "PRESETS", "Activation", "AsCaps", "AsMap", "AveragePool", "BatchNorm", "BranchScores", "CapsNetSpec",
     "CapsNorm", "CapscoreError", "Capsules", "ChainDecoder", "Concat", "Concurrent", "Conv", "ConvCaps",
     "ConvCaps3D", "ConvDecoder", "ConvTranspose", "Coordinates", "CrossEntropy", "Decoder", "DenseCaps", "Dropout",
-    "DynamicRouting", "GlobalPool", "Grid", "GroupNorm", "HeinsenRouting", "HomogeneousCaps", "InstanceNorm",
-    "InvertedAttention", "Layer", "LayerNorm", "Linear", "Logits", "Map", "MarginLoss", "MaxPool", "PadChannels",
-    "PrimaryCaps", "Residual", "Routing", "SelfAttention", "SelfRoutedClasses", "SelfRouting", "SpreadLoss",
-    "Upsample", "Vector", "backend", "backend_names",
+    "DynamicRouting", "EMRouting", "GlobalPool", "Grid", "GroupNorm", "HeinsenRouting", "HomogeneousCaps",
+    "InstanceNorm", "InvertedAttention", "Layer", "LayerNorm", "Linear", "Logits", "Map", "MarginLoss", "MaxPool",
+    "PadChannels", "PrimaryCaps", "Residual", "Routing", "SelfAttention", "SelfRoutedClasses", "SelfRouting",
+    "SpreadLoss", "Upsample", "VariationalBayes", "Vector", "backend", "backend_names",
 ]  # fmt: skip
 
 _OF_THE_BACKEND = {"CapsNet", "Learner", "Module", "load"} | {name for name in vars(Ops) if not name.startswith("_")}

@@ -383,6 +383,8 @@ def margin(how: Mapping[str, Any], scores: Array, shown: Array, step: int) -> fl
 
 def spread(how: Mapping[str, Any], scores: Array, shown: Array, step: int) -> float:
     done = 1.0 if step >= how["steps"] else step / how["steps"]
+    if how["smooth"]:
+        done = sigmoid(step / how["steps"] - 4)
     m = how["start"] + done * (how["end"] - how["start"])
     total = 0.0
     for t in range(len(scores)):
@@ -435,9 +437,9 @@ def seen_by_all(how: Mapping[str, Any], p: Mapping[str, Array], x: Caps) -> Seen
             if how["vote_bias"]:
                 found[0, i, j] += p["vote_bias"][own, j]
             if how["coordinates"]:
-                width = how["dim"] // how["pose_rows"]
-                found[0, i, j, width - 1] += (column + 0.5) / w
-                found[0, i, j, 2 * width - 1] += (row + 0.5) / h
+                width, start, scale = how["dim"] // how["pose_rows"], how["coordinate_start"], how["coordinate_scale"]
+                found[0, i, j, width - 1] += scale * (column + start) / w
+                found[0, i, j, 2 * width - 1] += scale * (row + start) / h
     activation = None if x.activation is None else x.activation.reshape(1, -1)
     return Seen(found, np.arange(t * h * w)[None], x.pose.reshape(1, -1, k), activation)
 
@@ -502,10 +504,16 @@ def caps_layer(how: Mapping[str, Any], p: Mapping[str, Array], x: Caps, routing:
     return Caps(pose, None if found.activation is None else found.activation.T.reshape(-1, rows, columns))
 
 
-def capsules_of(how: Mapping[str, Any], x: Array) -> Caps:
+def capsules_of(how: Mapping[str, Any], p: Mapping[str, Array], x: Array) -> Caps:
     """The channels of one map as capsules of several types at every position."""
     _, h, w = x.shape
     t, d = how["types"], how["dim"]
+    if how.get("norm"):  # in inference: each type has statistics of its own, one for poses and one for activations
+        x = np.array(x)
+        for c in range(len(x)):
+            name, kind = ("pose.", c // d) if c < t * d else ("activation.", c - t * d)
+            mean, variance, weight, bias = (p[name + key][kind] for key in ("mean", "variance", "weight", "bias"))
+            x[c] = (x[c] - mean) / math.sqrt(variance + 1e-5) * weight + bias
     shrink = SQUASHES[how["squash"]]
     pose = np.zeros((t, h, w, d))
     for kind, i, j in np.ndindex(t, h, w):

@@ -404,7 +404,11 @@ LOSSES = {
         MarginLoss, st.floats(0.5, 1), st.floats(0, 0.5), st.sampled_from([0.0, 0.5, 2.0]), class_weights=WEIGHTS
     ),
     "SpreadLoss": st.builds(
-        SpreadLoss, st.floats(0, 0.5), st.floats(0.5, 1), st.sampled_from([0, 3, 50]), class_weights=WEIGHTS
+        lambda start, end, grows, weights: SpreadLoss(start, end, *grows, class_weights=weights),
+        st.floats(0, 0.5),
+        st.floats(0.5, 1),
+        st.sampled_from([(0, False), (3, False), (50, False), (4, True)]),
+        WEIGHTS,
     ),
     "CrossEntropy": st.builds(CrossEntropy, st.sampled_from([0.5, 1, 10]), st.booleans(), class_weights=WEIGHTS),
 }
@@ -796,6 +800,7 @@ def scores(*layers: Layer, **how: Any) -> CapsNetSpec:
         (lambda: scores(loss=MarginLoss(class_weights=(1, 2))), "2 class weights for 3 classes; give one for each"),
         (lambda: scores(loss=MarginLoss(class_weights=(1, -2, 1))), "MarginLoss: class_weights must be numbers from 0"),
         (lambda: SpreadLoss(class_weights=(10**5000,)), "class_weights must be numbers .*cannot be printed"),
+        (lambda: SpreadLoss(steps=0, smooth=True), "SpreadLoss: a smooth margin .* steps must be at least 1"),
         (lambda: SpreadLoss(steps=-1), "SpreadLoss: steps must be a whole number from 0"),
         (lambda: CrossEntropy(scale=0), "CrossEntropy: scale must be a number from 1e-06"),
         (lambda: scores(loss="margin"), r"loss must be a Loss such as MarginLoss\(\), not 'margin'"),

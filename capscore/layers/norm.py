@@ -63,14 +63,8 @@ class BatchNorm(Layer):
         """Return a map of the same shape."""
         c = run.input.dims[0]
         of_map = (1, c, 1, 1)
-        if run.training:
-            mean = run.mean(ops, x, (0, 2, 3))
-            variance = run.mean(ops, (x - mean) * (x - mean), (0, 2, 3))
-            for name, found in (("mean", mean), ("variance", variance)):
-                run.renew(name, p[name] * (1 - self.momentum) + ops.reshape(found, (c,)) * self.momentum)
-        else:
-            mean, variance = ops.reshape(p["mean"], of_map), ops.reshape(p["variance"], of_map)
-        deviation = ops.sqrt(variance + self.epsilon)
+        mean, variance = run.moments(ops, x, (0, 2, 3), p, c, self.momentum)  # [1, C, 1, 1]
+        deviation: Any = ops.sqrt(variance + self.epsilon)
         if run.training or not self.scale:
             y = _scaled(ops, (x - mean) / deviation, p, c)
         else:  # the statistics are known: a product and a sum

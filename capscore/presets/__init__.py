@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from capscore.net import CapsNetSpec
 
-from . import deepcaps, efficient, heinsen, hvc, inverted, sabour, self_routing
+from . import deepcaps, efficient, em, heinsen, hvc, inverted, sabour, self_routing, variational
 
 
 class Presets(Mapping[str, CapsNetSpec]):
@@ -33,6 +33,8 @@ class Presets(Mapping[str, CapsNetSpec]):
 PRESETS = Presets(
     sabour.PRESETS
     | efficient.PRESETS
+    | em.PRESETS
+    | variational.PRESETS
     | inverted.PRESETS
     | deepcaps.PRESETS
     | self_routing.PRESETS
