@@ -23,6 +23,7 @@ from .layers import (
     Decoder,
     DenseCaps,
     Dropout,
+    FlatCaps,
     GlobalPool,
     GroupNorm,
     InstanceNorm,
@@ -37,14 +38,14 @@ from .losses import CrossEntropy, MarginLoss, SpreadLoss
 from .net import CapsNetSpec
 from .ops import Ops
 from .presets import PRESETS
-from .routing import DynamicRouting, Routing
+from .routing import DynamicRouting, InputSoftmaxRouting, Routing
 
 __version__ = "0.2.0"
 __all__ = [
     "PRESETS", "Activation", "AveragePool", "BatchNorm", "CapsNetSpec", "CapscoreError", "Capsules", "Conv",
-    "ConvDecoder", "CrossEntropy", "Decoder", "DenseCaps", "Dropout", "DynamicRouting", "GlobalPool", "Grid",
-    "GroupNorm", "InstanceNorm", "Layer", "LayerNorm", "Linear", "Map", "MarginLoss", "MaxPool", "PrimaryCaps",
-    "Residual", "Routing", "SpreadLoss", "Upsample", "Vector", "backend", "backend_names",
+    "ConvDecoder", "CrossEntropy", "Decoder", "DenseCaps", "Dropout", "DynamicRouting", "FlatCaps", "GlobalPool",
+    "Grid", "GroupNorm", "InputSoftmaxRouting", "InstanceNorm", "Layer", "LayerNorm", "Linear", "Map", "MarginLoss",
+    "MaxPool", "PrimaryCaps", "Residual", "Routing", "SpreadLoss", "Upsample", "Vector", "backend", "backend_names",
 ]  # fmt: skip
 
 _OF_THE_BACKEND = {"CapsNet", "Learner", "Module", "load"} | {name for name in vars(Ops) if not name.startswith("_")}

@@ -5,6 +5,7 @@ from .conv import Conv
 from .decoder import ConvDecoder, Decoder, Drawing
 from .dense import DenseCaps
 from .dropout import Dropout
+from .flat import FlatCaps
 from .linear import Linear
 from .norm import BatchNorm, GroupNorm, InstanceNorm, LayerNorm
 from .pool import AveragePool, GlobalPool, MaxPool
@@ -14,5 +15,6 @@ from .upsample import Upsample
 
 __all__ = [
     "Activation", "AveragePool", "BatchNorm", "Conv", "ConvDecoder", "Decoder", "DenseCaps", "Drawing", "Dropout",
-    "GlobalPool", "GroupNorm", "InstanceNorm", "LayerNorm", "Linear", "MaxPool", "PrimaryCaps", "Residual", "Upsample",
+    "FlatCaps", "GlobalPool", "GroupNorm", "InstanceNorm", "LayerNorm", "Linear", "MaxPool", "PrimaryCaps", "Residual",
+    "Upsample",
 ]  # fmt: skip

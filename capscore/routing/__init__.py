@@ -2,6 +2,10 @@
 
 from .base import Routing, VotesShape
 from .dynamic import DynamicRouting, dynamic_routing
+from .input_softmax import InputSoftmaxRouting
 from .votes import ArrayVotes, LinearVotes, Votes
 
-__all__ = ["ArrayVotes", "DynamicRouting", "LinearVotes", "Routing", "Votes", "VotesShape", "dynamic_routing"]
+__all__ = [
+    "ArrayVotes", "DynamicRouting", "InputSoftmaxRouting", "LinearVotes", "Routing", "Votes", "VotesShape",
+    "dynamic_routing",
+]  # fmt: skip

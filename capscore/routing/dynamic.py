@@ -44,6 +44,7 @@ def dynamic_routing(
     iterations: int = 3,
     leaky: bool = False,
     run: Run = INFERENCE,
+    over_inputs: bool = False,
 ) -> A:
     """Route votes to output capsules by agreement: procedure 1 of "Dynamic Routing Between Capsules".
 
@@ -57,6 +58,7 @@ def dynamic_routing(
     leaky : an extra routing logit, fixed at zero, takes the share of inputs that fit no output capsule
     run : hears of every iteration: its coupling coefficients [J, B, N], the first as the number that all of them
         equal, and its capsules [J, B, D]
+    over_inputs : the couplings of an output capsule sum to 1 over the inputs, see `InputSoftmaxRouting`; not leaky
 
     Returns
     -------
@@ -67,7 +69,8 @@ def dynamic_routing(
     if iterations < 1:
         raise ShapeError(f"iterations must be at least 1, not {short(iterations)}")
     logits: A | None = None
-    c: A | float = 1 / (votes.n_out + leaky)  # the softmax of zero logits
+    axis, count = (2, int(votes.n_in)) if over_inputs else (0, votes.n_out + leaky)
+    c: A | float = 1 / count  # the softmax of zero logits
     with scope(ops, "route/0"):
         v = squash(ops, votes.combine(c))  # [J, B, D]  s_j = Σ_i c_ij û_ij + bias_j
     run.iteration(c, v)
@@ -75,7 +78,7 @@ def dynamic_routing(
         with scope(ops, f"route/{r}"):
             a = votes.agree(v)  # [J, B, N]  a_ij = û_ij · v_j
             logits = a if logits is None else logits + a  # [J, B, N]  b_ij
-            c = ops.softmax(logits, 0, leaky)  # [J, B, N]  over output capsules
+            c = ops.softmax(logits, axis, leaky)  # [J, B, N]  over output capsules, or over inputs
             v = squash(ops, votes.combine(c))  # [J, B, D]
         run.iteration(c, v)
     return ops.transpose(v, (1, 0, 2))  # [B, J, D]

@@ -1,0 +1,77 @@
+"""From a stranger's checkpoint to a model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from capscore.errors import CapscoreError, ModelFileError
+from capscore.modelfile import Model, check_classes, check_params
+from capscore.net import CapsNetSpec
+
+from . import escvm_original, gram_ai, guo_keras, guo_pytorch
+from .family import Family, Found, Hints, Size
+from .layouts import Array
+from .mapping import listed, mapped
+from .tensors import read_tensors
+
+FAMILIES: tuple[Family, ...] = (guo_keras.FAMILY, guo_pytorch.FAMILY, gram_ai.FAMILY, escvm_original.FAMILY)
+
+
+def convert(
+    path: str | os.PathLike[str],
+    spec: CapsNetSpec | None = None,
+    mapping: Mapping[str, Any] | None = None,
+    *,
+    input: Size | None = None,
+    iterations: int | None = None,
+    classes: Any = None,
+    memory: int | str | None = None,
+) -> Model:
+    """Return the model that a checkpoint of other code holds; `capscore.modelfile.save` writes it.
+
+    Without a spec, the names and shapes of the arrays tell which code wrote them: one of FAMILIES.
+
+    Parameters
+    ----------
+    path : a .h5, .keras, .pt, .pth, .safetensors or .npz file
+    spec : the network, if it is of no known family
+    mapping : with a spec, from their names to ours, see `capscore.files.importers.mapping`
+    input : (channels, height, width) of the images, where a known family's weights leave that open
+    iterations : of the routing of a known family, which weights do not tell; 3 unless given
+    classes : names of the classes, "0", "1", … when None
+    memory : how much the arrays may take, as for `capscore.data.load`
+
+    Raises
+    ------
+    ModelFileError
+        The file cannot be read, or it is of no known family, or does not fit the spec and the mapping.
+    """
+    tensors = read_tensors(path, memory)
+    try:
+        if spec is None:
+            if mapping is not None:
+                raise ModelFileError("a mapping needs a spec, whose parameters it names; give --spec too")
+            name, found = _recognised(tensors, Hints(input, iterations or 3))
+        elif input is not None or iterations is not None:
+            raise ModelFileError("the spec says the input and the iterations; leave both out, or the spec")
+        else:
+            name, found = "a spec", mapped(spec, mapping or {}, tensors)
+        params = check_params(found.spec, found.params)
+        about = {"imported": {"file": Path(path).name, "by": name, "notes": list(found.notes)}}
+        return Model(found.spec, params, check_classes(found.spec, classes), about)
+    except CapscoreError as error:
+        raise ModelFileError(f"cannot import {path}: {error}") from None
+
+
+def _recognised(tensors: Mapping[str, Array], hints: Hints) -> tuple[str, Found]:
+    """Return the network of a known family, and the name of the family."""
+    for family in FAMILIES:
+        if (found := family.recognise(tensors, hints)) is not None:
+            return family.name, found
+    raise ModelFileError(
+        f"its arrays are those of no family that capscore knows ({'; '.join(family.name for family in FAMILIES)}): "
+        f"give a spec, and a mapping of these names: {listed(tensors)}"
+    )

@@ -1,0 +1,101 @@
+"""What a family of checkpoints is: networks of one author's code, known by the names and shapes of their arrays."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from capscore.errors import ModelFileError, SpecError
+from capscore.layer import Layer, Map
+from capscore.layers import Decoder
+from capscore.layers.chain import plan_chain
+from capscore.net import CapsNetSpec
+
+from .layouts import Array
+
+LARGEST = 512  # pixels a side, of images whose size nothing tells
+
+Size = tuple[int, int, int]  # of images: channels, height, width
+
+
+class Found(NamedTuple):
+    """A network that was found in a checkpoint."""
+
+    spec: CapsNetSpec
+    params: dict[str, Array]
+    notes: tuple[str, ...] = ()  # where it differs from the authors' code, and what was left out
+
+
+class Hints(NamedTuple):
+    """What weights do not tell."""
+
+    input: Size | None = None
+    iterations: int = 3  # of the routing
+
+
+class Family(NamedTuple):
+    """The networks of one author's code."""
+
+    name: str
+    recognise: Callable[[Mapping[str, Array], Hints], Found | None]  # None: these arrays are of another family
+
+
+def input_size(
+    layers: Sequence[Layer], channels: int, capsules: int, dense: Sequence[tuple[Array, ...]], hints: Hints
+) -> Size:
+    """Return the size of the images of which `layers` make so many capsules, and which the decoder `dense` draws.
+
+    If several fit, the square one is meant. ModelFileError says which fit if that is not one, or not the hint's.
+    """
+    squares = [(channels, side, side) for side in range(1, LARGEST + 1)]
+    sizes = _drawn(channels, len(dense[-1][1])) if dense else squares
+    fitting = [size for size in sizes if _count(layers, size) == capsules]
+    if hints.input is not None:
+        if hints.input[0] != channels or _count(layers, hints.input) != capsules:
+            raise ModelFileError(
+                f"images of {hints.input} do not make the {capsules:,} capsules of the weights; {_say(fitting)}"
+            )
+        return hints.input
+    square = [size for size in fitting if size[1] == size[2]] or fitting
+    if len(square) != 1:
+        raise ModelFileError(
+            f"the weights are for {capsules:,} primary capsules of images with {channels} channels; "
+            f"which size these have does not follow from that: {_say(fitting)}"
+        )
+    return square[0]
+
+
+def _drawn(channels: int, numbers: int) -> list[Size]:
+    """Return every size of an image with so many channels and numbers."""
+    area = numbers // channels
+    return [
+        (channels, side, area // side) for side in range(1, area + 1) if side * (area // side) * channels == numbers
+    ]
+
+
+def _count(layers: Iterable[Layer], size: Size) -> int:
+    """Return how many capsules the layers make of an image; 0 where they do not fit it."""
+    try:
+        return plan_chain(layers, Map(*size), "layers")[-1].output.dims[0]
+    except SpecError:
+        return 0
+
+
+def _say(sizes: Sequence[Size]) -> str:
+    if not sizes:
+        return "with the strides of the authors' code none fits; give a spec and a mapping of names"
+    return f"--input {' or '.join(','.join(map(str, size)) for size in sizes[:4])} would fit"
+
+
+def decoder(matrices: Sequence[tuple[Array, Array]], size: Size) -> tuple[Decoder | None, dict[str, Array]]:
+    """Return the decoder of these (weight [out, in], bias [out]), and its parameters; None of none."""
+    if not matrices:
+        return None, {}
+    outputs = tuple(len(bias) for _, bias in matrices)
+    if outputs[-1] != math.prod(size):
+        raise ModelFileError(f"the decoder draws {outputs[-1]:,} numbers, no image of {size}; take it out of the file")
+    params: dict[str, Array] = {}
+    for i, (weight, bias) in enumerate(matrices):
+        params |= {f"decoder.{i}.weight": weight, f"decoder.{i}.bias": bias}
+    return Decoder(outputs[:-1]), params
