@@ -64,6 +64,10 @@ def convert(
         return Model(found.spec, params, check_classes(found.spec, classes), about)
     except CapscoreError as error:
         raise ModelFileError(f"cannot import {path}: {error}") from None
+    except (ValueError, IndexError) as error:  # of NumPy, where a family takes arrays apart
+        raise ModelFileError(
+            f"cannot import {path}: its arrays do not fit one another ({error}); give a spec and a mapping"
+        ) from None
 
 
 def _recognised(tensors: Mapping[str, Array], hints: Hints) -> tuple[str, Found]:
