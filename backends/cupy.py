@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from capscore import model
 from capscore.backends.numpy import (
     argmax_one_hot,
+    concat,
     contiguous,
     conv2d,
     convolve,
@@ -32,6 +33,7 @@ from capscore.backends.numpy import (
     softmax,
     sqrt,
     sum,
+    take,
     transpose,
 )
 from capscore.data import Samples, resident
@@ -49,9 +51,9 @@ except ModuleNotFoundError as error:
 from capscore.backends import _cupy_kernels
 
 __all__ = [
-    "FUSED", "CapsNet", "Learner", "argmax_one_hot", "asarray", "contiguous", "conv2d", "empty", "exp",
+    "FUSED", "CapsNet", "Learner", "argmax_one_hot", "asarray", "concat", "contiguous", "conv2d", "empty", "exp",
     "fast_conv2d", "load", "log", "matmul", "max", "max_pool", "multiply", "norm", "relu", "reshape", "sigmoid",
-    "softmax", "sqrt", "sum", "to_numpy", "transpose",
+    "softmax", "sqrt", "sum", "take", "to_numpy", "transpose",
 ]  # fmt: skip
 
 Array = Any  # cupy.ndarray; CuPy comes without types

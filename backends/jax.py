@@ -21,7 +21,7 @@ from capscore.errors import BackendError
 from capscore.fast.conv import with_tiles
 from capscore.layer import Run
 from capscore.net import CapsNetSpec
-from capscore.ops import Axes, check_range, to_host
+from capscore.ops import Axes, Index, check_range, to_host
 from capscore.optim import Optimiser
 
 try:
@@ -60,6 +60,17 @@ def reshape(x: Array, shape: tuple[int, ...]) -> Array:
 def transpose(x: Array, axes: tuple[int, ...]) -> Array:
     """Return `x` with its axes in the given order."""
     return x.transpose(axes)
+
+
+def take(x: Array, index: Index, axis: int) -> Array:
+    """Return what lies at the positions of `index` along `axis`; zeros at -1."""
+    positions = index.positions if index.there is None else np.where(index.there, index.positions, x.shape[axis])
+    return jnp.take(x, positions, axis, mode="fill", fill_value=0)
+
+
+def concat(xs: Sequence[Array], axis: int) -> Array:
+    """Return the arrays one after another along `axis`."""
+    return jnp.concatenate(xs, axis)
 
 
 def matmul(a: Array, b: Array) -> Array:

@@ -18,7 +18,7 @@ from capscore.backends._numpy_threads import threads_for
 from capscore.fast import cook_toom
 from capscore.fast.prepared import prepared
 from capscore.fast.streaming import Streaming
-from capscore.ops import Axes, to_host
+from capscore.ops import Axes, Index, to_host
 from capscore.routing import DynamicRouting
 
 Array = NDArray[Any]
@@ -42,6 +42,20 @@ def reshape(x: Array, shape: tuple[int, ...]) -> Array:
 def transpose(x: Array, axes: tuple[int, ...]) -> Array:
     """Return a view with the axes in the given order."""
     return x.transpose(axes)
+
+
+def take(x: Array, index: Index, axis: int) -> Array:
+    """Return what lies at the positions of `index` along `axis`; zeros at -1."""
+    y = np.take(x, np.asarray(index.positions, like=x), axis)
+    if index.there is not None:
+        y[(slice(None),) * axis + (np.asarray(~index.there, like=x),)] = 0
+    return y
+
+
+def concat(xs: Sequence[Array], axis: int) -> Array:
+    """Return the arrays one after another along `axis`."""
+    y: Array = np.concatenate(xs, axis)
+    return y
 
 
 def matmul(a: Array, b: Array, out: Array | None = None) -> Array:

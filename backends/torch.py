@@ -15,7 +15,7 @@ from capscore.data import Samples, resident
 from capscore.errors import BackendError, TrainingError
 from capscore.fast.cook_toom import Tiling
 from capscore.layer import Run
-from capscore.ops import Axes, check_plain, check_range, to_host
+from capscore.ops import Axes, Index, check_plain, check_range, to_host
 from capscore.optim import Adam, Optimiser
 from capscore.routing import DynamicRouting
 
@@ -79,6 +79,20 @@ def reshape(x: Tensor, shape: tuple[int, ...]) -> Tensor:
 def transpose(x: Tensor, axes: tuple[int, ...]) -> Tensor:
     """Return a view with the axes in the given order."""
     return x.permute(axes)
+
+
+def take(x: Tensor, index: Index, axis: int) -> Tensor:
+    """Return what lies at the positions of `index` along `axis`; zeros at -1."""
+    y = x.index_select(axis, torch.as_tensor(index.positions.clip(0), device=x.device))
+    if index.there is None:
+        return y
+    absent = torch.as_tensor(~index.there, device=x.device).view(-1, *(1 for _ in x.shape[axis + 1 :]))
+    return y.masked_fill(absent, 0.0)
+
+
+def concat(xs: Sequence[Tensor], axis: int) -> Tensor:
+    """Return the arrays one after another along `axis`."""
+    return torch.cat(list(xs), axis)
 
 
 def matmul(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:

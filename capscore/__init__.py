@@ -16,9 +16,11 @@ from .errors import BackendError, CapscoreError
 from .layer import Capsules, Grid, Layer, Map, Vector
 from .layers import (
     Activation,
+    AsCaps,
     AveragePool,
     BatchNorm,
     Conv,
+    ConvCaps,
     ConvDecoder,
     Decoder,
     DenseCaps,
@@ -38,14 +40,15 @@ from .losses import CrossEntropy, MarginLoss, SpreadLoss
 from .net import CapsNetSpec
 from .ops import Ops
 from .presets import PRESETS
-from .routing import DynamicRouting, InputSoftmaxRouting, Routing
+from .routing import DynamicRouting, Routing, SelfAttention
 
 __version__ = "0.2.0"
 __all__ = [
-    "PRESETS", "Activation", "AveragePool", "BatchNorm", "CapsNetSpec", "CapscoreError", "Capsules", "Conv",
-    "ConvDecoder", "CrossEntropy", "Decoder", "DenseCaps", "Dropout", "DynamicRouting", "FlatCaps", "GlobalPool",
-    "Grid", "GroupNorm", "InputSoftmaxRouting", "InstanceNorm", "Layer", "LayerNorm", "Linear", "Map", "MarginLoss",
-    "MaxPool", "PrimaryCaps", "Residual", "Routing", "SpreadLoss", "Upsample", "Vector", "backend", "backend_names",
+    "PRESETS", "Activation", "AsCaps", "AveragePool", "BatchNorm", "CapsNetSpec", "CapscoreError", "Capsules", "Conv",
+    "ConvCaps", "ConvDecoder", "CrossEntropy", "Decoder", "DenseCaps", "Dropout", "DynamicRouting", "FlatCaps",
+    "GlobalPool", "Grid", "GroupNorm", "InstanceNorm", "Layer", "LayerNorm", "Linear", "Map", "MarginLoss", "MaxPool",
+    "PrimaryCaps", "Residual", "Routing", "SelfAttention", "SpreadLoss", "Upsample", "Vector", "backend",
+    "backend_names",
 ]  # fmt: skip
 
 _OF_THE_BACKEND = {"CapsNet", "Learner", "Module", "load"} | {name for name in vars(Ops) if not name.startswith("_")}

@@ -201,7 +201,7 @@ def outputs(net: Any, images: NDArray[Any]) -> dict[str, NDArray[Any]]:
         found |= {"lengths": lengths(net.ops, v.pose), "capsules": v.pose}
     for row in net.spec.rows:
         iterations = [each for each in run.trace or () if each.layer == row.name]
-        for r, (_, c, _) in enumerate(iterations):
+        for r, (_, c, _, _) in enumerate(iterations):
             if not isinstance(c, float):
                 found[f"couplings.{row.name.split('.')[1]}.{r}"] = c.transpose(1, 2, 0)
     return found

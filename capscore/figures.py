@@ -88,9 +88,9 @@ def agreement(net: CapsNet[Any], images: Any) -> Agreement:
     batch, last = x.shape[0], net.spec.rows[-1]
     forward(ops, net.spec, net.params, x, run)
     iterations = [each for each in run.trace or () if each.layer == last.name]
-    length = np.stack([ops.to_numpy(lengths_of(ops, v)).T for _, _, v in iterations])
+    length = np.stack([ops.to_numpy(lengths_of(ops, v)).T for _, _, v, _ in iterations])
     shape = last.output.dims[0], batch, last.input.dims[0]
-    found = [np.full(shape, c) if isinstance(c, float) else ops.to_numpy(c) for _, c, _ in iterations]  # [J, B, N]
+    found = [np.full(shape, c) if isinstance(c, float) else ops.to_numpy(c) for _, c, *_ in iterations]  # [J, B, N]
     c = np.stack([each.transpose(1, 2, 0) for each in found]).astype(np.float64)
     shares = np.concatenate([c, np.clip(1 - c.sum(-1, keepdims=True), 0, 1)], -1)
     entropy = -(shares * np.log2(np.maximum(shares, 1e-300))).sum(-1).mean(-1)

@@ -7,15 +7,16 @@ protocols, CuPy. PyTorch has its own engine and needs none of this.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 
 from . import im2col
 from .fast import cook_toom
-from .ops import Axes, Ops
+from .ops import Axes, Index, Ops
 
 Pull = tuple["Var", Callable[[Any], Any]]  # a parent, and what it gets of the gradient of the result
 
@@ -110,6 +111,25 @@ class Tape:
         """Gradient: transposed back."""
         back = tuple(sorted(range(len(axes)), key=axes.__getitem__))
         return self.record(self.ops.transpose(x.value, axes), (x, lambda g: g.transpose(back)))
+
+    def take(self, x: Var, index: Index, axis: int) -> Var:
+        """Gradient: the sum over all places that a position was taken to."""
+        size = x.shape[axis]
+
+        def back(g: Any) -> Any:
+            where, most = index.back(size)
+            return (
+                self.ops.take(g, where, axis).reshape(*g.shape[:axis], size, most, *g.shape[axis + 1 :]).sum(axis + 1)
+            )
+
+        return self.record(self.ops.take(x.value, index, axis), (x, back))
+
+    def concat(self, xs: Sequence[Var], axis: int) -> Var:
+        """Gradient: each array's own part."""
+        ends = np.cumsum([x.shape[axis] for x in xs])
+        parts = [(slice(None),) * axis + (slice(end - x.shape[axis], end),) for x, end in zip(xs, ends, strict=True)]
+        pulls: list[Pull] = [(x, itemgetter(part)) for x, part in zip(xs, parts, strict=True)]
+        return self.record(self.ops.concat([x.value for x in xs], axis), *pulls)
 
     def matmul(self, a: Var, b: Var) -> Var:
         """Gradient: g bᵀ and aᵀ g."""

@@ -97,6 +97,7 @@ class Iteration(NamedTuple, Generic[A]):
     layer: str  # name of the layer that routes
     couplings: A | float  # [J, B, N], or the number that all of them equal
     capsules: A  # [J, B, D]
+    pairs: tuple[int, int]  # N and J
 
 
 class Run(NamedTuple):
@@ -115,6 +116,7 @@ class Run(NamedTuple):
     path: str = ""  # name of the layer that is running
     input: Shape = Vector(0)  # its shapes
     output: Shape = Vector(0)
+    part: str = ""  # of a layer, that is running: what its parameters' names begin with
 
     def inside(self, name: str, input: Shape, output: Shape) -> Run:
         """Return the run as the layer `name` sees it."""
@@ -124,12 +126,12 @@ class Run(NamedTuple):
     def iteration(self, couplings: Any, capsules: Any) -> None:
         """Note an iteration of a routing, if a trace was asked for."""
         if self.trace is not None:
-            self.trace.append(Iteration(self.path, couplings, capsules))
+            self.trace.append(Iteration(self.path, couplings, capsules, (self.input.dims[0], self.output.dims[0])))
 
     def renew(self, name: str, value: Any) -> None:
-        """Leave the new value of a running statistic of this layer."""
+        """Leave the new value of a running statistic of this layer, or of the part of it that is running."""
         if self.statistics is not None:
-            self.statistics[f"{self.path}.{name}"] = value
+            self.statistics[f"{self.path}.{self.part}{name}"] = value
 
     def draw(self, ops: Ops[A], make: Callable[[np.random.Generator], Any], shape: tuple[int, ...], like: A) -> A:
         """Return what `make` draws with NumPy, an array of `shape`: the same on every backend.

@@ -15,7 +15,7 @@ from .data import Samples
 from .errors import ShapeError, TrainingError, check_whole, short
 from .fast.conv import check_tiles, with_tiles
 from .grad import Tape, Var, value_and_gradients
-from .layer import INFERENCE, Capsules, Iteration, Row, Run
+from .layer import INFERENCE, Capsules, Iteration, Run
 from .losses import reconstruction_loss
 from .net import CapsNetSpec, forward, init_params, reconstruct, scores, to_be_drawn
 from .ops import A, Ops, array, check_range, is_float, to_host
@@ -204,15 +204,13 @@ def outputs(
 def _couplings(ops: Ops[A], spec: CapsNetSpec, images: Any, trace: Sequence[Iteration[A]]) -> tuple[tuple[A, ...], ...]:
     """Return the couplings of every layer and iteration as [B, N, J], uniform ones written out."""
 
-    def of(row: Row) -> tuple[A, ...]:
-        shape = images.shape[0], row.input.dims[0], row.output.dims[0]
-        found = [each.couplings for each in trace if each.layer == row.name]
-        return tuple(
-            ops.asarray(np.full(shape, c), images) if isinstance(c, float) else ops.transpose(c, (1, 2, 0))
-            for c in found
-        )
+    def of(each: Iteration[A]) -> A:
+        if isinstance(each.couplings, float):
+            return ops.asarray(np.full((images.shape[0], *each.pairs), each.couplings), images)
+        return ops.transpose(each.couplings, (1, 2, 0))
 
-    return tuple(layer for row in spec.rows if (layer := of(row)))
+    layers = (tuple(of(each) for each in trace if each.layer == row.name) for row in spec.rows)
+    return tuple(layer for layer in layers if layer)
 
 
 def check_images(spec: CapsNetSpec, x: Any, dtype: str = "float", least: int = 0) -> None:

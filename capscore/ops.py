@@ -12,8 +12,9 @@ operator. Their dtype is the array's own.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
@@ -34,6 +35,35 @@ class Array(Protocol):
 A = TypeVar("A", bound=Array)
 Axes = int | tuple[int, ...]
 OVERSHOOT = 1 / 8  # how far beyond [0, 1] images go without a word
+
+
+class Index:
+    """Positions along an axis that are known in advance; at -1 there is a zero."""
+
+    def __init__(self, positions: Any) -> None:
+        self.positions: NDArray[np.int64] = np.asarray(positions, np.int64).reshape(-1)
+
+    @cached_property
+    def there(self) -> NDArray[np.bool_] | None:
+        """Where the positions are not -1; None if all are."""
+        there = self.positions >= 0
+        return None if there.all() else there
+
+    def back(self, size: int) -> tuple[Index, int]:
+        """Return where each of `size` positions was taken to, so many places for each, and how many those are."""
+        if size not in self._back:
+            counts = np.bincount(self.positions[self.positions >= 0], minlength=size)
+            most = int(counts.max(initial=1))
+            order = np.argsort(self.positions, kind="stable")[-counts.sum() or len(self.positions) :]
+            rank = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+            found = np.full((size, most), -1)
+            found[np.repeat(np.arange(size), counts), rank] = order[: counts.sum()]
+            self._back[size] = Index(found), most
+        return self._back[size]
+
+    @cached_property
+    def _back(self) -> dict[int, tuple[Index, int]]:
+        return {}
 
 
 class Fused(Protocol):
@@ -73,6 +103,12 @@ class Ops(Protocol[A]):
 
     def transpose(self, x: A, axes: tuple[int, ...]) -> A:
         """Return `x` with its axes in the given order."""
+
+    def take(self, x: A, index: Index, axis: int) -> A:
+        """Return what lies at the positions of `index` along `axis`, counted from the first; the batch never moves."""
+
+    def concat(self, xs: Sequence[A], axis: int) -> A:
+        """Return the arrays one after another along `axis`."""
 
     def matmul(self, a: A, b: A) -> A:
         """Return the matrix product over the last two axes, the leading axes broadcast."""

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from .ops import A, Ops, scope
+from .values import Value, check_choice
 
 
 def squash(ops: Ops[A], s: A, axis: int = -1) -> A:
@@ -15,6 +19,33 @@ def squash(ops: Ops[A], s: A, axis: int = -1) -> A:
         m = n + 1.0
         p = n / m  # n/(1+n²) = p / ((p² + (1-p)²)·(1+n)): no square leaves the range of floats
         return s * (p / ((p * (p - 1.0) * 2.0 + 1.0) * m))
+
+
+def exponential_squash(ops: Ops[A], s: A, axis: int = -1) -> A:
+    """Shrink vectors to a length below 1 that tells short ones apart: v = (1 - e^-‖s‖) · s/‖s‖.
+
+    Zero for the zero vector (Mazzia, Salvetti, Chiaberge 2021, equation 3).
+    """
+    with scope(ops, "squash"):
+        n = ops.norm(s, axis, keepdims=True)
+        return s * ((ops.exp(n * -1.0) * -1.0 + 1.0) / (n + 1e-20))
+
+
+def unchanged(ops: Ops[A], s: A, axis: int = -1) -> A:
+    """Return the vectors as they are."""
+    return s
+
+
+SQUASHES: dict[str, Callable[..., Any]] = {
+    "squash": squash,
+    "exponential": exponential_squash,
+    "none": unchanged,
+}
+
+
+def check_squash(value: Value) -> None:
+    """Raise SpecError unless the field `squash` names one of `SQUASHES`."""
+    check_choice(value, "squash", *SQUASHES)
 
 
 def lengths(ops: Ops[A], capsules: A) -> A:

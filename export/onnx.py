@@ -31,7 +31,7 @@ from capscore.fast.streaming import VOTES_BYTES
 from capscore.layer import Capsules, Grid, Run
 from capscore.modelfile import describe
 from capscore.net import CapsNetSpec, forward, reconstruct, scores
-from capscore.ops import Axes, to_host
+from capscore.ops import Axes, Index, to_host
 from capscore.routing import ArrayVotes, DynamicRouting, LinearVotes, dynamic_routing
 from capscore.routing.votes import votes_in_memory
 from capscore.squash import lengths
@@ -221,6 +221,25 @@ class Recorder:
         self._transposed[y.name] = source, perm
         return y
 
+    def take(self, x: Value, index: Index, axis: int) -> Value:
+        """Gather, and zeros where an index is -1."""
+        if x.constant is not None and self._foldable(x):
+            return self._folded(x, reference.take(x.constant, index, axis))
+        shape = *x.shape[:axis], len(index.positions), *x.shape[axis + 1 :]
+        positions = self.constant(np.maximum(index.positions, 0), "positions")
+        y = self.node("Gather", x, positions, axis=axis, half=x.half, shape=shape)
+        if index.there is None:
+            return y
+        there = index.there.reshape(-1, *(1 for _ in x.shape[axis + 1 :]))
+        return y * self.constant(there.astype(np.float16 if x.half else np.float32), "there")
+
+    def concat(self, xs: Sequence[Value], axis: int) -> Value:
+        """Concat."""
+        half = all(x.half for x in xs)
+        shape = list(xs[0].shape)
+        shape[axis] = sum(x.shape[axis] for x in xs)
+        return self.node("Concat", *(self.cast(x, half) for x in xs), axis=axis, half=half, shape=shape)
+
     def matmul(self, a: Value, b: Value) -> Value:
         """MatMul."""
         lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
@@ -325,7 +344,7 @@ class Recorder:
     def routing(self, routing: DynamicRouting, u: Value, weight: Value, bias: Value | None) -> Value:
         """Dynamic routing, with votes in memory if images are so few that a runtime is faster with them."""
         n, j, d, k = shape = self.to_numpy(weight).shape
-        if self.batch is None or self.batch * n * j * d * 4 > VOTES_BYTES:
+        if self.batch is None or self.batch * u.shape[0] * n * j * d * 4 > VOTES_BYTES:
             return dynamic_routing(self, LinearVotes(self, u, weight, bias, shape), routing.iterations, routing.leaky)
         with self.scope("votes"):
             votes = votes_in_memory(self, self.transpose(u, (1, 0, 2)), weight, (n, j, d, k))
@@ -539,11 +558,10 @@ def _couplings(recorder: Recorder, spec: CapsNetSpec, run: Run) -> dict[str, tup
     """Return the couplings of every routing and iteration but the uniform ones, as outputs [batch, N, J]."""
     found: dict[str, tuple[Value, tuple[int, ...]]] = {}
     for row in spec.rows:
-        shape = row.input.dims[0], row.output.dims[0]
         iterations = [each for each in run.trace or () if each.layer == row.name]
-        for r, (_, c, _) in enumerate(iterations):
+        for r, (_, c, _, pairs) in enumerate(iterations):
             if not isinstance(c, float):
-                found[f"couplings.{row.name.split('.')[1]}.{r}"] = (recorder.transpose(c, (1, 2, 0)), shape)
+                found[f"couplings.{row.name.split('.')[1]}.{r}"] = (recorder.transpose(c, (1, 2, 0)), pairs)
     return found
 
 

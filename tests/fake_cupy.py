@@ -28,6 +28,7 @@ SUPPLIED: dict[Any, set[str]] = {
     np.max: {"axis", "keepdims"},
     np.ones_like: {"dtype", "order", "shape"},
     np.pad: {"mode", "constant_values"},
+    np.take: set(),
     np.squeeze: {"axis"},
     np.stack: {"axis"},
     np.sum: {"axis", "keepdims"},
@@ -58,6 +59,8 @@ class ndarray(NDArrayOperatorsMixin):
         return out[0] if out is not None else _wrap(result)
 
     def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        if func is np.asarray:  # of an array in host memory, which the GPU is sent
+            return ndarray(np.array(*args))
         if func not in SUPPLIED or not all(issubclass(t, ndarray) for t in types):
             return NotImplemented
         if extra := set(kwargs) - SUPPLIED[func]:

@@ -79,6 +79,15 @@ def squash(s: Array) -> Array:
     return np.zeros_like(s) if n == 0 else n**2 / (1 + n**2) * s / n
 
 
+def exponential_squash(s: Array) -> Array:
+    """Equation 3 of Mazzia, Salvetti, Chiaberge 2021: v = (1 - e^-‖s‖) · s/‖s‖."""
+    n = length(s)
+    return np.zeros_like(s) if n == 0 else -math.expm1(-n) * s / n
+
+
+SQUASHES = {"squash": squash, "exponential": exponential_squash, "none": lambda s: s}
+
+
 def votes(u: Array, weight: Array) -> Array:
     """Equation 2: û_j|i = W_ij u_i, [N, J, D] for capsules u [N, K] and weight [N, J, D, K]."""
     n, j, d, _ = weight.shape
@@ -343,3 +352,112 @@ def cross_entropy(how: Mapping[str, Any], scores: Array, shown: Array, step: int
         whole = max(x) + math.log(sum(math.exp(n - max(x)) for n in x))
         return sum(whole - n for n, t in zip(x, shown, strict=True) if t)
     return sum(-math.log(sigmoid(n if t else -n)) for n, t in zip(x, shown, strict=True))
+
+
+# ------------------------------------------------------------------------------------- capsules of any layer, 2018 on
+
+
+class Caps(NamedTuple):
+    """Capsules of one image on a grid: poses [T, H, W, K], activations [T, H, W] or None."""
+
+    pose: Array
+    activation: Array | None = None
+
+
+class Seen(NamedTuple):
+    """The votes of one image: S inputs at each of P output positions."""
+
+    votes: Array  # û [P, S, J, D]
+    child: Array  # [P, S]: which input capsule each is, as (type · H + y) · W + x; -1 for padding
+    pose: Array  # [P, S, K]: the inputs; zeros for padding
+    activation: Array | None  # [P, S]; 0 for padding
+
+
+def vote(pose: Array, weight: Array, rows: int) -> Array:
+    """A vote W u, or the matrix product of a pose of several rows and a weight [d, x]."""
+    return np.concatenate([weight @ row for row in pose.reshape(rows, -1)])
+
+
+def seen_by_all(how: Mapping[str, Any], p: Mapping[str, Array], x: Caps) -> Seen:
+    """What class capsules see: every capsule below, at one position."""
+    t, h, w, k = x.pose.shape
+    found = np.zeros((1, t * h * w, how["count"], how["dim"]))
+    for i, (kind, row, column) in enumerate(np.ndindex(t, h, w)):
+        own = kind if how["shared"] else i
+        for j in range(how["count"]):
+            found[0, i, j] = vote(x.pose[kind, row, column], p["weight"][own, j], how["pose_rows"])
+            if how["vote_bias"]:
+                found[0, i, j] += p["vote_bias"][own, j]
+            if how["coordinates"]:
+                width = how["dim"] // how["pose_rows"]
+                found[0, i, j, width - 1] += (column + 0.5) / w
+                found[0, i, j, 2 * width - 1] += (row + 0.5) / h
+    activation = None if x.activation is None else x.activation.reshape(1, -1)
+    return Seen(found, np.arange(t * h * w)[None], x.pose.reshape(1, -1, k), activation)
+
+
+def seen_by_windows(how: Mapping[str, Any], p: Mapping[str, Array], x: Caps) -> tuple[Seen, int, int]:
+    """What the capsules at every position see, and height and width of their grid."""
+    t, h, w, k = x.pose.shape
+    (kh, kw), (down, right) = two(how["kernel"]), two(how["stride"])
+    top, left = margins(how["padding"], how["kernel"])
+    rows, columns = (h + 2 * top - kh) // down + 1, (w + 2 * left - kw) // right + 1
+    child = np.full((rows * columns, kh * kw * t), -1)
+    pose = np.zeros((*child.shape, k))
+    activation = np.zeros(child.shape)
+    found = np.zeros((*child.shape, how["types"], how["dim"]))
+    for at, (y, column) in enumerate(np.ndindex(rows, columns)):
+        for slot, (ky, kx, kind) in enumerate(np.ndindex(kh, kw, t)):
+            i, j = y * down + ky - top, column * right + kx - left
+            if not (0 <= i < h and 0 <= j < w):
+                continue
+            child[at, slot] = (kind * h + i) * w + j
+            pose[at, slot] = x.pose[kind, i, j]
+            activation[at, slot] = 0 if x.activation is None else x.activation[kind, i, j]
+            for o in range(how["types"]):
+                found[at, slot, o] = vote(pose[at, slot], p["weight"][slot, o], how["pose_rows"])
+    return Seen(found, child, pose, None if x.activation is None else activation), rows, columns
+
+
+def dynamic(how: Mapping[str, Any], p: Mapping[str, Array], bias: Array, seen: Seen) -> Caps:
+    """Procedure 1 at every position: poses [P, J, D]."""
+    shrink = SQUASHES[how["squash"]]
+    poses = []
+    for u_hat in seen.votes:
+        b = np.zeros(u_hat.shape[:2])
+        for _ in range(how["iterations"]):
+            c = np.array([softmax(row, how["leaky"]) for row in b])
+            v = np.array([shrink((c[:, j, None] * u_hat[:, j]).sum(0) + bias[j]) for j in range(u_hat.shape[1])])
+            b = b + np.array([[u_hat[i, j] @ v[j] for j in range(len(v))] for i in range(len(b))])
+        poses.append(v)
+    return Caps(np.array(poses))
+
+
+def caps_layer(how: Mapping[str, Any], p: Mapping[str, Array], x: Caps, routing: Any) -> Caps:
+    """A layer of capsules, said as its JSON, on the capsules of one image.
+
+    `routing(how, p, bias [J, D], seen)` returns poses [P, J, D] and activations [P, J] or None.
+    """
+    own = {name.removeprefix("routing."): array for name, array in p.items() if name.startswith("routing.")}
+    rows = columns = 1
+    if how["type"] == "DenseCaps":
+        seen = seen_by_all(how, p, x)
+    else:
+        seen, rows, columns = seen_by_windows(how, p, x)
+    bias = p.get("bias", np.zeros(seen.votes.shape[2:]))
+    found = routing(how["routing"], own, bias, seen)
+    pose = found.pose.transpose(1, 0, 2).reshape(-1, rows, columns, how["dim"])
+    return Caps(pose, None if found.activation is None else found.activation.T.reshape(-1, rows, columns))
+
+
+def capsules_of(how: Mapping[str, Any], x: Array) -> Caps:
+    """The channels of one map as capsules of several types at every position."""
+    _, h, w = x.shape
+    t, d = how["types"], how["dim"]
+    shrink = SQUASHES[how["squash"]]
+    pose = np.zeros((t, h, w, d))
+    for kind, i, j in np.ndindex(t, h, w):
+        pose[kind, i, j] = shrink(x[kind * d : (kind + 1) * d, i, j])
+    if not how.get("active"):
+        return Caps(pose)
+    return Caps(pose, np.array([[[sigmoid(a) for a in row] for row in x[t * d + kind]] for kind in range(t)]))

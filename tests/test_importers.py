@@ -24,8 +24,8 @@ from capscore import (
     Conv,
     Decoder,
     DenseCaps,
+    DynamicRouting,
     FlatCaps,
-    InputSoftmaxRouting,
     PrimaryCaps,
     modelfile,
 )
@@ -108,7 +108,7 @@ def test_gram_ai(tmp_path: Path) -> None:
     model = same(strangers.pytorch(tmp_path / "epoch_1.pt", network[0]), network)
     last = model.spec.layers[-1]
     assert isinstance(last, DenseCaps)
-    assert last.routing == InputSoftmaxRouting()
+    assert last.routing == DynamicRouting(over="inputs")
     assert "softmax of the lengths" in model.provenance["imported"]["notes"][0]
 
 
@@ -122,7 +122,7 @@ def test_the_original_capsnet_of_escvm(tmp_path: Path) -> None:
 def test_iterations_are_told(tmp_path: Path) -> None:
     path = strangers.pytorch(tmp_path / "a.pt", strangers.gram_ai()[0])
     last = convert(path, iterations=2, classes=["a", "b", "c"])
-    assert last.spec.layers[-1] == DenseCaps(3, 5, InputSoftmaxRouting(2), bias=False)
+    assert last.spec.layers[-1] == DenseCaps(3, 5, DynamicRouting(2, over="inputs"), bias=False)
     assert last.classes == ("a", "b", "c")
 
 
@@ -161,8 +161,8 @@ def test_an_import_is_a_model_like_any_other(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------- the layer and the routing that they need
 
 
-def test_flat_capsules_and_input_softmax_are_the_same_everywhere() -> None:
-    layers = Conv(4, 3), FlatCaps(4), DenseCaps(3, 4, InputSoftmaxRouting(2))
+def test_flat_capsules_and_a_softmax_over_inputs_are_the_same_everywhere() -> None:
+    layers = Conv(4, 3), FlatCaps(4), DenseCaps(3, 4, DynamicRouting(2, over="inputs"))
     spec = CapsNetSpec((2, 6, 5), layers, Decoder((5,)))
     rows = verify(modelfile.Model(spec, random_params(spec), ("a", "b", "c")))
     assert len(rows) >= 3
@@ -501,7 +501,7 @@ def test_the_command_writes_a_model_and_says_what_it_is(tmp_path: Path) -> None:
     assert "note: their code returns the softmax" in said
     model = modelfile.read(tmp_path / "epoch_1.safetensors")
     assert model.classes == ("a", "b", "c")
-    assert model.spec.layers[-1] == DenseCaps(3, 5, InputSoftmaxRouting(2), bias=False)
+    assert model.spec.layers[-1] == DenseCaps(3, 5, DynamicRouting(2, over="inputs"), bias=False)
 
 
 def test_the_command_takes_a_spec_and_a_mapping(tmp_path: Path) -> None:

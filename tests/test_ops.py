@@ -18,8 +18,8 @@ import capscore
 from capscore import im2col
 from capscore.errors import ShapeError
 from capscore.grad import Tape
-from capscore.ops import Ops, Writable, to_host
-from capscore.squash import lengths, squash
+from capscore.ops import Index, Ops, Writable, to_host
+from capscore.squash import exponential_squash, lengths, squash
 
 OPS = {name: op for name, op in vars(Ops).items() if not name.startswith("_") and name != "FUSED"}
 OF_A_BACKEND = OPS | {name: op for name, op in vars(Writable).items() if not name.startswith("_")}
@@ -63,10 +63,19 @@ def hot(x: NDArray[Any]) -> NDArray[Any]:
 
 
 A, B = (2, 3, 4), (2, 4, 5)
+HOLE = np.array([3, -1, 0, 0, -1])
+TAKEN, HOLES = Index([2, 0, 2, 2, 1]), Index(HOLE)
 # How each op is called, what it means in plain NumPy, and the shapes of its arrays.
 VALUES: dict[str, tuple[Callable[..., Any], Callable[..., Any], list[tuple[int, ...]]]] = {
     "reshape": (lambda o, x: o.reshape(x, (-1, 6)), lambda x: x.reshape(4, 6), [A]),
     "transpose": (lambda o, x: o.transpose(x, (2, 0, 1)), lambda x: np.moveaxis(x, 2, 0), [A]),
+    "take": (lambda o, x: o.take(x, TAKEN, 1), lambda x: x[:, TAKEN.positions], [A]),
+    "take zeros": (
+        lambda o, x: o.take(x, HOLES, 2),
+        lambda x: np.pad(x, ((0, 0),) * 2 + ((1, 0),))[..., HOLE + 1],
+        [A],
+    ),
+    "concat": (lambda o, *x: o.concat(x, 1), lambda *x: np.concatenate(x, 1), [(2, 3, 4), (2, 1, 4), (2, 3, 4)]),
     "matmul": (lambda o, a, b: o.matmul(a, b), lambda a, b: np.einsum("ij,jk->ik", a, b), [(3, 4), (4, 5)]),
     "matmul batch": (lambda o, a, b: o.matmul(a, b), lambda a, b: np.einsum("bij,bjk->bik", a, b), [A, B]),
     "matmul left": (lambda o, a, b: o.matmul(a, b), lambda a, b: np.einsum("ij,bjk->bik", a, b), [(3, 4), B]),
@@ -93,6 +102,11 @@ VALUES: dict[str, tuple[Callable[..., Any], Callable[..., Any], list[tuple[int, 
     "divide": (lambda o, a, b: a / (b * b + 1.0) / 3, lambda a, b: a / (b * b + 1) / 3, [A, (4,)]),
     "squash": (lambda o, x: squash(o, x), lambda x: np.apply_along_axis(oracle.squash, -1, x), [A]),
     "squash first": (lambda o, x: squash(o, x, 0), lambda x: np.apply_along_axis(oracle.squash, 0, x), [A]),
+    "exponential": (
+        lambda o, x: exponential_squash(o, x),
+        lambda x: np.apply_along_axis(oracle.exponential_squash, -1, x),
+        [A],
+    ),
     "lengths": (lambda o, x: lengths(o, x), lambda x: np.apply_along_axis(oracle.length, -1, x), [A]),
 }
 

@@ -1,7 +1,9 @@
 """The layers, a file for each kind. `capscore.layer` says what a layer is."""
 
 from .activation import Activation
+from .as_caps import AsCaps
 from .conv import Conv
+from .conv_caps import ConvCaps
 from .decoder import ConvDecoder, Decoder, Drawing
 from .dense import DenseCaps
 from .dropout import Dropout
@@ -14,7 +16,7 @@ from .residual import Residual
 from .upsample import Upsample
 
 __all__ = [
-    "Activation", "AveragePool", "BatchNorm", "Conv", "ConvDecoder", "Decoder", "DenseCaps", "Drawing", "Dropout",
-    "FlatCaps", "GlobalPool", "GroupNorm", "InstanceNorm", "LayerNorm", "Linear", "MaxPool", "PrimaryCaps", "Residual",
-    "Upsample",
+    "Activation", "AsCaps", "AveragePool", "BatchNorm", "Conv", "ConvCaps", "ConvDecoder", "Decoder", "DenseCaps",
+    "Drawing", "Dropout", "FlatCaps", "GlobalPool", "GroupNorm", "InstanceNorm", "LayerNorm", "Linear", "MaxPool",
+    "PrimaryCaps", "Residual", "Upsample",
 ]  # fmt: skip

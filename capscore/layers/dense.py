@@ -1,64 +1,87 @@
-"""Capsules that see every capsule below, each through a matrix of its own."""
+"""Capsules that see every capsule below."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+
+import numpy as np
 
 from capscore.errors import SpecError
-from capscore.init import TruncatedNormal
-from capscore.layer import Capsules, Grid, Layer, Param, Plan, Run, Shape
-from capscore.ops import A, Ops
-from capscore.routing import DynamicRouting, LinearVotes, Routing, VotesShape
-from capscore.values import check_flags, check_kind, check_whole
+from capscore.init import Constant, Init, TruncatedNormal
+from capscore.layer import Capsules, Grid, Param, Plan, Run, Shape
+from capscore.ops import A, Index, Ops
+from capscore.routing import DynamicRouting, LinearVotes, Routing, ShiftedVotes, Votes, VotesShape
+from capscore.values import check_flags, check_whole
 
-ROUTING = "routing."  # before the names of what a routing learns
+from .routed import RoutedCaps
 
 
 @dataclass(frozen=True)
-class DenseCaps(Layer):
-    """`count` capsules of `dim` numbers, each seeing every capsule below through a matrix and the routing."""
+class DenseCaps(RoutedCaps):
+    """`count` capsules of `dim` numbers, each seeing every capsule below through a matrix and the routing.
 
-    quantises: ClassVar[bool] = False
+    `shared`: capsules of one type share their matrices, wherever they lie. `coordinates`: votes are told where their
+    capsule lies, by (x + ½)/width added to the last number of their first row and (y + ½)/height to that of the second
+    (Hinton, Sabour, Frosst 2018, section 4). `vote_bias`: every vote has a learned number added to each of its own.
+    """
 
     count: int
     dim: int = 16
     routing: Routing = DynamicRouting()  # noqa: RUF009 - frozen, one for all is fine
     bias: bool = True
+    pose_rows: int = 1
+    shared: bool = False
+    coordinates: bool = False
+    vote_bias: bool = False
+    init: Init | None = None
 
     def __post_init__(self) -> None:
         """Check every setting."""
-        check_whole(self, "count", "dim")
-        check_kind(self, "routing", Routing, "DynamicRouting()")
-        check_flags(self, "bias")
+        check_whole(self, "count")
+        check_flags(self, "shared", "coordinates", "vote_bias")
+        super().__post_init__()
+        if self.coordinates and self.pose_rows < 2:
+            raise SpecError("DenseCaps: coordinates go to the first two rows of a pose: pose_rows must be at least 2")
 
-    def votes(self, x: Shape) -> VotesShape:
+    def sizes(self, x: Shape) -> VotesShape:
         """Return the sizes of the votes of a grid of capsules."""
-        if not isinstance(x, Grid):
-            raise SpecError(f"DenseCaps takes capsules, not {x}: PrimaryCaps makes them")
-        return VotesShape(x.dims[0], self.count, self.dim, x.dim)
+        x = self.grid(x)
+        return VotesShape(x.dims[0], self.count, self.dim, x.dim, self.pose_rows)
 
     def plan(self, x: Shape) -> Plan:
         """Return a list of capsules. Under uniform couplings s has the same spread whatever the sizes."""
-        votes = self.votes(x)
+        x, votes = self.grid(x), self.sizes(x)
+        own = x.types if self.shared else votes.n_in  # capsules with a matrix of their own
         std = 0.1 * math.sqrt(1152 / votes.n_in) * self.count / 10
-        params = {"weight": Param(tuple(votes), TruncatedNormal(std))}
+        params = {"weight": Param((own, *votes.weight[1:]), self.init or TruncatedNormal(std))}
         if self.bias:
             params["bias"] = Param((self.count, self.dim))
-        params |= {ROUTING + name: param for name, param in self.routing.params(votes).items()}
+        if self.vote_bias:
+            params["vote_bias"] = Param((own, self.count, self.dim), Constant(0.0))
+        params |= self.of_routing(votes)
         return Plan(Grid(self.count, 1, 1, self.dim, self.routing.activates), params, self.routing.multiply_adds(votes))
 
-    def __call__(self, ops: Ops[A], p: Mapping[str, A], x: Capsules[A], run: Run) -> Capsules[A]:
-        """Turn capsules u [B, N, K] into v [B, J, D], by votes and routing.
+    def votes(self, ops: Ops[A], p: Mapping[str, A], x: Capsules[A], run: Run) -> Votes[A]:
+        """Return the votes of capsules u [B, N, K]."""
+        grid, sizes = self.grid(run.input), self.sizes(run.input)
+        each = Index(np.repeat(np.arange(grid.types), grid.height * grid.width))  # the type of every capsule
 
-        A backend's fused form of the routing runs unless a trace is asked for: it computes the same and keeps none.
-        """
-        weight, bias = p["weight"], p.get("bias")
-        fused = ops.FUSED.get(type(self.routing)) if run.trace is None else None
-        if fused is not None and (v := fused(self.routing, x.pose, weight, bias)) is not None:
-            return Capsules(v)
-        votes = LinearVotes(ops, x.pose, weight, bias, self.votes(run.input), x.activation)
-        own = {name.removeprefix(ROUTING): array for name, array in p.items() if name.startswith(ROUTING)}
-        return self.routing(ops, votes, own, run)
+        def for_all(array: A) -> A:
+            return ops.take(array, each, 0) if self.shared and len(each.positions) > grid.types else array
+
+        weight = for_all(p["weight"])
+        votes: Votes[A] = LinearVotes(ops, x.pose, weight, p.get("bias"), sizes.weight, x.activation, self.pose_rows)
+        if self.vote_bias:
+            votes = ShiftedVotes(votes, ops.transpose(for_all(p["vote_bias"]), (1, 0, 2)))
+        if self.coordinates:
+            y, x_ = np.indices((grid.height, grid.width)).reshape(2, -1)
+            places = np.zeros((grid.types, len(y), self.pose_rows, self.dim // self.pose_rows))
+            places[:, :, 0, -1], places[:, :, 1, -1] = (x_ + 0.5) / grid.width, (y + 0.5) / grid.height
+            votes = ShiftedVotes(votes, ops.asarray(places.reshape(1, -1, self.dim), weight))
+        return votes
+
+    def __call__(self, ops: Ops[A], p: Mapping[str, A], x: Capsules[A], run: Run) -> Capsules[A]:
+        """Turn capsules u [B, N, K] into v [B, J, D], by votes and routing."""
+        return self.route(ops, p, self.votes(ops, p, x, run), run)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from capscore.layer import Capsules, Grid, Layer, Map, Plan, Run, Shape
 from capscore.ops import A, Ops
-from capscore.squash import squash
+from capscore.squash import SQUASHES, check_squash
 from capscore.values import Pair, check_whole, pair
 
 from .conv import check_window, convolution, margins
@@ -27,11 +27,13 @@ class PrimaryCaps(Layer):
     stride: Pair = 1
     padding: Pair | str = 0
     groups: int = 1
+    squash: str = "squash"
 
     def __post_init__(self) -> None:
         """Check every setting."""
         check_whole(self, "types", "dim", "groups")
         check_window(self)
+        check_squash(self)
 
     def plan(self, x: Shape) -> Plan:
         """Return a grid of capsules."""
@@ -47,5 +49,5 @@ class PrimaryCaps(Layer):
         (t, d), n = (self.types, self.dim), run.output.dims[0]
         x = ops.conv2d(x, p["weight"], p["bias"], pair(self.stride), margins(self), self.groups)
         u = ops.transpose(ops.reshape(x, (-1, t, d, n // t)), (0, 2, 1, 3))  # [B, K, T, H·W]
-        u = squash(ops, ops.reshape(u, (-1, d, n)), 1)  # [B, K, N], as the votes want it
+        u = SQUASHES[self.squash](ops, ops.reshape(u, (-1, d, n)), 1)  # [B, K, N], as the votes want it
         return Capsules(ops.transpose(u, (0, 2, 1)))  # [B, N, K]

@@ -2,10 +2,10 @@
 
 from .base import Routing, VotesShape
 from .dynamic import DynamicRouting, dynamic_routing
-from .input_softmax import InputSoftmaxRouting
-from .votes import ArrayVotes, LinearVotes, Votes
+from .self_attention import SelfAttention
+from .votes import ArrayVotes, LinearVotes, ShiftedVotes, Votes
 
 __all__ = [
-    "ArrayVotes", "DynamicRouting", "InputSoftmaxRouting", "LinearVotes", "Routing", "Votes", "VotesShape",
+    "ArrayVotes", "DynamicRouting", "LinearVotes", "Routing", "SelfAttention", "ShiftedVotes", "Votes", "VotesShape",
     "dynamic_routing",
 ]  # fmt: skip

@@ -19,18 +19,38 @@ from .votes import Votes
 
 
 class VotesShape(NamedTuple):
-    """Sizes of votes: those of their weight, [n_in, n_out, d_out, d_in]."""
+    """Sizes of the votes of input capsules of d_in numbers for output capsules of d_out.
+
+    A pose of several `rows` is a matrix, whose numbers lie row by row: its vote is the pose times a weight.
+    """
 
     n_in: int
     n_out: int
     d_out: int
     d_in: int
+    rows: int = 1
+    windows: int = 1  # how often the same weights see so many inputs: at every position of a convolutional layer
+
+    @property
+    def weight(self) -> tuple[int, int, int, int]:
+        """Shape [n_in, n_out, d_out/rows, d_in/rows] of the votes' weight."""
+        return self.n_in, self.n_out, self.d_out // self.rows, self.d_in // self.rows
+
+    @property
+    def product(self) -> int:
+        """Multiply-adds of one `combine` or `agree` of one image, without votes in memory."""
+        return self.windows * self.n_in * self.n_out * self.d_out * self.d_in // self.rows
 
 
 class Routing(Value, ABC):
     """A routing algorithm and its settings. Subclasses are frozen dataclasses of JSON values."""
 
     activates: ClassVar[bool] = False  # whether it gives its capsules activations
+
+    @property
+    def fusible(self) -> bool:
+        """Whether a backend's fused form of the class computes what these settings say."""
+        return True
 
     def params(self, votes: VotesShape) -> dict[str, Param]:
         """Return what the routing learns, by name: nothing, for most."""

@@ -7,14 +7,22 @@ from typing import Any, Generic
 
 from capscore.ops import A, Ops, scope
 
+from .windows import Windows
+
 
 class Votes(ABC, Generic[A]):
-    """Votes û_ij as a linear map: what a routing asks of them, however they are kept."""
+    """Votes û_ij as a linear map: what a routing asks of them, however they are kept.
 
+    For a convolutional layer, B counts the windows of all images, and the inputs are those of one window.
+    """
+
+    ops: Ops[A]
     n_in: int
     n_out: int
     d_out: int
-    activation: A | None = None  # [B, N]: how present the input capsules are, where their layer says so
+    pose: A | None = None  # [B, N, K]: the input capsules
+    activation: A | None = None  # [B, N]: how present they are, where their layer says so
+    windows: Windows | None = None  # how they were cut out of a grid, in a convolutional layer
 
     @abstractmethod
     def combine(self, c: A | float) -> A:
@@ -26,7 +34,21 @@ class Votes(ABC, Generic[A]):
 
     @abstractmethod
     def array(self) -> A:
-        """Return the votes û [B, N, J, D] themselves, for routings that need more than the two products."""
+        """Return the votes û [J, B, N, D] themselves, for routings that need more than the two products."""
+
+    def over_parents(self, logits: A) -> A:
+        """Return couplings [J, B, N]: the softmax over all output capsules that see an input, of all types and windows.
+
+        (`ops.softmax(logits, 0)` is that over the types within each window.)
+        """
+        if self.windows is None:
+            return self.ops.softmax(logits, 0)
+        return self.windows.softmax(self.ops, logits, self.n_out)
+
+    def among_parents(self, x: A) -> A:
+        """Return x [1, B, N] in equal parts for all output capsules that see an input."""
+        x = x / self.n_out
+        return x if self.windows is None else self.windows.divide(self.ops, x)
 
 
 def votes_in_memory(ops: Ops[A], u: A, weight: A, shape: tuple[int, int, int, int]) -> A:
@@ -42,6 +64,9 @@ class LinearVotes(Votes[A]):
     Each product is one matrix product per output capsule: combine is (c_j ⊗ u) against W_j, agree is W_jᵀ v_j
     against u. That was measured to be several times faster than products with votes in memory, and the
     first combine, all of whose couplings are equal, is a single matrix product.
+
+    Poses of R `rows` are matrices [R, K] and votes U_i W_ij matrices [R, D]: the rows are as many vectors that share
+    their couplings. `shape` is that of the weight.
     """
 
     def __init__(
@@ -52,37 +77,45 @@ class LinearVotes(Votes[A]):
         bias: A | None,
         shape: tuple[int, int, int, int],
         activation: A | None = None,
+        rows: int = 1,
+        windows: Windows | None = None,
     ) -> None:
-        self.ops, self.bias, self.activation = ops, bias, activation
-        self.n_in, self.n_out, self.d_out, self.d_in = shape
-        n, j, d, k = shape
-        self.u = ops.transpose(u, (0, 2, 1))  # [B, K, N]
+        self.ops, self.bias, self.activation, self.rows, self.windows = ops, bias, activation, rows, windows
+        self.n_in, self.n_out, self.d, self.k = n, j, d, k = shape
+        self.d_out, self.pose = rows * d, u
+        self.u = ops.transpose(u, (0, 2, 1))  # [B, R·K, N]
         with scope(ops, "votes"):
             self.weight = ops.reshape(ops.transpose(weight, (1, 2, 3, 0)), (j, d, k * n))  # [J, D, K·N]
 
     def combine(self, c: A | float) -> A:
-        """Return s [J, B, D]."""
-        ops, j, d, kn = self.ops, self.n_out, self.d_out, self.d_in * self.n_in
+        """Return s [J, B, R·D]."""
+        ops, j, d, kn = self.ops, self.n_out, self.d, self.k * self.n_in
         if isinstance(c, float):
             w = ops.transpose(ops.reshape(self.weight, (j * d, kn)), (1, 0))  # [K·N, J·D]
-            s = ops.matmul(ops.reshape(self.u, (-1, kn)), w) * c  # [B, J·D]
-            s = ops.transpose(ops.reshape(s, (-1, j, d)), (1, 0, 2))  # [J, B, D]
+            s = ops.matmul(ops.reshape(self.u, (-1, kn)), w) * c  # [B·R, J·D]
+            s = ops.transpose(ops.reshape(s, (-1, j, d)), (1, 0, 2))  # [J, B·R, D]
         else:
-            cu = ops.reshape(c, (j, -1, 1, self.n_in)) * self.u  # [J, B, K, N]
-            s = ops.matmul(ops.reshape(cu, (j, -1, kn)), ops.transpose(self.weight, (0, 2, 1)))  # [J, B, D]
-        return s if self.bias is None else s + ops.reshape(self.bias, (j, 1, d))
+            cu = ops.reshape(c, (j, -1, 1, self.n_in)) * self.u  # [J, B, R·K, N]
+            s = ops.matmul(ops.reshape(cu, (j, -1, kn)), ops.transpose(self.weight, (0, 2, 1)))  # [J, B·R, D]
+        if self.rows > 1:
+            s = ops.reshape(s, (j, -1, self.d_out))
+        return s if self.bias is None else s + ops.reshape(self.bias, (j, 1, self.d_out))
 
     def agree(self, v: A) -> A:
         """Return a [J, B, N]."""
-        t = self.ops.matmul(v, self.weight)  # [J, B, K·N]
-        return self.ops.sum(self.ops.reshape(t, (self.n_out, -1, self.d_in, self.n_in)) * self.u, 2)
+        ops, j = self.ops, self.n_out
+        if self.rows > 1:
+            v = ops.reshape(v, (j, -1, self.d))  # [J, B·R, D]
+        t = ops.matmul(v, self.weight)  # [J, B·R, K·N]
+        return ops.sum(ops.reshape(t, (j, -1, self.rows * self.k, self.n_in)) * self.u, 2)
 
     def array(self) -> A:
-        """Return û [B, N, J, D]."""
-        ops, (n, j, d, k) = self.ops, (self.n_in, self.n_out, self.d_out, self.d_in)
+        """Return û [J, B, N, R·D]."""
+        ops, r, (n, j, d, k) = self.ops, self.rows, (self.n_in, self.n_out, self.d, self.k)
         w = ops.reshape(ops.transpose(ops.reshape(self.weight, (j * d, k, n)), (2, 1, 0)), (n, k, j * d))
-        u_hat = ops.matmul(ops.transpose(self.u, (2, 0, 1)), w)  # [N, B, J·D]
-        return ops.transpose(ops.reshape(u_hat, (n, -1, j, d)), (1, 0, 2, 3))
+        u = ops.transpose(ops.reshape(self.u, (-1, r, k, n)), (3, 0, 1, 2))  # [N, B, R, K]
+        u_hat = ops.reshape(ops.matmul(ops.reshape(u, (n, -1, k)), w), (n, -1, r, j, d))
+        return ops.reshape(ops.transpose(u_hat, (3, 1, 0, 2, 4)), (j, -1, n, r * d))
 
 
 class ArrayVotes(Votes[A]):
@@ -91,7 +124,7 @@ class ArrayVotes(Votes[A]):
     def __init__(
         self, ops: Ops[A], u_hat: Any, bias: A | None = None, sizes: tuple[int, int, int] | None = None
     ) -> None:
-        self.ops, self.bias, self.u_hat = ops, bias, u_hat
+        self.ops, self.bias = ops, bias
         known: tuple[int, int, int] = sizes or u_hat.shape[1:]
         self.n_in, self.n_out, self.d_out = known
         self.n_out = int(self.n_out)  # where PyTorch traces, sizes are tensors: couplings would not be a number
@@ -112,5 +145,30 @@ class ArrayVotes(Votes[A]):
         return ops.reshape(ops.matmul(self.by_capsule, ops.reshape(v, (j, -1, d, 1))), (j, -1, n))
 
     def array(self) -> A:
-        """Return û [B, N, J, D]."""
-        return self.u_hat  # type: ignore[no-any-return]
+        """Return û [J, B, N, D]."""
+        return self.by_capsule
+
+
+class ShiftedVotes(Votes[A]):
+    """Votes û_ij + e_ij, with e [J, N, D] or [1, N, D] the same for all images: a place, or a learned number."""
+
+    def __init__(self, votes: Votes[A], shift: A) -> None:
+        self.votes, self.shift, self.ops = votes, shift, votes.ops
+        self.n_in, self.n_out, self.d_out = votes.n_in, votes.n_out, votes.d_out
+        self.pose, self.activation, self.windows = votes.pose, votes.activation, votes.windows
+
+    def combine(self, c: A | float) -> A:
+        """Return s [J, B, D]."""
+        if isinstance(c, float):
+            total = self.ops.sum(self.shift, 1, keepdims=True) * c  # [J or 1, 1, D]
+        else:
+            total = self.ops.matmul(c, self.shift)  # [J, B, D]
+        return self.votes.combine(c) + total
+
+    def agree(self, v: A) -> A:
+        """Return a [J, B, N]."""
+        return self.votes.agree(v) + self.ops.matmul(v, self.ops.transpose(self.shift, (0, 2, 1)))
+
+    def array(self) -> A:
+        """Return û + e [J, B, N, D]."""
+        return self.votes.array() + self.ops.reshape(self.shift, (-1, 1, self.n_in, self.d_out))

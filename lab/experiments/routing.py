@@ -61,7 +61,7 @@ def changes(net: Any, images: NDArray[Any]) -> Values:
     weight, bias = net.params["capsules.0.weight"], net.params.get("capsules.0.bias")
     votes = LinearVotes(ops, primary_capsules(ops, spec, net.params, x), weight, bias, tuple(weight.shape))
     values: Values = {}
-    for r, ((_, before, v), (_, after, _)) in enumerate(pairwise(run.trace or ()), start=1):
+    for r, ((_, before, v, _), (_, after, *_)) in enumerate(pairwise(run.trace or ()), start=1):
         values[f"logits {r}"] = float(votes.agree(v).abs().mean())
         values[f"couplings {r}"] = float(abs(after - before).mean())
     return {name: value for name, value in values.items() if np.isfinite(value)}

@@ -1,7 +1,7 @@
 """gram-ai's CapsNet for PyTorch, github.com/gram-ai/capsule-networks, and networks that were built on it.
 
 It has a convolution for each number of a primary capsule, whose output channels are the types. Its routing takes the
-softmax over the input capsules instead of the output capsules, in training, too: `InputSoftmaxRouting`.
+softmax over the input capsules instead of the output capsules, in training, too: over="inputs".
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 
 from capscore.layers import Conv, DenseCaps, PrimaryCaps
 from capscore.net import CapsNetSpec
-from capscore.routing import InputSoftmaxRouting
+from capscore.routing import DynamicRouting
 
 from .family import Family, Found, Hints, decoder, input_size
 from .layouts import Array, window
@@ -44,7 +44,7 @@ def recognise(tensors: Mapping[str, Array], hints: Hints) -> Found | None:
     channels, inputs, *sides = tensors["conv1.weight"].shape
     layers = Conv(channels, window(sides)), PrimaryCaps(types, inner, window(kernel.shape[3:]), stride=2)
     size = input_size(layers, inputs, count, dense, hints)
-    last = DenseCaps(classes, dim, InputSoftmaxRouting(hints.iterations), bias=False)
+    last = DenseCaps(classes, dim, DynamicRouting(hints.iterations, over="inputs"), bias=False)
     drawing, drawn = decoder(dense, size)
     return Found(CapsNetSpec(size, (*layers, last), drawing), params | drawn, (SCORES,))
 

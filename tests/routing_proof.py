@@ -1,0 +1,182 @@
+"""What every routing is proved by: a test file of a routing derives a class from `Proof` and gives it networks.
+
+class TestMyRouting(Proof):
+    SPECS = {"list": CapsNetSpec(...), "windows": CapsNetSpec(...)}   # small, with the routing in their layers
+    ROUTINGS = {"MyRouting": my_loops}                                # type → loops, see `oracle.caps_layer`
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any, ClassVar
+
+import numpy as np
+import oracle
+import pytest
+from conftest import FLOAT32, FLOAT64, GRADIENT, NUMPY, TOLERANCE, backend, close, need
+
+from capscore import CapsNetSpec
+from capscore.grad import value_and_gradients
+from capscore.layer import Run
+from capscore.model import objective
+from capscore.net import init_params
+from capscore.values import write
+
+
+def numbers(spec: CapsNetSpec, seed: int = 1) -> dict[str, np.ndarray]:
+    """First numbers, moved a little, so that no parameter is a constant."""
+    rng = np.random.default_rng(seed)
+    return {
+        name: p + (0.05 * np.abs(q) if name.endswith("variance") else 0.05 * q)
+        for name, p in init_params(spec, seed).items()
+        for q in [rng.normal(size=p.shape)]
+    }
+
+
+def images(spec: CapsNetSpec, count: int = 3, dtype: str = "float64") -> np.ndarray:
+    return np.random.default_rng(2).random((count, *spec.input)).astype(dtype)
+
+
+def plain_params(row: Any, params: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {key: params[f"{row.name}.{key}"] for key in row.plan.params}
+
+
+class Proof:
+    """The tests. A routing that normalises over the batch in training sets `EXACT_TRAINING` to False."""
+
+    SPECS: ClassVar[dict[str, CapsNetSpec]]
+    ROUTINGS: ClassVar[dict[str, Any]]
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        if "spec" in metafunc.fixturenames:
+            metafunc.parametrize("spec", self.SPECS.values(), ids=self.SPECS)
+
+    def wanted(self, spec: CapsNetSpec, params: dict[str, np.ndarray], image: np.ndarray) -> tuple[Any, Any]:
+        """Scores [J] and poses [J, D] of one image by the loops."""
+        x: Any = image
+        routings = {"DynamicRouting": oracle.dynamic} | self.ROUTINGS
+        for row in spec.rows:
+            how, own = write(row.layer), plain_params(row, params)
+            match how["type"]:
+                case "DenseCaps" | "ConvCaps":
+                    x = oracle.caps_layer(how, own, x, routings[how["routing"]["type"]])
+                case "PrimaryCaps":
+                    padding = oracle.margins(how["padding"], how["kernel"])
+                    x = oracle.conv(x, own["weight"], own["bias"], how["stride"], padding, how["groups"])
+                    x = oracle.capsules_of(how, x)
+                case "AsCaps":
+                    x = oracle.capsules_of(how, x)
+                case kind if kind in self.ROUTINGS:
+                    x = self.ROUTINGS[kind](how, own, x)
+                case _:
+                    x = oracle.layer(how, own, x[None])[0]
+        if not isinstance(x, oracle.Caps):
+            return x, None
+        poses = x.pose.reshape(len(x.pose), -1)
+        said = x.activation.reshape(-1) if x.activation is not None else [oracle.length(v) for v in poses]
+        return np.array(said), poses
+
+    def test_it_computes_what_its_loops_do(self, caps: ModuleType, spec: CapsNetSpec) -> None:
+        params, x = numbers(spec), images(spec)
+        wanted = [self.wanted(spec, params, image) for image in x]
+        for dtype, tolerance in TOLERANCE.items():
+            out = caps.CapsNet(spec, params, dtype=dtype)(caps.asarray(x.astype(dtype)))
+            close(caps.to_numpy(out.scores), np.array([scores for scores, _ in wanted]), tolerance)
+            if out.capsules is not None:
+                close(caps.to_numpy(out.capsules), np.array([poses for _, poses in wanted]), tolerance)
+
+    def test_a_trace_changes_nothing_and_has_all_iterations(self, caps: ModuleType, spec: CapsNetSpec) -> None:
+        net = caps.CapsNet(spec, numbers(spec), dtype="float64")
+        x = caps.asarray(images(spec))
+        plain, traced = net(x), net(x, couplings=True)
+        close(caps.to_numpy(plain.scores), caps.to_numpy(traced.scores), FLOAT64)
+        for layer in traced.couplings or ():
+            for c in layer:
+                assert c.shape[0] == len(x)
+                assert len(c.shape) == 3
+                assert np.isfinite(caps.to_numpy(c)).all()
+
+    def test_gradients_are_those_of_torch_and_of_differences(self, torch_caps: ModuleType, spec: CapsNetSpec) -> None:
+        params, x = numbers(spec), images(spec)
+        targets = np.eye(spec.classes)[np.arange(len(x)) % spec.classes]
+
+        def loss(ops: Any, p: Any) -> Any:
+            arrays = ops.asarray(x), ops.asarray(targets)
+            return objective(ops, spec, p, *arrays, 0.0005, (), Run(training=True, statistics={}))[0]
+
+        value, gradients = value_and_gradients(NUMPY, loss, params)
+        net = torch_caps.CapsNet(spec, params, dtype="float64")
+        theirs = loss(torch_caps, net.params)
+        theirs.backward()
+        close(np.asarray(value), theirs.detach().numpy(), FLOAT64)
+        rng = np.random.default_rng(3)
+        for name, p in net.params.items():
+            if p.grad is None:
+                continue
+            scale = max(1e-3, np.abs(gradients[name]).max())
+            close(gradients[name] / scale, p.grad.numpy() / scale, 1e-9, name)
+            direction = rng.normal(size=p.shape)
+            ends = [float(loss(NUMPY, params | {name: params[name] + sign * 1e-6 * direction})) for sign in (1, -1)]
+            slope = float((gradients[name] * direction).sum())
+            assert (ends[0] - ends[1]) / 2e-6 == pytest.approx(slope, rel=1e-4, abs=1e-6), name
+
+    def test_jax_learns_alike(self, spec: CapsNetSpec) -> None:
+        targets = np.eye(spec.classes)[np.arange(4) % spec.classes]
+        losses = {}
+        for name in ("numpy", "jax"):
+            learner = backend(name).Learner(backend(name).CapsNet(spec, numbers(spec), dtype="float64"))
+            losses[name] = [float(learner.step(images(spec, 4), targets, 1e-3)[0]) for _ in range(3)]
+        assert losses["jax"] == pytest.approx(losses["numpy"], rel=1e-9)
+
+    @pytest.mark.parametrize("batch", [1, 2, 7, None])
+    def test_its_export(self, tmp_path: Any, runtime: ModuleType, spec: CapsNetSpec, batch: int | None) -> None:
+        from capscore.export import onnx
+
+        net = NUMPY.CapsNet(spec, numbers(spec))
+        onnx.export(net, tmp_path / "net.onnx", batch=batch)
+        session = runtime.Session(tmp_path / "net.onnx", provider="cpu")
+        for count in (1, 2, 7) if batch is None else (batch,):
+            x = images(spec, count, "float32")
+            close(session(x).scores, net(x).scores, FLOAT32)
+
+    def test_its_export_by_a_second_engine(self, tmp_path: Any, spec: CapsNetSpec) -> None:
+        openvino = need("openvino", "openvino")
+        from capscore.export import onnx
+
+        net = NUMPY.CapsNet(spec, numbers(spec))
+        onnx.export(net, tmp_path / "net.onnx")
+        hint = {"INFERENCE_PRECISION_HINT": "f32"}
+        model = openvino.Core().compile_model(str(tmp_path / "net.onnx"), "CPU", hint)
+        x = images(spec, 3, "float32")
+        out = net(x)
+        for port, array in model(x).items():
+            if port.any_name in ("lengths", "capsules", "scores"):
+                close(array, getattr(out, port.any_name), FLOAT32)
+
+    @pytest.mark.parametrize("seed", range(10))
+    def test_it_stays_finite(self, spec: CapsNetSpec, seed: int) -> None:
+        net = NUMPY.CapsNet(spec, seed=seed)
+        learner = NUMPY.Learner(net)
+        for x in (np.zeros((1, *spec.input)), np.ones((2, *spec.input)), images(spec, 1)):
+            x = x.astype("float32")
+            assert np.isfinite(net(x).scores).all()
+            assert np.isfinite(learner.step(x, np.eye(spec.classes)[: len(x)], 1e-3)[0])
+        assert all(np.isfinite(p).all() for p in net.params.values())
+
+    def test_it_survives_json(self, spec: CapsNetSpec) -> None:
+        assert CapsNetSpec.from_json(spec.to_json()) == spec
+
+    def test_gradients_in_single_precision(self, spec: CapsNetSpec) -> None:
+        params, x = numbers(spec), images(spec)
+        targets = np.eye(spec.classes)[np.arange(len(x)) % spec.classes]
+
+        def loss(ops: Any, p: Any) -> Any:
+            like = next(iter(p.values()))
+            arrays = ops.asarray(x, like), ops.asarray(targets, like)
+            return objective(ops, spec, p, *arrays, 0.0005, (), Run(training=True, statistics={}))[0]
+
+        _, exact = value_and_gradients(NUMPY, loss, params)
+        single = {name: p.astype("float32") for name, p in params.items()}
+        _, found = value_and_gradients(NUMPY, loss, single)
+        for name, g in exact.items():
+            close(found[name] / max(1e-2, np.abs(g).max()), g / max(1e-2, np.abs(g).max()), GRADIENT, name)
