@@ -64,11 +64,16 @@ class ConvCaps(RoutedCaps):
 
     def votes(self, ops: Ops[A], p: Mapping[str, A], x: Capsules[A], run: Run) -> Votes[A]:
         """Return the votes of capsules [B, N, K] for every window of every image."""
-        found, grid = self.windows(run.input), self.grid(run.input)
-        pose = found.cut(ops, x.pose, grid.dim)
+        return self._votes(ops, p, self._cut(ops, x, run), run)
+
+    def _cut(self, ops: Ops[A], x: Capsules[A], run: Run) -> Capsules[A]:
+        found = self.windows(run.input)
         activation = None if x.activation is None else found.cut(ops, x.activation)
-        shape = self.sizes(run.input).weight
-        return LinearVotes(ops, pose, p["weight"], p.get("bias"), shape, activation, self.pose_rows, found)
+        return Capsules(found.cut(ops, x.pose, self.grid(run.input).dim), activation)
+
+    def _votes(self, ops: Ops[A], p: Mapping[str, A], cut: Capsules[A], run: Run) -> Votes[A]:
+        found, shape = self.windows(run.input), self.sizes(run.input).weight
+        return LinearVotes(ops, cut.pose, p["weight"], p.get("bias"), shape, cut.activation, self.pose_rows, found)
 
     def __call__(self, ops: Ops[A], p: Mapping[str, A], x: Capsules[A], run: Run) -> Capsules[A]:
         """Turn capsules [B, N, K] of a grid into those of another, [B, N', D], by votes and routing.
@@ -77,7 +82,10 @@ class ConvCaps(RoutedCaps):
         """
         found = self.windows(run.input)
         inside = run._replace(trace=None if run.trace is None else [])
-        v = self.route(ops, p, self.votes(ops, p, x, run), inside)
+        cut = self._cut(ops, x, run)
+        v = self.fused(ops, p, cut.pose, run)
+        if v is None:
+            v = self.route(ops, p, self._votes(ops, p, cut, run), inside)
         for each in inside.trace or ():
             c, pairs = each.couplings, (found.positions * found.n_in, self.types)
             c = c if isinstance(c, float) else ops.reshape(c, (self.types, -1, pairs[0]))

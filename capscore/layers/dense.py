@@ -84,4 +84,6 @@ class DenseCaps(RoutedCaps):
 
     def __call__(self, ops: Ops[A], p: Mapping[str, A], x: Capsules[A], run: Run) -> Capsules[A]:
         """Turn capsules u [B, N, K] into v [B, J, D], by votes and routing."""
-        return self.route(ops, p, self.votes(ops, p, x, run), run)
+        plain = not (self.shared or self.coordinates or self.vote_bias)
+        v = self.fused(ops, p, x.pose, run) if plain else None
+        return self.route(ops, p, self.votes(ops, p, x, run), run) if v is None else v

@@ -10,7 +10,7 @@ from capscore.errors import SpecError
 from capscore.init import Init
 from capscore.layer import Capsules, Grid, Layer, Param, Run, Shape
 from capscore.ops import A, Ops
-from capscore.routing import LinearVotes, Routing, Votes, VotesShape
+from capscore.routing import Routing, Votes, VotesShape
 from capscore.values import check_flags, check_kind, check_whole
 
 ROUTING = "routing."  # before the names of what a routing learns
@@ -60,14 +60,18 @@ class RoutedCaps(Layer):
         """Return what the routing learns, under the layer's names for it."""
         return {ROUTING + name: param for name, param in self.routing.params(votes).items()}
 
-    def route(self, ops: Ops[A], p: Mapping[str, A], votes: Votes[A], run: Run) -> Capsules[A]:
-        """Route the votes.
+    def fused(self, ops: Ops[A], p: Mapping[str, A], pose: A, run: Run) -> Capsules[A] | None:
+        """Route by the backend's fused form, which has no votes; None where there is none.
 
-        A backend's fused form of the routing runs unless a trace is asked for: it computes the same and keeps none.
+        It computes the same and keeps no trace, so that it steps aside if one is asked for.
         """
-        if run.trace is None and type(votes) is LinearVotes and votes.rows == 1 and self.routing.fusible:
-            fused: Any = ops.FUSED.get(type(self.routing))
-            if fused is not None and (v := fused(self.routing, votes.pose, p["weight"], p.get("bias"))) is not None:
-                return Capsules(v)
+        if run.trace is not None or self.pose_rows > 1 or not self.routing.fusible:
+            return None
+        kernel: Any = ops.FUSED.get(type(self.routing))
+        v = None if kernel is None else kernel(self.routing, pose, p["weight"], p.get("bias"))
+        return None if v is None else Capsules(v)
+
+    def route(self, ops: Ops[A], p: Mapping[str, A], votes: Votes[A], run: Run) -> Capsules[A]:
+        """Route the votes."""
         own = {name.removeprefix(ROUTING): array for name, array in p.items() if name.startswith(ROUTING)}
         return self.routing(ops, votes, own, run._replace(part=ROUTING))
