@@ -118,6 +118,9 @@ class CapsNetSpec:
         if self.decoder is None:
             return ()
         rows = plan_chain(self.decoder.layers(self.image), Vector(math.prod(self.output.dims)), "decoder")
+        made = rows[-1].output if rows else "nothing"
+        if made != self.image:
+            raise SpecError(f"decoder: its layers make {made}, not an image, {self.image}: end with one that does")
         if any(size % part for size, part in zip(self.input, self.image, strict=True)):
             raise SpecError(f"decoder: its image {tuple(self.image)} must divide the input {self.input} in every size")
         return rows

@@ -247,6 +247,18 @@ def upsample(image: Array, factor: int) -> Array:
     return y
 
 
+def between(image: Array, factor: int) -> Array:
+    """Every new position of the four old ones around its middle, by their distance; at an edge, of fewer."""
+    c, h, w = image.shape
+    y = np.zeros((c, h * factor, w * factor))
+    for i, j in np.ndindex(*y.shape[1:]):
+        down = min(max((i + 0.5) / factor - 0.5, 0), h - 1)
+        right = min(max((j + 0.5) / factor - 0.5, 0), w - 1)
+        for a, b in np.ndindex(h, w):
+            y[:, i, j] += max(0, 1 - abs(down - a)) * max(0, 1 - abs(right - b)) * image[:, a, b]
+    return y
+
+
 def chain(layers: Any, name: str, p: Mapping[str, Array], x: Array, training: bool) -> Array:
     for i, how in enumerate(layers):
         x = layer(how, part(p, f"{name}.{i}."), x, training)
@@ -266,6 +278,8 @@ def layer(how: Mapping[str, Any], p: Mapping[str, Array], x: Array, training: bo
             y = batch_norm(how, p, x, training)[0]
         case _:
             y = np.array([of_image(how, p, image) for image in x])
+    if how["type"] == "Activation" and how["activation"] == "leaky_relu":
+        return np.array([n if n > 0 else how["slope"] * n for n in y.ravel()]).reshape(y.shape)
     return activation(y, how.get("activation", "none"))
 
 
@@ -289,7 +303,7 @@ def of_image(how: Mapping[str, Any], p: Mapping[str, Array], image: Array) -> Ar
         case "GlobalPool":
             return np.array([channel.sum() / channel.size for channel in image])
         case "Upsample":
-            return upsample(image, how["factor"])
+            return (between if how["mode"] == "bilinear" else upsample)(image, how["factor"])
         case "Linear":
             y = linear(p, image)
             return y if isinstance(how["output"], int) else y.reshape(how["output"])
@@ -426,7 +440,10 @@ def dynamic(how: Mapping[str, Any], p: Mapping[str, Array], bias: Array, seen: S
     for u_hat in seen.votes:
         b = np.zeros(u_hat.shape[:2])
         for _ in range(how["iterations"]):
-            c = np.array([softmax(row, how["leaky"]) for row in b])
+            if how["over"] == "outputs":
+                c = np.array([softmax(row, how["leaky"]) for row in b])
+            else:
+                c = np.array([softmax(column, False) for column in b.T]).T
             v = np.array([shrink((c[:, j, None] * u_hat[:, j]).sum(0) + bias[j]) for j in range(u_hat.shape[1])])
             b = b + np.array([[u_hat[i, j] @ v[j] for j in range(len(v))] for i in range(len(b))])
         poses.append(v)

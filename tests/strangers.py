@@ -190,6 +190,88 @@ def escvm_original(seed: int = 0) -> Network:
     return p, capsules, draws
 
 
+def exponential(s: Array) -> Array:
+    n = np.linalg.norm(s, axis=-1, keepdims=True)
+    return (1 - np.exp(-n)) * s / n
+
+
+def leaky(x: Array, slope: float) -> Array:
+    return np.where(x > 0, x, x * slope)
+
+
+def twice(x: Array) -> Array:
+    """TensorFlow's bilinear upsampling of [B, H, W, C] by 2."""
+    y = np.zeros((len(x), x.shape[1] * 2, x.shape[2] * 2, x.shape[3]))
+    for i, j in np.ndindex(y.shape[1:3]):
+        at = [min(max((k + 0.5) / 2 - 0.5, 0), n - 1) for k, n in ((i, x.shape[1]), (j, x.shape[2]))]
+        (top, left), (down, right) = map(int, at), (at[0] % 1, at[1] % 1)
+        bottom, end = min(top + 1, x.shape[1] - 1), min(left + 1, x.shape[2] - 1)
+        above = x[:, top, left] * (1 - right) + x[:, top, end] * right
+        below = x[:, bottom, left] * (1 - right) + x[:, bottom, end] * right
+        y[:, i, j] = above * (1 - down) + below * down
+    return y
+
+
+def efficient(kind: str, seed: int = 0) -> Network:
+    """Efficient-CapsNet of github.com/EscVM/Efficient-CapsNet on small images: 3 capsules of 4 numbers from a map."""
+    side, channels, kernels, strides, last = {
+        "mnist": (14, 1, (3, 3, 3, 3), (1, 1, 1, 2), 1),
+        "multimnist": (20, 1, (3, 3, 3, 3), (1, 1, 2, 2), 2),
+        "smallnorb": (16, 2, (3, 2, 2, 2), (2, 1, 1, 2), 1),
+    }[kind]
+    draw, net, gen, norb = Draw(seed), "Efficient_CapsNet", "Generator", kind == "smallnorb"
+    sizes = [channels, 4, 5, 6, 12]
+    p: Arrays = {}
+    for i, k in enumerate(kernels):
+        p[f"{net}/conv2d_{i + 7}/kernel:0"] = draw(k, k, sizes[i], sizes[i + 1], spread=0.4)
+        p[f"{net}/conv2d_{i + 7}/bias:0"] = draw(sizes[i + 1])
+        for name in ("gamma", "beta"):
+            p[f"{net}/norm_{i}/{name}:0"] = draw(sizes[i + 1]) + (name == "gamma")
+    k = 2 if norb else 3
+    p[f"{net}/conv2d_11/kernel:0"], p[f"{net}/conv2d_11/bias:0"] = draw(k, k, 1, 12), draw(12)
+    p[f"{net}/fc_caps/W:0"], p[f"{net}/fc_caps/b:0"] = draw(2, 3, 4, 5, spread=0.5), draw(2, 3, 1)
+    for i in range(0 if norb else 4):  # Keras writes what does not learn after all that does
+        p[f"{net}/norm_{i}/moving_mean:0"] = draw(sizes[i + 1])
+        p[f"{net}/norm_{i}/moving_variance:0"] = np.abs(draw(sizes[i + 1])) + 0.5
+    maps = [(1, 4), (4, 5), (5, 3), (3, 2)] if norb else []
+    dense = [(10, 16)] if norb else [(10, 7), (7, side * side)]
+    for i, pair in enumerate(dense):
+        p[f"{gen}/dense_{i}/kernel:0"], p[f"{gen}/dense_{i}/bias:0"] = draw(*pair), draw(pair[1])
+    for i, (inputs, outputs) in enumerate(maps):
+        p[f"{gen}/conv2d_{i}/kernel:0"], p[f"{gen}/conv2d_{i}/bias:0"] = draw(3, 3, inputs, outputs), draw(outputs)
+
+    def norm(x: Array, i: int) -> Array:
+        mean, variance = (p.get(f"{net}/norm_{i}/moving_{name}:0") for name in ("mean", "variance"))
+        if mean is None:
+            mean, variance = x.mean((1, 2), keepdims=True), x.var((1, 2), keepdims=True)
+        return (x - mean) / np.sqrt(variance + 1e-3) * p[f"{net}/norm_{i}/gamma:0"] + p[f"{net}/norm_{i}/beta:0"]
+
+    def capsules(images: Array) -> Array:
+        x = images.transpose(0, 2, 3, 1)
+        for i, stride in enumerate(strides):
+            x = correlate(x, p[f"{net}/conv2d_{i + 7}/kernel:0"], p[f"{net}/conv2d_{i + 7}/bias:0"], stride)
+            x = norm(leaky(x, 0.3) if norb else relu(x), i)
+        kernel, bias = p[f"{net}/conv2d_11/kernel:0"], p[f"{net}/conv2d_11/bias:0"]
+        each = [correlate(x[..., c : c + 1], kernel[..., c : c + 1], bias[c], last) for c in range(12)]
+        u = exponential(np.concatenate(each, -1).reshape(len(x), 3, 4))
+        votes = np.einsum("bnk,jnkd->bjnd", u, p[f"{net}/fc_caps/W:0"])
+        c = softmax((votes * votes.sum(2, keepdims=True)).sum(-1) / np.sqrt(5), 1)
+        return exponential(np.einsum("bjn,bjnd->bjd", c + p[f"{net}/fc_caps/b:0"][..., 0], votes))
+
+    def draws(v: Array) -> Array:
+        layers = [(p[f"{gen}/dense_{i}/kernel:0"], p[f"{gen}/dense_{i}/bias:0"]) for i in range(len(dense))]
+        if not norb:
+            return drawn(v, layers).reshape(-1, 1, side, side)
+        x = v * (np.arange(2) == (v**2).sum(-1).argmax(-1)[:, None])[..., None]
+        x = (x.reshape(len(v), -1) @ layers[0][0] + layers[0][1]).reshape(-1, 4, 4, 1)
+        for i in range(4):
+            x = correlate(twice(x) if i < 3 else x, p[f"{gen}/conv2d_{i}/kernel:0"], p[f"{gen}/conv2d_{i}/bias:0"])
+            x = leaky(x, 0.2) if i < 3 else sigmoid(x)
+        return x.transpose(0, 3, 1, 2)
+
+    return p, capsules, draws
+
+
 # ------------------------------------------------------------------------------------------------------------- files
 
 

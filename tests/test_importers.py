@@ -27,11 +27,11 @@ from capscore import (
     DynamicRouting,
     FlatCaps,
     PrimaryCaps,
+    SelfAttention,
     modelfile,
 )
-from capscore.agree import verify
 from capscore.cli import app
-from capscore.errors import ModelFileError, ShapeError, SpecError
+from capscore.errors import ModelFileError, ShapeError
 from capscore.files.importers import convert, read_tensors
 from capscore.files.importers.mapping import read_mapping
 
@@ -119,6 +119,31 @@ def test_the_original_capsnet_of_escvm(tmp_path: Path) -> None:
     assert model.spec.layers[-1] == DenseCaps(3, 5)
 
 
+@pytest.mark.parametrize("kind", ["mnist", "multimnist", "smallnorb"])
+def test_efficient_capsnet(kind: str, tmp_path: Path) -> None:
+    network = strangers.efficient(kind)
+    for write in (strangers.keras_2, strangers.keras_3):
+        model = same(write(tmp_path / "a.h5", network[0]), network)
+    rows = {row.kind: row.layer for row in model.spec.rows}
+    assert rows["PrimaryCaps"].groups == 12
+    assert rows["DenseCaps"] == DenseCaps(2, 5, SelfAttention(), bias=False)
+    assert ("standardised" in str(model.provenance)) == (kind == "smallnorb") == ("InstanceNorm" in rows)
+
+
+def test_efficient_capsnet_alone(tmp_path: Path) -> None:
+    arrays, capsules, _ = strangers.efficient("mnist")
+    name = "Efficient_CapsNet/"
+    alone = {each.removeprefix(name): array for each, array in arrays.items() if each.startswith(name)}
+    for write in (strangers.keras_2, strangers.keras_3):
+        path = write(tmp_path / "a.h5", alone)
+        with pytest.raises(ModelFileError, match="--input 1,13,13 or 1,14,14 or 1,19,19 or 1,20,20 or"):
+            convert(path)
+        model = convert(path, input=(1, 14, 14))
+        assert model.spec.decoder is None
+        images = np.random.default_rng(0).random((2, 1, 14, 14))
+        close(NUMPY.CapsNet(model.spec, model.params, dtype="float64")(images).capsules, capsules(images), 1e-6)
+
+
 def test_iterations_are_told(tmp_path: Path) -> None:
     path = strangers.pytorch(tmp_path / "a.pt", strangers.gram_ai()[0])
     last = convert(path, iterations=2, classes=["a", "b", "c"])
@@ -158,28 +183,12 @@ def test_an_import_is_a_model_like_any_other(tmp_path: Path) -> None:
     close(read.params["capsules.0.weight"], model.params["capsules.0.weight"], 0)
 
 
-# --------------------------------------------------------------------------- the layer and the routing that they need
-
-
-def test_flat_capsules_and_a_softmax_over_inputs_are_the_same_everywhere() -> None:
-    layers = Conv(4, 3), FlatCaps(4), DenseCaps(3, 4, DynamicRouting(2, over="inputs"))
-    spec = CapsNetSpec((2, 6, 5), layers, Decoder((5,)))
-    rows = verify(modelfile.Model(spec, random_params(spec), ("a", "b", "c")))
-    assert len(rows) >= 3
-    assert all(row.agrees for row in rows), rows
-
-
 def test_the_axis_of_the_softmax_matters(tmp_path: Path) -> None:
     model = convert(strangers.pytorch(tmp_path / "a.pt", strangers.gram_ai()[0]))
     images = np.random.default_rng(0).random((2, *model.spec.input), dtype=np.float32)
     other = model.spec.replace(capsules=(DenseCaps(3, 5, bias=False),))
     found = [NUMPY.CapsNet(spec, model.params)(images).capsules for spec in (model.spec, other)]
     assert np.abs(found[0] - found[1]).max() > 0.1
-
-
-def test_flat_capsules_must_divide_the_map() -> None:
-    with pytest.raises(SpecError, match=r"capsules of 7 numbers do not divide Map.*; 6 would"):
-        CapsNetSpec((1, 4, 6), (FlatCaps(7), DenseCaps(2)), decoder=None)
 
 
 # ------------------------------------------------------------------------------------------------ spec and mapping
@@ -394,6 +403,7 @@ HDF5: list[tuple[Callable[[Any], Any], str]] = [
     (lambda f: f.create_dataset("a", data=np.array([b"x"])), "a is no array of numbers"),
     (lambda f: f.create_dataset("a", data=h5py.Empty("f4")), "a is no array of numbers"),
     (lambda f: f.create_dataset("a", data=np.array([np.nan, 1])), "a holds NaN or infinity"),
+    (lambda f: f.create_dataset("a", data=np.zeros((3, 0))), r"a of shape \(3, 0\) is empty"),
     (lambda f: f.create_group("a"), "it holds no arrays"),
     (lambda f: f.attrs.__setitem__("layer_names", np.zeros((2, 2))), "not that of a list of names"),
     (lambda f: f.attrs.__setitem__("layer_names", [b"conv1"]), "link to elsewhere"),

@@ -130,7 +130,7 @@ def divisors(n: int) -> Any:
 
 
 KINDS: dict[str, Callable[[Map], Any]] = {
-    "Activation": lambda shape: st.builds(Activation, ACTIVATION),
+    "Activation": lambda shape: st.builds(Activation, ACTIVATION, st.sampled_from([0.0, 0.01, 0.3])),
     "AveragePool": lambda shape: window(shape).map(lambda how: AveragePool(**how)),
     "BatchNorm": lambda shape: st.builds(BatchNorm, st.sampled_from([0.0, 0.1, 1.0]), EPSILON, ACTIVATION),
     "Conv": conv,
@@ -142,7 +142,7 @@ KINDS: dict[str, Callable[[Map], Any]] = {
     "Linear": lambda shape: st.builds(Linear, st.sampled_from([1, 3, (2, 1, 3)]), ACTIVATION),
     "MaxPool": lambda shape: window(shape).map(lambda how: MaxPool(**how)),
     "Residual": residual,
-    "Upsample": lambda shape: st.builds(Upsample, st.integers(1, 3)),
+    "Upsample": lambda shape: st.builds(Upsample, st.integers(1, 3), st.sampled_from(["nearest", "bilinear"])),
 }
 every_kind = pytest.mark.parametrize("kind", KINDS)
 

@@ -55,6 +55,7 @@ MAP, GRID = Map(4, 7, 6), Grid(3, 2, 2, 4)
 BLOCK = Residual((Conv(4, 3, padding="same", activation="none"), BatchNorm()), (Conv(4, 1), GroupNorm(2)))
 LAYERS: list[tuple[Layer, Any]] = [
     (Activation("gelu"), MAP),
+    (Activation("leaky_relu", 0.3), MAP),
     (Activation("silu"), Vector(5)),
     (AveragePool(3, 2, 1), MAP),
     (BatchNorm(activation="relu"), MAP),
@@ -76,6 +77,7 @@ LAYERS: list[tuple[Layer, Any]] = [
     (PrimaryCaps(3, 4, 3, 2), MAP),
     (BLOCK, MAP),
     (Upsample(2), MAP),
+    (Upsample(2, "bilinear"), MAP),
 ]
 each_layer = pytest.mark.parametrize(("layer", "input"), LAYERS, ids=lambda value: type(value).__name__)
 

@@ -4,7 +4,7 @@ from .activation import Activation
 from .as_caps import AsCaps
 from .conv import Conv
 from .conv_caps import ConvCaps
-from .decoder import ConvDecoder, Decoder, Drawing
+from .decoder import ConvDecoder, Decoder, Drawing, LayeredDecoder
 from .dense import DenseCaps
 from .dropout import Dropout
 from .flat import FlatCaps
@@ -17,6 +17,6 @@ from .upsample import Upsample
 
 __all__ = [
     "Activation", "AsCaps", "AveragePool", "BatchNorm", "Conv", "ConvCaps", "ConvDecoder", "Decoder", "DenseCaps",
-    "Drawing", "Dropout", "FlatCaps", "GlobalPool", "GroupNorm", "InstanceNorm", "LayerNorm", "Linear", "MaxPool",
-    "PrimaryCaps", "Residual", "Upsample",
+    "Drawing", "Dropout", "FlatCaps", "GlobalPool", "GroupNorm", "InstanceNorm", "LayerNorm", "LayeredDecoder",
+    "Linear", "MaxPool", "PrimaryCaps", "Residual", "Upsample",
 ]  # fmt: skip

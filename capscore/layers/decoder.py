@@ -9,6 +9,7 @@ from capscore.errors import SpecError
 from capscore.layer import Layer, Map
 from capscore.values import Value, check_whole, sizes
 
+from .chain import check_layers
 from .conv import Conv
 from .linear import Linear
 from .upsample import Upsample
@@ -51,6 +52,22 @@ class Decoder(Drawing):
     def layers(self, image: Map) -> tuple[Layer, ...]:
         """Return the layers."""
         return (*(Linear(size) for size in self.hidden), Linear(tuple(image), "sigmoid"))
+
+
+@dataclass(frozen=True)
+class LayeredDecoder(Drawing):
+    """A decoder of any layers: from a vector, the numbers of the class capsules, to a map, the image."""
+
+    chain: tuple[Layer, ...]
+
+    def __post_init__(self) -> None:
+        """Check that they are layers."""
+        check_layers(self, "chain")
+        super().__post_init__()
+
+    def layers(self, image: Map) -> tuple[Layer, ...]:
+        """Return the layers."""
+        return self.chain
 
 
 @dataclass(frozen=True)

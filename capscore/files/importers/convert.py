@@ -11,13 +11,15 @@ from capscore.errors import CapscoreError, ModelFileError
 from capscore.modelfile import Model, check_classes, check_params
 from capscore.net import CapsNetSpec
 
-from . import escvm_original, gram_ai, guo_keras, guo_pytorch
+from . import efficient, escvm_original, gram_ai, guo_keras, guo_pytorch
 from .family import Family, Found, Hints, Size
 from .layouts import Array
 from .mapping import listed, mapped
 from .tensors import read_tensors
 
-FAMILIES: tuple[Family, ...] = (guo_keras.FAMILY, guo_pytorch.FAMILY, gram_ai.FAMILY, escvm_original.FAMILY)
+FAMILIES: tuple[Family, ...] = tuple(
+    module.FAMILY for module in (guo_keras, guo_pytorch, gram_ai, escvm_original, efficient)
+)
 
 
 def convert(

@@ -12,7 +12,7 @@ from capscore.layers import Conv, DenseCaps, PrimaryCaps
 from capscore.net import CapsNetSpec
 from capscore.routing import DynamicRouting
 
-from .family import Family, Found, Hints, input_size
+from .family import Family, Found, Hints, named, sized
 from .keras_layers import LENGTH, by_kind, dense_decoder
 from .layouts import Array, first, hwio, window
 
@@ -30,14 +30,13 @@ def recognise(tensors: Mapping[str, Array], hints: Hints) -> Found | None:
         return None
     layers = [Conv(len(b), window(w.shape[:2])) for w, b in stem]
     primary = PrimaryCaps(types, inner, window(kernel.shape[:2]), stride=2)
-    size = input_size((*layers, primary), stem[0][0].shape[2], count, dense, hints)
+    size, front = sized([(*layers, primary)], stem[0][0].shape[2], count, dense, hints)
     drawing, params = dense_decoder(dense, size)
-    for i, (w, b) in enumerate(stem):
-        params |= {f"stem.{i}.weight": hwio(w), f"stem.{i}.bias": b}
+    params |= named("stem", layers, [(hwio(w), b) for w, b in stem])
     params |= {"primary.weight": hwio(kernel) / types, "primary.bias": biases.reshape(-1), "capsules.0.bias": bias}
     params["capsules.0.weight"] = first(weight.reshape(count, inner, classes, dim).transpose(0, 2, 3, 1), types)
     last = DenseCaps(classes, dim, DynamicRouting(hints.iterations))
-    return Found(CapsNetSpec(size, (*layers, primary, last), drawing), params, (LENGTH,))
+    return Found(CapsNetSpec(size, (*front, last), drawing), params, (LENGTH,))
 
 
 FAMILY = Family("the original CapsNet of EscVM/Efficient-CapsNet", recognise)

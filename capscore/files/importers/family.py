@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from capscore.errors import ModelFileError, SpecError
 from capscore.layer import Layer, Map
-from capscore.layers import Decoder
+from capscore.layers import BatchNorm, Conv, Decoder, InstanceNorm, Linear
 from capscore.layers.chain import plan_chain
 from capscore.net import CapsNetSpec
 
 from .layouts import Array
 
+LEARNING = Conv, Linear, BatchNorm, InstanceNorm  # layers that have parameters
+KEYS = "weight", "bias", "mean", "variance"  # of these, in the order in which other code keeps them, too
 LARGEST = 512  # pixels a side, of images whose size nothing tells
 
 Size = tuple[int, int, int]  # of images: channels, height, width
@@ -41,23 +43,25 @@ class Family(NamedTuple):
     recognise: Callable[[Mapping[str, Array], Hints], Found | None]  # None: these arrays are of another family
 
 
-def input_size(
-    layers: Sequence[Layer], channels: int, capsules: int, dense: Sequence[tuple[Array, ...]], hints: Hints
-) -> Size:
-    """Return the size of the images of which `layers` make so many capsules, and which the decoder `dense` draws.
+def sized(
+    stacks: Sequence[Sequence[Layer]], channels: int, capsules: int, dense: Sequence[tuple[Array, ...]], hints: Hints
+) -> tuple[Size, tuple[Layer, ...]]:
+    """Return the size of the images, and which stack of layers makes so many capsules of them.
 
-    If several fit, the square one is meant. ModelFileError says which fit if that is not one, or not the hint's.
+    The size is that of what the decoder `dense` draws; if several are possible, the square one is meant. ModelFileError
+    says which sizes would fit if that is not one, or not the hint's.
     """
     squares = [(channels, side, side) for side in range(1, LARGEST + 1)]
     sizes = _drawn(channels, len(dense[-1][1])) if dense else squares
-    fitting = [size for size in sizes if _count(layers, size) == capsules]
+    fitting = [(size, tuple(layers)) for layers in stacks for size in sizes if _count(layers, size) == capsules]
     if hints.input is not None:
-        if hints.input[0] != channels or _count(layers, hints.input) != capsules:
+        told = [(hints.input, tuple(layers)) for layers in stacks if _count(layers, hints.input) == capsules]
+        if hints.input[0] != channels or not told:
             raise ModelFileError(
                 f"images of {hints.input} do not make the {capsules:,} capsules of the weights; {_say(fitting)}"
             )
-        return hints.input
-    square = [size for size in fitting if size[1] == size[2]] or fitting
+        return told[0]
+    square = [found for found in fitting if found[0][1] == found[0][2]] or fitting
     if len(square) != 1:
         raise ModelFileError(
             f"the weights are for {capsules:,} primary capsules of images with {channels} channels; "
@@ -82,20 +86,30 @@ def _count(layers: Iterable[Layer], size: Size) -> int:
         return 0
 
 
-def _say(sizes: Sequence[Size]) -> str:
+def _say(fitting: Iterable[tuple[Size, Any]]) -> str:
+    sizes = sorted({",".join(map(str, size)): None for size, _ in fitting})
     if not sizes:
         return "with the strides of the authors' code none fits; give a spec and a mapping of names"
-    return f"--input {' or '.join(','.join(map(str, size)) for size in sizes[:4])} would fit"
+    return f"--input {' or '.join(sizes[:8])} would fit"
 
 
-def decoder(matrices: Sequence[tuple[Array, Array]], size: Size) -> tuple[Decoder | None, dict[str, Array]]:
+def named(part: str, layers: Sequence[Layer], arrays: Iterable[tuple[Array, ...]]) -> dict[str, Array]:
+    """Name the arrays of layers one after another: those that have parameters take the next arrays each."""
+    own = [f"{part}.{i}" for i, layer in enumerate(layers) if isinstance(layer, LEARNING)]
+    both = [
+        (f"{name}.{key}", array)
+        for name, each in zip(own, arrays, strict=True)
+        for key, array in zip(KEYS, each, strict=False)
+    ]
+    return dict(both)
+
+
+def decoder(matrices: Sequence[tuple[Array, ...]], size: Size) -> tuple[Decoder | None, dict[str, Array]]:
     """Return the decoder of these (weight [out, in], bias [out]), and its parameters; None of none."""
     if not matrices:
         return None, {}
     outputs = tuple(len(bias) for _, bias in matrices)
     if outputs[-1] != math.prod(size):
         raise ModelFileError(f"the decoder draws {outputs[-1]:,} numbers, no image of {size}; take it out of the file")
-    params: dict[str, Array] = {}
-    for i, (weight, bias) in enumerate(matrices):
-        params |= {f"decoder.{i}.weight": weight, f"decoder.{i}.bias": bias}
-    return Decoder(outputs[:-1]), params
+    drawing = Decoder(outputs[:-1])
+    return drawing, named("decoder", drawing.layers(Map(*size)), matrices)

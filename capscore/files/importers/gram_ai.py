@@ -14,7 +14,7 @@ from capscore.layers import Conv, DenseCaps, PrimaryCaps
 from capscore.net import CapsNetSpec
 from capscore.routing import DynamicRouting
 
-from .family import Family, Found, Hints, decoder, input_size
+from .family import Family, Found, Hints, decoder, sized
 from .layouts import Array, window
 from .pytorch_layers import matrices
 
@@ -43,10 +43,10 @@ def recognise(tensors: Mapping[str, Array], hints: Hints) -> Found | None:
     }
     channels, inputs, *sides = tensors["conv1.weight"].shape
     layers = Conv(channels, window(sides)), PrimaryCaps(types, inner, window(kernel.shape[3:]), stride=2)
-    size = input_size(layers, inputs, count, dense, hints)
+    size, front = sized([layers], inputs, count, dense, hints)
     last = DenseCaps(classes, dim, DynamicRouting(hints.iterations, over="inputs"), bias=False)
     drawing, drawn = decoder(dense, size)
-    return Found(CapsNetSpec(size, (*layers, last), drawing), params | drawn, (SCORES,))
+    return Found(CapsNetSpec(size, (*front, last), drawing), params | drawn, (SCORES,))
 
 
 FAMILY = Family("gram-ai's CapsNet for PyTorch", recognise)

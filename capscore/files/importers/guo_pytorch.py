@@ -13,7 +13,7 @@ from capscore.layers import Conv, DenseCaps, FlatCaps
 from capscore.net import CapsNetSpec
 from capscore.routing import DynamicRouting
 
-from .family import Family, Found, Hints, decoder, input_size
+from .family import Family, Found, Hints, decoder, sized
 from .layouts import Array, window
 from .pytorch_layers import matrices
 
@@ -35,10 +35,10 @@ def recognise(tensors: Mapping[str, Array], hints: Hints) -> Found | None:
         Conv(second[0], window(second[2:]), stride=2, activation="none"),
         FlatCaps(inner),
     )
-    size = input_size(layers, first[1], count, dense, hints)
+    size, front = sized([layers], first[1], count, dense, hints)
     last = DenseCaps(classes, dim, DynamicRouting(hints.iterations), bias=False)
     drawing, drawn = decoder(dense, size)
-    return Found(CapsNetSpec(size, (*layers, last), drawing), params | drawn)
+    return Found(CapsNetSpec(size, (*front, last), drawing), params | drawn)
 
 
 FAMILY = Family("Xifeng Guo's CapsNet for PyTorch", recognise)

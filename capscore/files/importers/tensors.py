@@ -51,6 +51,8 @@ def read_tensors(path: str | os.PathLike[str], memory: int | str | None = None) 
         if not tensors:
             raise ModelFileError("it holds no arrays; give the file with the weights")
         for name, array in tensors.items():
+            if not array.size:
+                raise ModelFileError(f"{name:.60} of shape {array.shape} is empty; leave it out of the file")
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise ModelFileError(
                     f"{name:.60} holds NaN or infinity: that training had failed; take an earlier file"
