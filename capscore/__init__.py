@@ -19,6 +19,7 @@ from .layers import (
     AsCaps,
     AveragePool,
     BatchNorm,
+    ChainDecoder,
     Conv,
     ConvCaps,
     ConvDecoder,
@@ -29,7 +30,6 @@ from .layers import (
     GlobalPool,
     GroupNorm,
     InstanceNorm,
-    LayeredDecoder,
     LayerNorm,
     Linear,
     MaxPool,
@@ -45,11 +45,11 @@ from .routing import DynamicRouting, Routing, SelfAttention
 
 __version__ = "0.2.0"
 __all__ = [
-    "PRESETS", "Activation", "AsCaps", "AveragePool", "BatchNorm", "CapsNetSpec", "CapscoreError", "Capsules", "Conv",
-    "ConvCaps", "ConvDecoder", "CrossEntropy", "Decoder", "DenseCaps", "Dropout", "DynamicRouting", "FlatCaps",
-    "GlobalPool", "Grid", "GroupNorm", "InstanceNorm", "Layer", "LayerNorm", "LayeredDecoder", "Linear", "Map",
-    "MarginLoss", "MaxPool", "PrimaryCaps", "Residual", "Routing", "SelfAttention", "SpreadLoss", "Upsample", "Vector",
-    "backend", "backend_names",
+    "PRESETS", "Activation", "AsCaps", "AveragePool", "BatchNorm", "CapsNetSpec", "CapscoreError", "Capsules",
+    "ChainDecoder", "Conv", "ConvCaps", "ConvDecoder", "CrossEntropy", "Decoder", "DenseCaps", "Dropout",
+    "DynamicRouting", "FlatCaps", "GlobalPool", "Grid", "GroupNorm", "InstanceNorm", "Layer", "LayerNorm", "Linear",
+    "Map", "MarginLoss", "MaxPool", "PrimaryCaps", "Residual", "Routing", "SelfAttention", "SpreadLoss", "Upsample",
+    "Vector", "backend", "backend_names",
 ]  # fmt: skip
 
 _OF_THE_BACKEND = {"CapsNet", "Learner", "Module", "load"} | {name for name in vars(Ops) if not name.startswith("_")}

@@ -117,10 +117,14 @@ class CapsNetSpec:
         """Every layer of the decoder in its place; none without a decoder."""
         if self.decoder is None:
             return ()
-        rows = plan_chain(self.decoder.layers(self.image), Vector(math.prod(self.output.dims)), "decoder")
-        made = rows[-1].output if rows else "nothing"
-        if made != self.image:
-            raise SpecError(f"decoder: its layers make {made}, not an image, {self.image}: end with one that does")
+        given = Vector(math.prod(self.output.dims))
+        rows = plan_chain(self.decoder.layers(self.image), given, "decoder")
+        drawn: Shape = rows[-1].output if rows else given
+        if drawn != self.image:
+            raise SpecError(
+                f"decoder: its last layer makes {drawn}, not the image {self.image}; end with a layer that makes it, "
+                "or give the decoder image=(channels, height, width)"
+            )
         if any(size % part for size, part in zip(self.input, self.image, strict=True)):
             raise SpecError(f"decoder: its image {tuple(self.image)} must divide the input {self.input} in every size")
         return rows

@@ -4,7 +4,7 @@ from .activation import Activation
 from .as_caps import AsCaps
 from .conv import Conv
 from .conv_caps import ConvCaps
-from .decoder import ConvDecoder, Decoder, Drawing, LayeredDecoder
+from .decoder import ChainDecoder, ConvDecoder, Decoder, Drawing
 from .dense import DenseCaps
 from .dropout import Dropout
 from .flat import FlatCaps
@@ -16,7 +16,7 @@ from .residual import Residual
 from .upsample import Upsample
 
 __all__ = [
-    "Activation", "AsCaps", "AveragePool", "BatchNorm", "Conv", "ConvCaps", "ConvDecoder", "Decoder", "DenseCaps",
-    "Drawing", "Dropout", "FlatCaps", "GlobalPool", "GroupNorm", "InstanceNorm", "LayerNorm", "LayeredDecoder",
-    "Linear", "MaxPool", "PrimaryCaps", "Residual", "Upsample",
+    "Activation", "AsCaps", "AveragePool", "BatchNorm", "ChainDecoder", "Conv", "ConvCaps", "ConvDecoder", "Decoder",
+    "DenseCaps", "Drawing", "Dropout", "FlatCaps", "GlobalPool", "GroupNorm", "InstanceNorm", "LayerNorm", "Linear",
+    "MaxPool", "PrimaryCaps", "Residual", "Upsample",
 ]  # fmt: skip

@@ -55,22 +55,6 @@ class Decoder(Drawing):
 
 
 @dataclass(frozen=True)
-class LayeredDecoder(Drawing):
-    """A decoder of any layers: from a vector, the numbers of the class capsules, to a map, the image."""
-
-    chain: tuple[Layer, ...]
-
-    def __post_init__(self) -> None:
-        """Check that they are layers."""
-        check_layers(self, "chain")
-        super().__post_init__()
-
-    def layers(self, image: Map) -> tuple[Layer, ...]:
-        """Return the layers."""
-        return self.chain
-
-
-@dataclass(frozen=True)
 class ConvDecoder(Drawing):
     """A fully connected layer that draws a small map, then upsampling and convolution until it is an image.
 
@@ -104,3 +88,19 @@ class ConvDecoder(Drawing):
         for size in later:
             made += [Upsample(2), Conv(size, self.kernel, padding="same")]
         return (*made, Upsample(2), Conv(image.channels, self.kernel, padding="same", activation="sigmoid"))
+
+
+@dataclass(frozen=True)
+class ChainDecoder(Drawing):
+    """The layers that are given, one after another; the last makes the image."""
+
+    chain: tuple[Layer, ...]
+
+    def __post_init__(self) -> None:
+        """Check that they are layers; any sequence is taken as a tuple."""
+        check_layers(self, "chain")
+        super().__post_init__()
+
+    def layers(self, image: Map) -> tuple[Layer, ...]:
+        """Return the layers, whatever the image."""
+        return self.chain

@@ -16,11 +16,11 @@ from capscore.layer import Layer, Map, Vector
 from capscore.layers import (
     Activation,
     BatchNorm,
+    ChainDecoder,
     Conv,
     DenseCaps,
     Drawing,
     InstanceNorm,
-    LayeredDecoder,
     Linear,
     PrimaryCaps,
     Upsample,
@@ -113,7 +113,7 @@ def _layers(variant: Variant, convolutions: Layers, types: int) -> list[Layer]:
     return [*layers, PrimaryCaps(types, len(bias) // types, sides, variant.last, groups=len(bias), squash=squash)]
 
 
-def _generator(dense: Layers, maps: Layers) -> tuple[LayeredDecoder, dict[str, Array], Size]:
+def _generator(dense: Layers, maps: Layers) -> tuple[ChainDecoder, dict[str, Array], Size]:
     """Return smallNORB's decoder and its image: a small map, upsampled and convolved thrice, then convolved."""
     (kernel, bias), *others = dense
     side = math.isqrt(len(bias))
@@ -126,7 +126,7 @@ def _generator(dense: Layers, maps: Layers) -> tuple[LayeredDecoder, dict[str, A
     if others or not isinstance(image, Map):
         raise ModelFileError(f"its generator has {len(dense)} dense layers where the authors' has one; leave it out")
     arrays = [(kernel.T, bias), *((hwio(w), b) for w, b in maps)]
-    return LayeredDecoder(tuple(chain)), named("decoder", chain, arrays), (*image,)
+    return ChainDecoder(tuple(chain)), named("decoder", chain, arrays), (*image,)
 
 
 FAMILY = Family("Efficient-CapsNet", recognise)

@@ -87,7 +87,7 @@ def _count(layers: Iterable[Layer], size: Size) -> int:
 
 
 def _say(fitting: Iterable[tuple[Size, Any]]) -> str:
-    sizes = sorted({",".join(map(str, size)): None for size, _ in fitting})
+    sizes = [",".join(map(str, size)) for size in sorted({size for size, _ in fitting})]
     if not sizes:
         return "with the strides of the authors' code none fits; give a spec and a mapping of names"
     return f"--input {' or '.join(sizes[:8])} would fit"
