@@ -125,7 +125,7 @@ class CapsNet(model.CapsNet[Array]):
 class Learner(model.Learner[Array]):
     """Trains a network on CuPy; see `capscore.model.Learner`."""
 
-    def hold(self, data: Samples, margin: int) -> Samples:
+    def to_device(self, data: Samples, margin: int) -> Samples:
         """Return images to learn from, with `margin` around them, on the GPU."""
         like = next(iter(self.net.params.values()))
         return resident(data, margin, lambda shape: empty(shape, like), cupy.asarray)

@@ -342,7 +342,7 @@ class Learner(model.Learner[Tensor]):
         on_cpu = next(self.net.parameters()).device.type == "cpu"
         return {"processes": self.team.size} | ({"threads": torch.get_num_threads()} if on_cpu else {})
 
-    def hold(self, data: Samples, margin: int) -> Samples:
+    def to_device(self, data: Samples, margin: int) -> Samples:
         """Return images to learn from, with `margin` around them, on the network's device."""
         like = next(self.net.parameters())
         if like.device.type == "cpu":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -183,21 +183,16 @@ class CapsNetSpec:
     def _part(self, kind: str) -> tuple[Any, ...]:
         return tuple(row.layer for row in self.rows if row.name.split(".")[0] == kind)
 
+    def _fields(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
     def replace(self, **changes: Any) -> CapsNetSpec:
         """Return the same network with other parts; the names are those of the constructor."""
-        same = {"input": self.input, "layers": self.layers, "decoder": self.decoder, "loss": self.loss}
-        return CapsNetSpec(**{**same, **changes})
+        return CapsNetSpec(**{**self._fields(), **changes})
 
     def to_json(self) -> str:
         """Return the spec as JSON; `from_json` reads it back."""
-        return json.dumps(
-            {
-                "input": self.input,
-                "layers": write(self.layers),
-                "decoder": write(self.decoder),
-                "loss": write(self.loss),
-            }
-        )
+        return json.dumps({name: write(value) for name, value in self._fields().items()})
 
     @classmethod
     def from_json(cls, text: str | bytes) -> CapsNetSpec:

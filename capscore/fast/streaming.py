@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from enum import Enum
 from typing import Any, NamedTuple
 
 from capscore.ops import Writable
@@ -26,6 +27,8 @@ from .prepared import prepared
 BLOCK_BYTES = 2 << 20  # of what is made of all pairs (output capsule, input) of a block, [J, B, K, n]
 VOTES_BYTES = 1 << 20  # up to this, votes in memory are faster: a weight is then read once, in its own layout
 KEPT_BYTES = 32 << 20  # up to this, u and weight are brought into the layout of the products once, else every time
+# What lies in memory on the way; of CAPSULES and WEIGHT, that of every block that is kept has a number.
+Slot = Enum("Slot", "CAPSULES WEIGHT PRODUCT PAIR PAIRS")
 
 
 class Block(NamedTuple):
@@ -52,7 +55,7 @@ class Streaming:
         n, j, d, _ = weight.shape
         if u.shape[0] * n * j * d * u.itemsize > VOTES_BYTES:
             return self.forward(routing, u, weight, bias, learning=False)[0]
-        by_capsule = self.buffers.transpose("routing capsules", u, (1, 0, 2))
+        by_capsule = self.buffers.transpose(Slot.CAPSULES, u, (1, 0, 2))
         votes = votes_in_memory(self.ops, by_capsule, weight, weight.shape)
         return dynamic_routing(self.ops, ArrayVotes(self.ops, votes, bias), routing.iterations, routing.leaky)
 
@@ -73,10 +76,10 @@ class Streaming:
         for r in range(1, routing.iterations):
             s = start
             for block in blocks:
-                t = ops.reshape(self.buffers.matmul("routing", total, block.weight), (j, b, k, block.n))
+                t = ops.reshape(self.buffers.matmul(Slot.PRODUCT, total, block.weight), (j, b, k, block.n))
                 t *= block.u
                 c = ops.softmax(ops.sum(t, 2), 0, routing.leaky)  # [J, B, n]
-                cu = self.buffers.multiply("routing", ops.reshape(c, (j, b, 1, block.n)), block.u)
+                cu = self.buffers.multiply(Slot.PRODUCT, ops.reshape(c, (j, b, 1, block.n)), block.u)
                 s = ops.matmul(ops.reshape(cu, (j, b, k * block.n)), ops.transpose(block.weight, (0, 2, 1))) + s
             v = squash(ops, s)
             kept.append(s)
@@ -98,24 +101,24 @@ class Streaming:
         for s, total in zip(kept[:0:-1], totals[::-1], strict=False):
             ds = squash_gradient(ops, s, dv)
             dbias = _add(dbias, ops.sum(ds, 1))
-            pair = buffers.take("routing pair", (j, 2, b, d), u)
+            pair = buffers.take(Slot.PAIR, (j, 2, b, d), u)
             pair[:, 0], pair[:, 1] = total, ds
             rows = ops.reshape(pair, (j, 2 * b, d))
             for block in blocks:
-                t = ops.reshape(
-                    buffers.matmul("routing", rows, block.weight), (j, 2, b, k, block.n)
-                )  # û_ij = W_ij u_i:
-                a = ops.sum(buffers.multiply("routing pairs", t, block.u), 3)  # [J, 2, B, n]  û · V and û · ds
+                t = buffers.matmul(Slot.PRODUCT, rows, block.weight)
+                t = ops.reshape(t, (j, 2, b, k, block.n))  # û_ij = W_ij u_i:
+                a = ops.sum(buffers.multiply(Slot.PAIRS, t, block.u), 3)  # [J, 2, B, n]  û · V and û · ds
                 c, dc = ops.softmax(a[:, 0], 0, routing.leaky), a[:, 1]
                 dc = c * (dc - ops.sum(c * dc, 0, True))
                 a[:, 0], a[:, 1] = dc, c
                 a = ops.reshape(a, (j, 2, b, 1, block.n))
                 t *= a
                 du[:, block.at] += ops.transpose(ops.sum(t, (0, 1)), (0, 2, 1))
-                au = buffers.multiply("routing pairs", a, block.u)  # [J, 2, B, K, n]
+                au = buffers.multiply(Slot.PAIRS, a, block.u)  # [J, 2, B, K, n]
                 w = ops.transpose(block.weight, (0, 2, 1))
                 later = _add(later, ops.matmul(ops.reshape(au[:, 0], (j, b, k * block.n)), w))  # Σ_i dc_ij û_ij
-                dw = buffers.matmul("routing", ops.transpose(rows, (0, 2, 1)), ops.reshape(au, (j, 2 * b, k * block.n)))
+                au = ops.reshape(au, (j, 2 * b, k * block.n))
+                dw = buffers.matmul(Slot.PRODUCT, ops.transpose(rows, (0, 2, 1)), au)
                 dweight[block.at] += ops.transpose(ops.reshape(dw, (j, d, k, block.n)), (3, 0, 1, 2))
             dv = later
         ds = squash_gradient(ops, kept[0], dv)
@@ -140,12 +143,11 @@ class Blocks:
         self.kept: list[Block] | None = None
         if (math.prod(u.shape) + math.prod(weight.shape)) * u.itemsize > KEPT_BYTES:
             return
-        names = [f" {i} of {len(self.slices)}" for i in range(len(self.slices))]
         if learning:
-            weights = [self._weight(at, name) for at, name in zip(self.slices, names, strict=True)]
+            weights = [self._weight(at, i) for i, at in enumerate(self.slices)]
         else:
             weights = prepared(f"routing by {step}", weight, self._fresh)
-        self.kept = [Block(at, self._u(at, name), w) for at, name, w in zip(self.slices, names, weights, strict=True)]
+        self.kept = [Block(at, self._u(at, i), w) for i, (at, w) in enumerate(zip(self.slices, weights, strict=True))]
 
     def __iter__(self) -> Iterator[Block]:
         """Yield every block."""
@@ -153,12 +155,12 @@ class Blocks:
             return (Block(at, self._u(at), self._weight(at)) for at in self.slices)
         return iter(self.kept)
 
-    def _u(self, at: slice, name: str = "") -> Any:
-        return self.buffers.transpose("routing capsules" + name, self.u[:, at], (0, 2, 1))
+    def _u(self, at: slice, i: int = 0) -> Any:
+        return self.buffers.transpose((Slot.CAPSULES, i), self.u[:, at], (0, 2, 1))
 
-    def _weight(self, at: slice, name: str = "") -> Any:
+    def _weight(self, at: slice, i: int = 0) -> Any:
         n, j, d, k = self.weight[at].shape
-        w = self.buffers.transpose("routing weight" + name, self.weight[at], (1, 2, 3, 0))
+        w = self.buffers.transpose((Slot.WEIGHT, i), self.weight[at], (1, 2, 3, 0))
         return self.buffers.ops.reshape(w, (j, d, k * n))
 
     def _fresh(self, _: Any) -> list[Any]:
