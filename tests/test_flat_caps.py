@@ -13,12 +13,12 @@ from routing_proof import Proof
 from capscore import (
     Activation,
     CapsNetSpec,
+    ChainDecoder,
     Conv,
     ConvCaps,
     DenseCaps,
     DynamicRouting,
     FlatCaps,
-    ChainDecoder,
     Linear,
     PrimaryCaps,
     Upsample,
