@@ -49,8 +49,7 @@ def train(
     with locked(folder) if learner.writes else nullcontext(), Interrupts() as interrupts:
         training = Training(net, learner, recipe, folder, len(data), Listeners(reporters, interrupts), resuming)
         _begin(training, data, held_out, resume)
-        if not recipe.augment:  # which happens in host memory
-            data = learner.to_device(data, recipe.shift)
+        data = data if recipe.augment else learner.to_device(data, recipe.shift)  # the host augments
         for epoch in range(training.progress.epoch, recipe.epochs):
             training.begin_epoch()
             for batch in ahead(batches(data, recipe, epoch, training.progress.step)):
