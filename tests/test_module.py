@@ -29,6 +29,7 @@ from capscore import (
     DenseCaps,
     Dropout,
     DynamicRouting,
+    FlatCaps,
     GlobalPool,
     Grid,
     GroupNorm,
@@ -59,6 +60,7 @@ MAP, GRID = Map(4, 7, 6), Grid(3, 2, 2, 4)
 BLOCK = Residual((Conv(4, 3, padding="same", activation="none"), BatchNorm()), (Conv(4, 1), GroupNorm(2)))
 LAYERS: list[tuple[Layer, Any]] = [
     (Activation("gelu"), MAP),
+    (Activation("leaky_relu", 0.3), MAP),
     (Activation("silu"), Vector(5)),
     (AveragePool(3, 2, 1), MAP),
     (BatchNorm(activation="relu"), MAP),
@@ -66,8 +68,10 @@ LAYERS: list[tuple[Layer, Any]] = [
     (Conv(3, 2, bias=False), MAP),
     (DenseCaps(3, 5), GRID),
     (DenseCaps(4, 6, DynamicRouting(2, leaky=True), bias=False), GRID),
+    (DenseCaps(3, 5, DynamicRouting(2, over="inputs")), GRID),
     (Dropout(0.4), MAP),
     (Dropout(0.4, whole=True), GRID),
+    (FlatCaps(7), MAP),
     (GlobalPool(), MAP),
     (GroupNorm(2), MAP),
     (InstanceNorm(), MAP),
@@ -83,6 +87,7 @@ LAYERS: list[tuple[Layer, Any]] = [
     (HomogeneousCaps(3), GRID),
     (BranchScores(), GRID),
     (SelfRoutedClasses(3), GRID),
+    (Upsample(2, "bilinear"), MAP),
 ]
 each_layer = pytest.mark.parametrize(("layer", "input"), LAYERS, ids=lambda value: type(value).__name__)
 
