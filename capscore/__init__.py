@@ -17,39 +17,49 @@ from .layer import Capsules, Grid, Layer, Map, Vector
 from .layers import (
     Activation,
     AsCaps,
+    AsMap,
     AveragePool,
     BatchNorm,
+    BranchScores,
     ChainDecoder,
+    Concat,
     Conv,
     ConvCaps,
+    ConvCaps3D,
     ConvDecoder,
+    ConvTranspose,
+    Coordinates,
     Decoder,
     DenseCaps,
     Dropout,
     FlatCaps,
     GlobalPool,
     GroupNorm,
+    HomogeneousCaps,
     InstanceNorm,
     LayerNorm,
     Linear,
     MaxPool,
+    PadChannels,
     PrimaryCaps,
     Residual,
+    SelfRoutedClasses,
     Upsample,
 )
 from .losses import CrossEntropy, MarginLoss, SpreadLoss
 from .net import CapsNetSpec
 from .ops import Ops
 from .presets import PRESETS
-from .routing import DynamicRouting, Routing, SelfAttention
+from .routing import DynamicRouting, HeinsenRouting, Routing, SelfAttention, SelfRouting
 
 __version__ = "0.2.0"
 __all__ = [
-    "PRESETS", "Activation", "AsCaps", "AveragePool", "BatchNorm", "CapsNetSpec", "CapscoreError", "Capsules",
-    "ChainDecoder", "Conv", "ConvCaps", "ConvDecoder", "CrossEntropy", "Decoder", "DenseCaps", "Dropout",
-    "DynamicRouting", "FlatCaps", "GlobalPool", "Grid", "GroupNorm", "InstanceNorm", "Layer", "LayerNorm", "Linear",
-    "Map", "MarginLoss", "MaxPool", "PrimaryCaps", "Residual", "Routing", "SelfAttention", "SpreadLoss", "Upsample",
-    "Vector", "backend", "backend_names",
+    "PRESETS", "Activation", "AsCaps", "AsMap", "AveragePool", "BatchNorm", "BranchScores", "CapsNetSpec",
+    "CapscoreError", "Capsules", "ChainDecoder", "Concat", "Conv", "ConvCaps", "ConvCaps3D", "ConvDecoder",
+    "ConvTranspose", "Coordinates", "CrossEntropy", "Decoder", "DenseCaps", "Dropout", "DynamicRouting", "FlatCaps",
+    "GlobalPool", "Grid", "GroupNorm", "HeinsenRouting", "HomogeneousCaps", "InstanceNorm", "Layer", "LayerNorm",
+    "Linear", "Map", "MarginLoss", "MaxPool", "PadChannels", "PrimaryCaps", "Residual", "Routing", "SelfAttention",
+    "SelfRoutedClasses", "SelfRouting", "SpreadLoss", "Upsample", "Vector", "backend", "backend_names",
 ]  # fmt: skip
 
 _OF_THE_BACKEND = {"CapsNet", "Learner", "Module", "load"} | {name for name in vars(Ops) if not name.startswith("_")}

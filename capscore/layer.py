@@ -85,10 +85,10 @@ class Plan(NamedTuple):
 
 
 class Capsules(NamedTuple, Generic[A]):
-    """What flows between capsule layers."""
+    """What flows between capsule layers. Without an activation, the length of the pose is the probability."""
 
     pose: A  # [B, N, D]
-    activation: A | None = None  # [B, N]; None: the length of the pose is the probability
+    activation: A | None = None  # [B, N]: a probability, but for scores of classes, which may be its logit
 
 
 class Iteration(NamedTuple, Generic[A]):

@@ -12,6 +12,7 @@ from typing import Any
 
 from .errors import ShapeError, SpecError, short
 from .ops import A, Ops
+from .squash import log_sigmoid
 from .values import Value, check_flags, check_numbers, check_whole
 
 
@@ -133,9 +134,8 @@ class CrossEntropy(Loss):
             x = x - ops.max(x, 1, keepdims=True)
             log_p = x - ops.log(ops.sum(ops.exp(x), 1, keepdims=True))
             return ops.sum(targets * log_p, 1, keepdims=True) * -1.0
-        above, below = ops.relu(x), ops.relu(x * -1.0)
-        tail = ops.log(ops.exp((above + below) * -1.0) + 1.0)  # log(1 + e^-|x|)
-        return ops.sum(targets * below + (targets * -1.0 + 1.0) * above + tail, 1, keepdims=True)
+        log_p = targets * log_sigmoid(ops, x) + (targets * -1.0 + 1.0) * log_sigmoid(ops, x * -1.0)
+        return ops.sum(log_p, 1, keepdims=True) * -1.0
 
 
 def reconstruction_loss(ops: Ops[A], images: A, reconstruction: A, weight: float = 0.0005) -> A:

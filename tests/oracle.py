@@ -57,6 +57,18 @@ def conv(image: Array, weight: Array, bias: Array, stride: Size, padding: Size, 
     return out
 
 
+def conv_transpose(image: Array, weight: Array, bias: Array, stride: int) -> Array:
+    """Every position of one image [C, H, W] adds its numbers times the mirrored weight [O, C, k, k] to a window."""
+    (_, height, width), (channels, _, k, _) = image.shape, weight.shape
+    out = np.zeros((channels, height * stride, width * stride)) + bias[:, None, None]
+    before = max(0, (k - stride) // 2)
+    for y, x, down, right in np.ndindex(height, width, k, k):
+        i, j = y * stride + down - before, x * stride + right - before
+        if 0 <= i < height * stride and 0 <= j < width * stride:
+            out[:, i, j] += weight[:, :, k - 1 - down, k - 1 - right] @ image[:, y, x]
+    return out
+
+
 def primary_capsules(features: Array, types: int, dim: int) -> Array:
     """Squash the `dim` channels of each type at each position: [N, dim], type by type, row by row."""
     _, height, width = features.shape
@@ -223,7 +235,10 @@ def batch_norm(how: Mapping[str, Any], p: Mapping[str, Array], x: Array, trainin
             variance[c] += how["momentum"] * (spread - variance[c])
         else:
             y[:, c] = (x[:, c] - mean[c]) / math.sqrt(variance[c] + how["epsilon"])
-        y[:, c] = y[:, c] * p["weight"][c] + p["bias"][c]
+        if how["scale"]:
+            y[:, c] *= p["weight"][c]
+        if how["shift"]:
+            y[:, c] += p["bias"][c]
     return y, mean, variance
 
 
@@ -274,6 +289,9 @@ def layer(how: Mapping[str, Any], p: Mapping[str, Array], x: Array, training: bo
     match how["type"]:
         case "Residual":
             y = chain(how["layers"], "layers", p, x, training) + chain(how["shortcut"], "shortcut", p, x, training)
+        case "Concat":
+            both = [chain(how[name], name, p, x, training) for name in ("layers", "shortcut")]
+            y = np.array([[*a, *b] for a, b in zip(*both, strict=True)])
         case "BatchNorm":
             y = batch_norm(how, p, x, training)[0]
         case _:
@@ -291,6 +309,8 @@ def of_image(how: Mapping[str, Any], p: Mapping[str, Array], image: Array) -> Ar
             bias = p.get("bias", np.zeros(how["channels"]))
             padding = margins(how["padding"], how["kernel"])
             return conv(image, p["weight"], bias, how["stride"], padding, how["groups"])
+        case "ConvTranspose":
+            return conv_transpose(image, p["weight"], p["bias"], how["stride"])
         case "GroupNorm" | "InstanceNorm" | "LayerNorm":
             groups = {"InstanceNorm": len(image), "LayerNorm": 1}.get(how["type"]) or how["groups"]
             return group_norm(p, image, groups, how["epsilon"])
@@ -397,7 +417,7 @@ def seen_by_all(how: Mapping[str, Any], p: Mapping[str, Array], x: Caps) -> Seen
     t, h, w, k = x.pose.shape
     found = np.zeros((1, t * h * w, how["count"], how["dim"]))
     for i, (kind, row, column) in enumerate(np.ndindex(t, h, w)):
-        own = kind if how["shared"] else i
+        own = {False: i, True: kind, "all": 0}[how["shared"]]
         for j in range(how["count"]):
             found[0, i, j] = vote(x.pose[kind, row, column], p["weight"][own, j], how["pose_rows"])
             if how["vote_bias"]:

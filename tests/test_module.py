@@ -153,7 +153,7 @@ def test_a_tuple_is_named_prints_and_has_hooks_like_a_sequence() -> None:
     assert [name for name, _ in module.named_buffers()] == statistics
     shown = str(module)
     assert shown.startswith("Module(\n  (0): Conv(channels=6, kernel=3, stride=1, padding=0, activation='none'")
-    assert "      (1): BatchNorm(momentum=0.1, epsilon=1e-05, activation='none')" in shown
+    assert "      (1): BatchNorm(momentum=0.1, epsilon=1e-05, activation='none', scale=True, shift=True)" in shown
     assert "(5): DenseCaps(count=3, dim=5, routing=DynamicRouting(iterations=3, leaky=False), bias=True)" in shown
     heard: list[str] = []
     for name, part in module.named_modules():

@@ -103,9 +103,9 @@ def test_lists_are_taken_as_tuples() -> None:
 
 def test_presets_are_reached_from_the_package() -> None:
     assert capscore.PRESETS is PRESETS
-    assert set(PRESETS) == {"mnist", "multimnist", "cifar10", "smallnorb", "svhn", "small"}
+    assert {"mnist", "multimnist", "cifar10", "smallnorb", "svhn", "small", "deepcaps", "deepcaps-64"} <= set(PRESETS)
     assert PRESETS["cifar10"].capsules[0].routing == DynamicRouting(3, leaky=True)
-    assert sum(p.capsules[0].routing.leaky for p in PRESETS.values()) == 1
+    assert sum(p.capsules[-1].routing == DynamicRouting(3, leaky=True) for p in PRESETS.values()) == 1
 
 
 def test_initial_parameters_are_bounded_and_seeded() -> None:

@@ -2,21 +2,30 @@
 
 from .activation import Activation
 from .as_caps import AsCaps
+from .as_map import AsMap
+from .concat import Concat
 from .conv import Conv
 from .conv_caps import ConvCaps
+from .conv_caps_3d import ConvCaps3D
+from .conv_transpose import ConvTranspose
+from .coordinates import Coordinates
 from .decoder import ChainDecoder, ConvDecoder, Decoder, Drawing
 from .dense import DenseCaps
 from .dropout import Dropout
 from .flat import FlatCaps
+from .hvc import BranchScores, HomogeneousCaps
 from .linear import Linear
 from .norm import BatchNorm, GroupNorm, InstanceNorm, LayerNorm
+from .pad_channels import PadChannels
 from .pool import AveragePool, GlobalPool, MaxPool
 from .primary import PrimaryCaps
 from .residual import Residual
+from .self_routed import SelfRoutedClasses
 from .upsample import Upsample
 
 __all__ = [
-    "Activation", "AsCaps", "AveragePool", "BatchNorm", "ChainDecoder", "Conv", "ConvCaps", "ConvDecoder", "Decoder",
-    "DenseCaps", "Drawing", "Dropout", "FlatCaps", "GlobalPool", "GroupNorm", "InstanceNorm", "LayerNorm", "Linear",
-    "MaxPool", "PrimaryCaps", "Residual", "Upsample",
+    "Activation", "AsCaps", "AsMap", "AveragePool", "BatchNorm", "BranchScores", "ChainDecoder", "Concat", "Conv",
+    "ConvCaps", "ConvCaps3D", "ConvDecoder", "ConvTranspose", "Coordinates", "Decoder", "DenseCaps", "Drawing",
+    "Dropout", "FlatCaps", "GlobalPool", "GroupNorm", "HomogeneousCaps", "InstanceNorm", "LayerNorm", "Linear",
+    "MaxPool", "PadChannels", "PrimaryCaps", "Residual", "SelfRoutedClasses", "Upsample",
 ]  # fmt: skip

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from capscore.net import CapsNetSpec
 
-from . import sabour
+from . import deepcaps, heinsen, hvc, sabour, self_routing
 
 
 class Presets(Mapping[str, CapsNetSpec]):
@@ -30,4 +30,4 @@ class Presets(Mapping[str, CapsNetSpec]):
         return len(self._makers)
 
 
-PRESETS = Presets(sabour.PRESETS)
+PRESETS = Presets(sabour.PRESETS | deepcaps.PRESETS | self_routing.PRESETS | heinsen.PRESETS | hvc.PRESETS)

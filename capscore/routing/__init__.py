@@ -2,10 +2,12 @@
 
 from .base import Routing, VotesShape
 from .dynamic import DynamicRouting, dynamic_routing
+from .heinsen import HeinsenRouting
 from .self_attention import SelfAttention
+from .self_routing import SelfRouting
 from .votes import ArrayVotes, LinearVotes, ShiftedVotes, Votes
 
 __all__ = [
-    "ArrayVotes", "DynamicRouting", "LinearVotes", "Routing", "SelfAttention", "ShiftedVotes", "Votes", "VotesShape",
-    "dynamic_routing",
+    "ArrayVotes", "DynamicRouting", "HeinsenRouting", "LinearVotes", "Routing", "SelfAttention", "SelfRouting",
+    "ShiftedVotes", "Votes", "VotesShape", "dynamic_routing",
 ]  # fmt: skip

@@ -5,7 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, Generic
 
+from capscore.layer import Capsules
 from capscore.ops import A, Ops, scope
+from capscore.squash import presence
 
 from .windows import Windows
 
@@ -35,6 +37,12 @@ class Votes(ABC, Generic[A]):
     @abstractmethod
     def array(self) -> A:
         """Return the votes û [J, B, N, D] themselves, for routings that need more than the two products."""
+
+    @property
+    def presence(self) -> A:
+        """How present each input is, [B, N]: its activation, or its length if it has none."""
+        assert self.pose is not None
+        return presence(self.ops, Capsules(self.pose, self.activation))
 
     def over_parents(self, logits: A) -> A:
         """Return couplings [J, B, N]: the softmax over all output capsules that see an input, of all types and windows.
