@@ -343,13 +343,13 @@ def keras_2(path: Path, arrays: Mapping[str, Array], inside: str = "") -> Path:
     with h5py.File(path, "w") as file:
         top = file.create_group(inside) if inside else file
         layers = list(dict.fromkeys(name.split("/")[0] for name in arrays))
-        top.attrs["layer_names"] = [layer.encode() for layer in ("input_1", *layers)]
+        top.attrs["layer_names"] = np.array([layer.encode() for layer in ("input_1", *layers)])
         top.create_group("input_1").attrs["weight_names"] = np.zeros(0)
         for layer in layers:
             mine = {name: array for name, array in arrays.items() if name.split("/")[0] == layer}
             short = {name: name if name.count("/") == 1 else name.partition("/")[2] for name in mine}
             group = top.create_group(layer)
-            group.attrs["weight_names"] = [short[name].encode() for name in mine]
+            group.attrs["weight_names"] = [short[name].encode() for name in mine]  # of any length, as of late
             for name, array in mine.items():
                 group[short[name]] = array
     return path

@@ -290,6 +290,9 @@ MAPPINGS: list[tuple[dict[str, Any], str]] = [
     ({"a/bias": {"to": "stem.0.bias", "reshape": {}}}, "is not possible"),
     ({"a/bias": {"to": "stem.0.bias", "scale": [1]}}, "is not possible"),
     ({"a/bias": {"to": "stem.0.bias", "scale": 10**400}}, "is not possible"),
+    ({"a/bias": {"to": "stem.0.bias", "scale": 1e300}}, "is not possible"),
+    ({"a/bias": {"to": "stem.0.bias", "scale": float("nan")}}, "it is not finite"),
+    ({"a/bias": {"to": "stem.0.bias", "scale": float("inf")}}, "it is not finite"),
     ({"a/bias": {"to": "stem.0.bias", "last_first": 0}}, "is not possible"),
     ({"a/bias": {"to": "stem.0.bias", "last_first": 2}}, "is not possible"),
 ]
@@ -314,9 +317,43 @@ def test_what_goes_together(tmp_path: Path) -> None:
         convert(path)
     with pytest.raises(ModelFileError, match="a mapping needs a spec"):
         convert(path, mapping={})
-    for hint in ({"input": (1, 5, 5)}, {"iterations": 2}):
+    hints: list[dict[str, Any]] = [{"input": (1, 5, 5)}, {"iterations": 2}]
+    for hint in hints:
         with pytest.raises(ModelFileError, match="the spec says the input and the iterations"):
             convert(path, TINY, **hint)
+
+
+@pytest.mark.parametrize(
+    ("hint", "message"),
+    [
+        ({"iterations": 0}, "iterations must be a whole number from 1"),
+        ({"iterations": 10**9}, "iterations must be a whole number from 1"),
+        ({"input": (1, 28)}, r"input must be \(channels, height, width\)"),
+        ({"input": 28}, "input must be whole numbers"),
+        ({"input": (1, 0, 28)}, "input must be whole numbers"),
+        ({"input": (10**6, 10**6, 10**6)}, "do not make the 48 capsules"),
+        ({"classes": ["a"]}, "classes must be 3 names"),
+    ],
+)
+def test_hints_of_strangers(hint: dict[str, Any], message: str, tmp_path: Path) -> None:
+    path = strangers.pytorch(tmp_path / "a.pt", strangers.gram_ai()[0])
+    with pytest.raises(ModelFileError, match=message):
+        convert(path, **hint)
+
+
+def test_self_attention_has_no_iterations(tmp_path: Path) -> None:
+    path = strangers.keras_2(tmp_path / "a.h5", strangers.efficient("mnist")[0])
+    with pytest.raises(ModelFileError, match="has no iterations; leave them out"):
+        convert(path, iterations=3)
+
+
+def test_a_wrapper_is_taken_off_only_where_all_wear_it(tmp_path: Path) -> None:
+    strangers.pytorch(tmp_path / "a.pt", {"module.a": np.ones(1, "f4"), "a": np.zeros(1, "f4")})
+    assert [*read_tensors(tmp_path / "a.pt")] == ["module.a", "a"]
+    strangers.pytorch(
+        tmp_path / "a.pt", {"module._orig_mod.a": np.ones(1, "f4"), "module._orig_mod.b": np.zeros(1, "f4")}
+    )
+    assert [*read_tensors(tmp_path / "a.pt")] == ["a", "b"]
 
 
 # ---------------------------------------------------------------------------------------------------- wrong shapes
@@ -418,9 +455,11 @@ HDF5: list[tuple[Callable[[Any], Any], str]] = [
     (lambda f: f.create_dataset("a", data=np.array([np.nan, 1])), "a holds NaN or infinity"),
     (lambda f: f.create_dataset("a", data=np.zeros((3, 0))), r"a of shape \(3, 0\) is empty"),
     (lambda f: f.create_group("a"), "it holds no arrays"),
-    (lambda f: f.attrs.__setitem__("layer_names", np.zeros((2, 2))), "not that of a list of names"),
-    (lambda f: f.attrs.__setitem__("layer_names", [b"conv1"]), "link to elsewhere"),
-    (lambda f: f.attrs.__setitem__("layer_names", [b"/"]), "cannot read"),
+    (lambda f: f.attrs.__setitem__("layer_names", np.zeros((2, 2))), "layer_names is float64 .*, no list of names"),
+    (lambda f: f.attrs.__setitem__("layer_names", ["a" * 600] * 3000), "names that may be as long as the file"),
+    (lambda f: f.create_dataset("a", (1 << 40, 1 << 40), "f4", chunks=(1, 1)), "CAPSCORE_MEMORY"),
+    (lambda f: f.attrs.__setitem__("layer_names", np.array([b"conv1"])), "link to elsewhere"),
+    (lambda f: f.attrs.__setitem__("layer_names", np.array([b"/"])), "cannot read"),
 ]
 
 

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from capscore.errors import CapscoreError, ModelFileError
+from capscore.errors import CapscoreError, ModelFileError, short
 from capscore.modelfile import Model, check_classes, check_params
 from capscore.net import CapsNetSpec
+from capscore.values import sizes
 
 from . import efficient, escvm_original, gram_ai, guo_keras, guo_pytorch, heinsen
 from .family import Family, Found, Hints, Size
@@ -56,7 +57,7 @@ def convert(
         if spec is None:
             if mapping is not None:
                 raise ModelFileError("a mapping needs a spec, whose parameters it names; give --spec too")
-            name, found = _recognised(tensors, Hints(input, iterations or 3))
+            name, found = _recognised(tensors, Hints(_size(input), iterations))
         elif input is not None or iterations is not None:
             raise ModelFileError("the spec says the input and the iterations; leave both out, or the spec")
         else:
@@ -70,6 +71,16 @@ def convert(
         raise ModelFileError(
             f"cannot import {path}: its arrays do not fit one another ({error}); give a spec and a mapping"
         ) from None
+
+
+def _size(input: Any) -> Size | None:
+    """Return what somebody says is the size of images, checked."""
+    if input is None:
+        return None
+    size = sizes(input, "input")
+    if len(size) != 3:
+        raise ModelFileError(f"input must be (channels, height, width), not {short(input)}")
+    return size[0], size[1], size[2]
 
 
 def _recognised(tensors: Mapping[str, Array], hints: Hints) -> tuple[str, Found]:

@@ -66,6 +66,8 @@ def recognise(tensors: Mapping[str, Array], hints: Hints) -> Found | None:
     variants = [each for each in VARIANTS if (each.norm, len(each.strides)) == (norm, len(norms))]
     if not variants or len(attention) != 1 or len(convolutions) != len(norms) + 1 or drawing.keys() - DECODERS:
         return None
+    if hints.iterations is not None:
+        raise ModelFileError("the routing of Efficient-CapsNet has no iterations; leave them out")
     (kernel, bias), (weight, prior) = convolutions[-1], attention[0]
     classes, count, inner, dim = weight.shape
     types, rest = divmod(len(bias), inner)

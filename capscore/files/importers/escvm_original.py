@@ -35,7 +35,7 @@ def recognise(tensors: Mapping[str, Array], hints: Hints) -> Found | None:
     params |= named("stem", layers, [(hwio(w), b) for w, b in stem])
     params |= {"primary.weight": hwio(kernel) / types, "primary.bias": biases.reshape(-1), "capsules.0.bias": bias}
     params["capsules.0.weight"] = first(weight.reshape(count, inner, classes, dim).transpose(0, 2, 3, 1), types)
-    last = DenseCaps(classes, dim, DynamicRouting(hints.iterations))
+    last = DenseCaps(classes, dim, DynamicRouting(hints.rounds))
     return Found(CapsNetSpec(size, (*front, last), drawing), params, (LENGTH,))
 
 

@@ -33,7 +33,12 @@ class Hints(NamedTuple):
     """What weights do not tell."""
 
     input: Size | None = None
-    iterations: int = 3  # of the routing
+    iterations: int | None = None  # of the routing
+
+    @property
+    def rounds(self) -> int:
+        """Iterations of the routing: 3, as in the authors' code, if nothing else was said."""
+        return 3 if self.iterations is None else self.iterations
 
 
 class Family(NamedTuple):

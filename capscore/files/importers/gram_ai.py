@@ -44,7 +44,7 @@ def recognise(tensors: Mapping[str, Array], hints: Hints) -> Found | None:
     channels, inputs, *sides = tensors["conv1.weight"].shape
     layers = Conv(channels, window(sides)), PrimaryCaps(types, inner, window(kernel.shape[3:]), stride=2)
     size, front = sized([layers], inputs, count, dense, hints)
-    last = DenseCaps(classes, dim, DynamicRouting(hints.iterations, over="inputs"), bias=False)
+    last = DenseCaps(classes, dim, DynamicRouting(hints.rounds, over="inputs"), bias=False)
     drawing, drawn = decoder(dense, size)
     return Found(CapsNetSpec(size, (*front, last), drawing), params | drawn, (SCORES,))
 

@@ -32,7 +32,7 @@ def recognise(tensors: Mapping[str, Array], hints: Hints) -> Found | None:
     layers = [Conv(len(b), window(w.shape[:2])) for w, b in stem]
     primary = PrimaryCaps(types, inner, window(kernel.shape[:2]), stride=2)
     size, front = sized([(*layers, primary)], convolutions[0][0].shape[2], count, dense, hints)
-    last = DenseCaps(classes, dim, DynamicRouting(hints.iterations), bias=False)
+    last = DenseCaps(classes, dim, DynamicRouting(hints.rounds), bias=False)
     drawing, params = dense_decoder(dense, size)
     params |= named("stem", layers, [(hwio(w), b) for w, b in stem])
     params |= {"primary.weight": hwio(kernel), "primary.bias": bias}

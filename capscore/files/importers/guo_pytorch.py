@@ -36,7 +36,7 @@ def recognise(tensors: Mapping[str, Array], hints: Hints) -> Found | None:
         FlatCaps(inner),
     )
     size, front = sized([layers], first[1], count, dense, hints)
-    last = DenseCaps(classes, dim, DynamicRouting(hints.iterations), bias=False)
+    last = DenseCaps(classes, dim, DynamicRouting(hints.rounds), bias=False)
     drawing, drawn = decoder(dense, size)
     return Found(CapsNetSpec(size, (*front, last), drawing), params | drawn)
 

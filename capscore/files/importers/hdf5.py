@@ -6,6 +6,7 @@ file itself are read, and only along links that are part of the tree.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,6 @@ from capscore.data.memory import Budget
 from capscore.errors import BackendError, CapscoreError, ModelFileError
 
 DEEPEST = 30  # groups within groups
-MOST = 10_000  # names of layers or weights
 WHOLE = "model_weights"  # where `model.save` of Keras 2 puts what `save_weights` writes
 SKIPPED = ("optimizer", "optimizer_weights")  # what only going on with a training asks for
 
@@ -31,7 +31,7 @@ def read(file: Path | IO[bytes], memory: Budget) -> dict[str, NDArray[Any]]:
     try:
         with h5py.File(file, "r") as root:
             top = _child(root, WHOLE) if WHOLE in root else root
-            named = _listed(top) if "layer_names" in top.attrs else _walk(top, "", DEEPEST)
+            named = _listed(top, memory) if "layer_names" in top.attrs else _walk(top, "", DEEPEST)
             return {name: _array(name, found, memory) for name, found in named}
     except CapscoreError:
         raise
@@ -39,11 +39,11 @@ def read(file: Path | IO[bytes], memory: Budget) -> dict[str, NDArray[Any]]:
         raise ModelFileError(f"it is a damaged HDF5 file ({error!s:.100}); take another copy of it") from None
 
 
-def _listed(top: Any) -> Iterator[tuple[str, Any]]:
+def _listed(top: Any, memory: Budget) -> Iterator[tuple[str, Any]]:
     """Go through the arrays in the order of Keras 2's attributes."""
-    for layer in _names(top, "layer_names"):
+    for layer in _names(top, "layer_names", memory):
         group = _child(top, layer)
-        for weight in _names(group, "weight_names"):
+        for weight in _names(group, "weight_names", memory):
             found = group
             for part in weight.split("/"):
                 found = _child(found, part)
@@ -62,11 +62,16 @@ def _walk(group: Any, path: str, depth: int) -> Iterator[tuple[str, Any]]:
             yield from _walk(found, where, depth - 1) if hasattr(found, "keys") else [(where, found)]
 
 
-def _names(group: Any, attribute: str) -> list[str]:
+def _names(group: Any, attribute: str, memory: Budget) -> list[str]:
+    """Return a list of names, as Keras writes them into an attribute: strings of one length or of any."""
     about = group.attrs.get_id(attribute)
-    if len(about.shape) != 1 or about.shape[0] > MOST:
-        raise ModelFileError(f"{attribute} has shape {about.shape}, not that of a list of names; take another copy")
-    return [name.decode() if isinstance(name, bytes) else str(name) for name in group.attrs[attribute]]
+    if about.shape == (0,):
+        return []
+    if len(about.shape) != 1 or about.dtype.kind not in "SO":
+        raise ModelFileError(f"{attribute} is {about.dtype} {about.shape}, no list of names; take another copy")
+    longest = about.dtype.itemsize if about.dtype.kind == "S" else group.file.id.get_filesize()  # all may be one
+    memory.check(about.shape[0] * longest, f"{attribute}, names that may be as long as the file,")
+    return [name.decode() if isinstance(name, bytes) else str(name) for name in group.attrs[attribute].tolist()]
 
 
 def _child(group: Any, name: str) -> Any:
@@ -85,8 +90,9 @@ def _array(name: str, found: Any, memory: Budget) -> NDArray[Any]:
         raise ModelFileError(f"{name:.60} is no array of numbers: give a file that Keras's save_weights wrote")
     if found.is_virtual or found.external:
         raise ModelFileError(f"{name:.60} has its numbers in another file: save the weights in one file")
-    memory.take(found.nbytes, f"{name:.60} of shape {found.shape}")
-    if found.chunks is None and found.id.get_storage_size() != found.nbytes:
-        raise ModelFileError(f"{name:.60} declares {found.nbytes:,} bytes that it does not hold; take another copy")
+    size = math.prod(found.shape) * found.dtype.itemsize
+    memory.take(size, f"{name:.60} of shape {found.shape}")
+    if found.chunks is None and found.id.get_storage_size() != size:
+        raise ModelFileError(f"{name:.60} declares {size:,} bytes that it does not hold; take another copy")
     array: NDArray[Any] = found[()]
     return array

@@ -28,13 +28,22 @@ from .layouts import Array, first
 
 Shape = tuple[int, ...]
 
+
+def _number(value: Any, dtype: np.dtype[Any]) -> Array:
+    """Return a finite number, or raise an error of arithmetic."""
+    number = np.asarray(float(value), dtype)
+    if not np.isfinite(number):
+        raise ArithmeticError("it is not finite")
+    return number
+
+
 SHOWN = 12  # lines of a report on each side
 USUAL = [(3, 2, 0, 1), (1, 0), (1, 0, 2, 3), (1, 0, 3, 2), (0, 2, 3, 1)]  # transposes that are likely to be meant
 
 STEPS: dict[str, Callable[[Array, Any], Array]] = {
     "transpose": lambda array, axes: array.transpose(axes),
     "reshape": lambda array, sizes: array.reshape(sizes),
-    "scale": lambda array, factor: array * np.asarray(float(factor), array.dtype),
+    "scale": lambda array, factor: array * _number(factor, array.dtype),
     "last_first": first,
 }
 
@@ -91,8 +100,9 @@ def _apply(name: str, rule: Any, array: Array) -> tuple[str | None, Array]:
     for step, setting in rule.items():
         if step != "to":
             try:
-                array = STEPS[step](array, setting)
-            except (TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
+                with np.errstate(all="raise"):
+                    array = STEPS[step](array, setting)
+            except (TypeError, ValueError, ArithmeticError) as error:
                 raise ModelFileError(
                     f"{name}: {step} {short(setting)} of {array.shape} is not possible: {error}"
                 ) from None

@@ -36,7 +36,7 @@ def read(path: Path, memory: Budget) -> dict[str, NDArray[Any]]:
                 f"it holds {stranger[1]:.60}, no tensor, and reading it could run code: {CURE}"
             ) from None
         raise ModelFileError(f"it is damaged, or not PyTorch's ({error!s:.100}); take another copy of it") from None
-    return {name: _array(name, tensor, memory) for name, tensor in _tensors(state).items()}
+    return {str(name): _array(name, tensor, memory) for name, tensor in _tensors(state).items()}
 
 
 def _tensors(state: Any) -> dict[str, Any]:

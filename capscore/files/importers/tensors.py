@@ -47,7 +47,7 @@ def read_tensors(path: str | os.PathLike[str], memory: int | str | None = None) 
     try:
         if not path.is_file():
             raise ModelFileError("it is a folder" if path.is_dir() else "there is no such file")
-        tensors = {_unwrapped(name): a for name, a in _read(path, Budget(memory)).items() if COUNTER not in name}
+        tensors = {name: a for name, a in _read(path, Budget(memory)).items() if COUNTER not in name}
         if not tensors:
             raise ModelFileError("it holds no arrays; give the file with the weights")
         for name, array in tensors.items():
@@ -57,7 +57,7 @@ def read_tensors(path: str | os.PathLike[str], memory: int | str | None = None) 
                 raise ModelFileError(
                     f"{name:.60} holds NaN or infinity: that training had failed; take an earlier file"
                 )
-        return tensors
+        return _unwrapped(tensors)
     except (CapscoreError, OSError) as error:
         raise ModelFileError(f"cannot read {path}: {error}") from None
 
@@ -114,7 +114,8 @@ def _read_safetensors(path: Path, memory: Budget) -> Tensors:
         raise ModelFileError(f"it is damaged ({error!s:.100}); take another copy of it") from None
 
 
-def _unwrapped(name: str) -> str:
+def _unwrapped(tensors: Tensors) -> Tensors:
     for wrapper in WRAPPERS:
-        name = name.removeprefix(wrapper)
-    return name
+        if all(name.startswith(wrapper) for name in tensors):
+            tensors = {name.removeprefix(wrapper): array for name, array in tensors.items()}
+    return tensors
