@@ -64,7 +64,7 @@ def _spec(tensors: Mapping[str, Array], count: int, hints: Hints) -> CapsNetSpec
     routed = []
     for layer in spec.capsules:
         assert isinstance(layer.routing, HeinsenRouting)
-        routed.append(replace(layer, routing=replace(layer.routing, iterations=hints.iterations)))
+        routed.append(replace(layer, routing=replace(layer.routing, iterations=hints.rounds)))
     return spec.replace(layers=(*spec.layers[:-2], *routed))
 
 
