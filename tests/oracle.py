@@ -57,6 +57,18 @@ def conv(image: Array, weight: Array, bias: Array, stride: Size, padding: Size, 
     return out
 
 
+def conv_transpose(image: Array, weight: Array, bias: Array, stride: int) -> Array:
+    """Every position of one image [C, H, W] adds its numbers times the mirrored weight [O, C, k, k] to a window."""
+    (_, height, width), (channels, _, k, _) = image.shape, weight.shape
+    out = np.zeros((channels, height * stride, width * stride)) + bias[:, None, None]
+    before = max(0, (k - stride) // 2)
+    for y, x, down, right in np.ndindex(height, width, k, k):
+        i, j = y * stride + down - before, x * stride + right - before
+        if 0 <= i < height * stride and 0 <= j < width * stride:
+            out[:, i, j] += weight[:, :, k - 1 - down, k - 1 - right] @ image[:, y, x]
+    return out
+
+
 def primary_capsules(features: Array, types: int, dim: int) -> Array:
     """Squash the `dim` channels of each type at each position: [N, dim], type by type, row by row."""
     _, height, width = features.shape
@@ -223,7 +235,10 @@ def batch_norm(how: Mapping[str, Any], p: Mapping[str, Array], x: Array, trainin
             variance[c] += how["momentum"] * (spread - variance[c])
         else:
             y[:, c] = (x[:, c] - mean[c]) / math.sqrt(variance[c] + how["epsilon"])
-        y[:, c] = y[:, c] * p["weight"][c] + p["bias"][c]
+        if how["scale"]:
+            y[:, c] *= p["weight"][c]
+        if how["shift"]:
+            y[:, c] += p["bias"][c]
     return y, mean, variance
 
 
@@ -237,6 +252,14 @@ def group_norm(p: Mapping[str, Array], image: Array, groups: int, epsilon: float
 
 def linear(p: Mapping[str, Array], features: Array) -> Array:
     return np.array([(w * features.ravel()).sum() + b for w, b in zip(p["weight"], p["bias"], strict=True)])
+
+
+def coordinates(height: int, width: int) -> Array:
+    """y and x of every position, from -1 at the first to 1 at the last; -1 where there is but one."""
+    found = np.zeros((2, height, width))
+    for y, x in np.ndindex(height, width):
+        found[:, y, x] = -1 + 2 * y / max(1, height - 1), -1 + 2 * x / max(1, width - 1)
+    return found
 
 
 def upsample(image: Array, factor: int) -> Array:
@@ -275,6 +298,9 @@ def layer(how: Mapping[str, Any], p: Mapping[str, Array], x: Array, training: bo
     match how["type"]:
         case "Residual":
             y = chain(how["layers"], "layers", p, x, training) + chain(how["shortcut"], "shortcut", p, x, training)
+        case "Concat":
+            both = [chain(how[name], name, p, x, training) for name in ("layers", "shortcut")]
+            y = np.array([[*a, *b] for a, b in zip(*both, strict=True)])
         case "BatchNorm":
             y = batch_norm(how, p, x, training)[0]
         case _:
@@ -286,10 +312,17 @@ def of_image(how: Mapping[str, Any], p: Mapping[str, Array], image: Array) -> Ar
     match how["type"]:
         case "Activation" | "Dropout":  # which does nothing when told of no mask: see `dropout`
             return image
+        case "PadChannels":
+            none = np.zeros(image.shape[1:])
+            return np.array([*[none] * how["before"], *image, *[none] * how["after"]])
+        case "Coordinates":
+            return np.array([*image, *coordinates(*image.shape[1:])])
         case "Conv":
             bias = p.get("bias", np.zeros(how["channels"]))
             padding = margins(how["padding"], how["kernel"])
             return conv(image, p["weight"], bias, how["stride"], padding, how["groups"])
+        case "ConvTranspose":
+            return conv_transpose(image, p["weight"], p["bias"], how["stride"])
         case "GroupNorm" | "InstanceNorm" | "LayerNorm":
             groups = {"InstanceNorm": len(image), "LayerNorm": 1}.get(how["type"]) or how["groups"]
             return group_norm(p, image, groups, how["epsilon"])
@@ -350,6 +383,8 @@ def margin(how: Mapping[str, Any], scores: Array, shown: Array, step: int) -> fl
 
 def spread(how: Mapping[str, Any], scores: Array, shown: Array, step: int) -> float:
     done = 1.0 if step >= how["steps"] else step / how["steps"]
+    if how["smooth"]:
+        done = sigmoid(step / how["steps"] - 4)
     m = how["start"] + done * (how["end"] - how["start"])
     total = 0.0
     for t in range(len(scores)):
@@ -396,15 +431,15 @@ def seen_by_all(how: Mapping[str, Any], p: Mapping[str, Array], x: Caps) -> Seen
     t, h, w, k = x.pose.shape
     found = np.zeros((1, t * h * w, how["count"], how["dim"]))
     for i, (kind, row, column) in enumerate(np.ndindex(t, h, w)):
-        own = kind if how["shared"] else i
+        own = {False: i, True: kind, "all": 0}[how["shared"]]
         for j in range(how["count"]):
             found[0, i, j] = vote(x.pose[kind, row, column], p["weight"][own, j], how["pose_rows"])
             if how["vote_bias"]:
                 found[0, i, j] += p["vote_bias"][own, j]
             if how["coordinates"]:
-                width = how["dim"] // how["pose_rows"]
-                found[0, i, j, width - 1] += (column + 0.5) / w
-                found[0, i, j, 2 * width - 1] += (row + 0.5) / h
+                width, start, scale = how["dim"] // how["pose_rows"], how["coordinate_start"], how["coordinate_scale"]
+                found[0, i, j, width - 1] += scale * (column + start) / w
+                found[0, i, j, 2 * width - 1] += scale * (row + start) / h
     activation = None if x.activation is None else x.activation.reshape(1, -1)
     return Seen(found, np.arange(t * h * w)[None], x.pose.reshape(1, -1, k), activation)
 
@@ -445,7 +480,10 @@ def dynamic(how: Mapping[str, Any], p: Mapping[str, Array], bias: Array, seen: S
     for u_hat in seen.votes:
         b = np.zeros(u_hat.shape[:2])
         for _ in range(how["iterations"]):
-            c = np.array([softmax(row, how["leaky"]) for row in b])
+            if how["over"] == "outputs":
+                c = np.array([softmax(row, how["leaky"]) for row in b])
+            else:
+                c = np.array([softmax(column, False) for column in b.T]).T
             v = np.array([shrink((c[:, j, None] * u_hat[:, j]).sum(0) + bias[j]) for j in range(u_hat.shape[1])])
             b = b + np.array([[u_hat[i, j] @ v[j] for j in range(len(v))] for i in range(len(b))])
         poses.append(v)
@@ -469,10 +507,16 @@ def caps_layer(how: Mapping[str, Any], p: Mapping[str, Array], x: Caps, routing:
     return Caps(pose, None if found.activation is None else found.activation.T.reshape(-1, rows, columns))
 
 
-def capsules_of(how: Mapping[str, Any], x: Array) -> Caps:
+def capsules_of(how: Mapping[str, Any], p: Mapping[str, Array], x: Array) -> Caps:
     """The channels of one map as capsules of several types at every position."""
     _, h, w = x.shape
     t, d = how["types"], how["dim"]
+    if how.get("norm"):  # in inference: each type has statistics of its own, one for poses and one for activations
+        x = np.array(x)
+        for c in range(len(x)):
+            name, kind = ("pose.", c // d) if c < t * d else ("activation.", c - t * d)
+            mean, variance, weight, bias = (p[name + key][kind] for key in ("mean", "variance", "weight", "bias"))
+            x[c] = (x[c] - mean) / math.sqrt(variance + 1e-5) * weight + bias
     shrink = SQUASHES[how["squash"]]
     pose = np.zeros((t, h, w, d))
     for kind, i, j in np.ndindex(t, h, w):

@@ -117,15 +117,18 @@ def test_lists_are_taken_as_tuples() -> None:
     assert spec.decoder == Decoder((4,))
 
 
+LEAKY = DynamicRouting(3, leaky=True)
+
+
 def test_presets_are_reached_from_the_package() -> None:
     assert capscore.PRESETS is PRESETS
     assert set(PRESETS) == {
-        *("mnist", "multimnist", "cifar10", "smallnorb", "svhn", "small"),
+        *("mnist", "multimnist", "cifar10", "smallnorb", "svhn", "small", "deepcaps", "deepcaps-64"),
         *("efficient-mnist", "efficient-multimnist", "efficient-smallnorb", "inverted-cifar10", "inverted-cifar100"),
+        *("self-routing-resnet20", "heinsen-smallnorb", "hvc-mnist", "em-smallnorb", "em-small", "vb-smallnorb"),
     }
-    assert [name for name, p in PRESETS.items() if p.capsules[0].routing == DynamicRouting(3, leaky=True)] == [
-        "cifar10"
-    ]
+    leaky = [name for name, p in PRESETS.items() if any(getattr(c, "routing", None) == LEAKY for c in p.capsules)]
+    assert leaky == ["cifar10"]
 
 
 def test_initial_parameters_are_bounded_and_seeded() -> None:

@@ -37,6 +37,10 @@ class RoutedCaps(Layer):
         check_kind(self, "routing", Routing, "DynamicRouting()")
         check_kind(self, "init", Init, "HeNormal()", optional=True)
         check_flags(self, "bias")
+        if self.bias and not self.routing.biased:
+            raise SpecError(
+                f"{type(self).__name__}: {type(self.routing).__name__} adds no bias to its capsules: bias=False"
+            )
         if self.dim % self.pose_rows:
             raise SpecError(f"{type(self).__name__}: pose_rows {self.pose_rows} does not divide a pose of {self.dim}")
 
