@@ -504,7 +504,7 @@ def _graph(
     found |= _couplings(recorder, spec, run)
     if run.trace is not None and not any(name.startswith("couplings") for name in found):
         raise CapscoreError(
-            "there are no couplings to export: a first iteration has uniform ones, and layers within a layer keep theirs"
+            "no couplings to export: those of a first iteration are uniform, and layers within a layer keep theirs"
         )
     return recorder.model({"images": spec.input}, found, byte_images)
 
