@@ -83,11 +83,10 @@ def transpose(x: Tensor, axes: tuple[int, ...]) -> Tensor:
 
 def take(x: Tensor, index: Index, axis: int) -> Tensor:
     """Return what lies at the positions of `index` along `axis`; zeros at -1."""
-    y = x.index_select(axis, torch.as_tensor(index.positions.clip(0), device=x.device))
-    if index.there is None:
-        return y
-    absent = torch.as_tensor(~index.there, device=x.device).view(-1, *(1 for _ in x.shape[axis + 1 :]))
-    return y.masked_fill(absent, 0.0)
+    if index.there is not None:  # -1 is the last of one more, all zeros: cheaper than to write over what was taken
+        x = torch.cat((x, torch.zeros_like(x.narrow(axis, 0, 1))), axis)
+    positions = np.where(index.positions < 0, x.shape[axis] - 1, index.positions)
+    return x.index_select(axis, torch.as_tensor(positions, device=x.device))
 
 
 def concat(xs: Sequence[Tensor], axis: int) -> Tensor:
