@@ -14,10 +14,10 @@ from capscore import model
 from capscore.data import Samples, resident
 from capscore.errors import BackendError, TrainingError
 from capscore.fast.cook_toom import Tiling
+from capscore.fast.streaming import RULES
 from capscore.layer import Run
 from capscore.ops import Axes, Index, check_plain, check_range, to_host
 from capscore.optim import Adam, Optimiser
-from capscore.routing import DynamicRouting
 
 # A fresh large array costs page faults, in small pages more than the arithmetic in it: measured, docs/performance.md.
 # PyTorch reads this once, before its first large array; a value that is set already is respected.
@@ -341,7 +341,7 @@ class Learner(model.Learner[Tensor]):
         on_cpu = next(self.net.parameters()).device.type == "cpu"
         return {"processes": self.team.size} | ({"threads": torch.get_num_threads()} if on_cpu else {})
 
-    def hold(self, data: Samples, margin: int) -> Samples:
+    def to_device(self, data: Samples, margin: int) -> Samples:
         """Return images to learn from, with `margin` around them, on the network's device."""
         like = next(self.net.parameters())
         if like.device.type == "cpu":
@@ -437,5 +437,5 @@ from capscore.backends import _torch_fused, _torch_module, _torch_optim, _torch_
 from capscore.backends._torch_fused import tracing  # noqa: E402
 from capscore.backends._torch_module import Module as Module  # noqa: E402
 
-FUSED: Mapping[type, Any] = {DynamicRouting: _torch_fused.dynamic_routing}
+FUSED: Mapping[type, Any] = dict.fromkeys(RULES, _torch_fused.route)
 load = CapsNet.load

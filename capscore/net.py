@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -17,7 +17,7 @@ from .layers import Conv, Decoder, DenseCaps, Drawing, PrimaryCaps
 from .layers.chain import check_layers, check_size, check_sizes, place, plan_chain, through
 from .losses import Loss, MarginLoss
 from .ops import A, Ops, scope
-from .squash import lengths
+from .squash import presence
 from .values import check_kind, check_names, read, sizes, write
 
 Shapes = dict[str, tuple[int, ...]]  # of parameters, by name
@@ -183,21 +183,16 @@ class CapsNetSpec:
     def _part(self, kind: str) -> tuple[Any, ...]:
         return tuple(row.layer for row in self.rows if row.name.split(".")[0] == kind)
 
+    def _fields(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
     def replace(self, **changes: Any) -> CapsNetSpec:
         """Return the same network with other parts; the names are those of the constructor."""
-        same = {"input": self.input, "layers": self.layers, "decoder": self.decoder, "loss": self.loss}
-        return CapsNetSpec(**{**same, **changes})
+        return CapsNetSpec(**{**self._fields(), **changes})
 
     def to_json(self) -> str:
         """Return the spec as JSON; `from_json` reads it back."""
-        return json.dumps(
-            {
-                "input": self.input,
-                "layers": write(self.layers),
-                "decoder": write(self.decoder),
-                "loss": write(self.loss),
-            }
-        )
+        return json.dumps({name: write(value) for name, value in self._fields().items()})
 
     @classmethod
     def from_json(cls, text: str | bytes) -> CapsNetSpec:
@@ -259,10 +254,7 @@ def primary_capsules(ops: Ops[A], spec: CapsNetSpec, params: Mapping[str, A], x:
 
 def scores(ops: Ops[A], output: Capsules[A] | A) -> A:
     """Return the class scores [B, J] of what `forward` returned: activations, else lengths, else the vector itself."""
-    if not isinstance(output, Capsules):
-        return output
-    found: A = lengths(ops, output.pose) if output.activation is None else output.activation
-    return found
+    return presence(ops, output) if isinstance(output, Capsules) else output
 
 
 def reconstruct(

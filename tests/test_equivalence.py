@@ -294,7 +294,7 @@ def test_votes_never_written_down_are_the_votes(caps: ModuleType, shape: tuple[i
         return [votes.array(), votes.combine(c), votes.combine(0.25), votes.agree(v)]
 
     written, summed, mean, agreed = map(caps.to_numpy, whole(caps, ask)(*map(caps.asarray, (u, w, bias, c, v))))
-    close(written, u_hat, FLOAT64)
+    close(written, u_hat.transpose(2, 0, 1, 3), FLOAT64)
     close(summed, np.einsum("jbn,bnjd->jbd", c, u_hat) + bias[:, None], FLOAT64)
     close(mean, 0.25 * np.einsum("bnjd->jbd", u_hat) + bias[:, None], FLOAT64)
     close(agreed, np.einsum("bnjd,jbd->jbn", u_hat, v), FLOAT64)

@@ -30,6 +30,7 @@ from capscore import (
     ConvCaps3D,
     ConvDecoder,
     ConvTranspose,
+    Coordinates,
     CrossEntropy,
     DenseCaps,
     Dropout,
@@ -40,6 +41,7 @@ from capscore import (
     Linear,
     MarginLoss,
     MaxPool,
+    PadChannels,
     PrimaryCaps,
     Residual,
     SelfAttention,
@@ -147,14 +149,17 @@ def divisors(n: int) -> Any:
 
 
 KINDS: dict[str, Callable[[Map], Any]] = {
-    "Activation": lambda shape: st.builds(Activation, ACTIVATION),
+    "Activation": lambda shape: st.builds(Activation, ACTIVATION, st.sampled_from([0.0, 0.01, 0.3])),
     "AveragePool": lambda shape: window(shape).map(lambda how: AveragePool(**how)),
-    "BatchNorm": lambda shape: st.builds(BatchNorm, st.sampled_from([0.0, 0.1, 1.0]), EPSILON, ACTIVATION),
+    "BatchNorm": lambda shape: st.builds(
+        BatchNorm, st.sampled_from([0.0, 0.1, 1.0]), EPSILON, ACTIVATION, st.booleans(), st.booleans()
+    ),
     "Concat": concat,
     "Conv": conv,
     "ConvTranspose": lambda shape: st.builds(
         ConvTranspose, st.integers(1, 2), st.integers(1, 4), st.integers(1, 3), ACTIVATION
     ),
+    "Coordinates": lambda shape: st.just(Coordinates()),
     "Dropout": lambda shape: st.builds(Dropout, st.sampled_from([0.0, 0.5]), st.booleans()),
     "GlobalPool": lambda shape: st.just(GlobalPool()),
     "GroupNorm": lambda shape: st.builds(GroupNorm, divisors(shape.channels), EPSILON, ACTIVATION),
@@ -162,8 +167,9 @@ KINDS: dict[str, Callable[[Map], Any]] = {
     "LayerNorm": lambda shape: st.builds(LayerNorm, EPSILON, ACTIVATION),
     "Linear": lambda shape: st.builds(Linear, st.sampled_from([1, 3, (2, 1, 3)]), ACTIVATION),
     "MaxPool": lambda shape: window(shape).map(lambda how: MaxPool(**how)),
+    "PadChannels": lambda shape: st.builds(PadChannels, st.integers(0, 2), st.integers(0, 2)),
     "Residual": residual,
-    "Upsample": lambda shape: st.builds(Upsample, st.integers(1, 3)),
+    "Upsample": lambda shape: st.builds(Upsample, st.integers(1, 3), st.sampled_from(["nearest", "bilinear"])),
 }
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
@@ -298,6 +304,20 @@ def test_a_conv_decoder_draws_what_its_loops_do(
     close(drawn, oracle.reconstruct(how, params, v, labels), TOLERANCE[dtype])
 
 
+def test_a_decoder_of_given_layers_draws_what_their_loops_do(caps: ModuleType) -> None:
+    chain = (Linear((2, 3, 4), "none"), Upsample(2, "bilinear"), Conv(3, 3, activation="none"),
+             Activation("leaky_relu", slope=0.2), Upsample(2), Conv(1, 3, activation="sigmoid"))  # fmt: skip
+    decoder = ChainDecoder(chain, image=(1, 6, 10))
+    spec = CapsNetSpec((2, 12, 10), (PrimaryCaps(1, 3, 4), DenseCaps(3, 4)), decoder)
+    params, v = filled(spec), np.random.default_rng(1).normal(size=(2, 3, 4))
+    own = {name.removeprefix("decoder."): array for name, array in params.items() if name.startswith("decoder.")}
+    wanted = v * np.eye(3)[[0, 2]][:, :, None]
+    for i, layer in enumerate(chain):
+        wanted = oracle.layer(write(layer), oracle.part(own, f"{i}."), wanted.reshape(2, -1) if not i else wanted)
+    net = caps.CapsNet(spec, params, dtype="float64")
+    close(caps.to_numpy(net.reconstruct(caps.asarray(v), [0, 2])), wanted, TOLERANCE["float64"])
+
+
 # ------------------------------------------------------------------------------------------------------- gradients
 
 
@@ -384,7 +404,11 @@ LOSSES = {
         MarginLoss, st.floats(0.5, 1), st.floats(0, 0.5), st.sampled_from([0.0, 0.5, 2.0]), class_weights=WEIGHTS
     ),
     "SpreadLoss": st.builds(
-        SpreadLoss, st.floats(0, 0.5), st.floats(0.5, 1), st.sampled_from([0, 3, 50]), class_weights=WEIGHTS
+        lambda start, end, grows, weights: SpreadLoss(start, end, *grows, class_weights=weights),
+        st.floats(0, 0.5),
+        st.floats(0.5, 1),
+        st.sampled_from([(0, False), (3, False), (50, False), (4, True)]),
+        WEIGHTS,
     ),
     "CrossEntropy": st.builds(CrossEntropy, st.sampled_from([0.5, 1, 10]), st.booleans(), class_weights=WEIGHTS),
 }
@@ -575,7 +599,7 @@ def test_batch_normalisation_leaves_no_node(
     past = {"channels": 3, "kernel": settings["kernel"], "stride": settings.get("stride", 1), "padding": 1}
     blocks = [
         Residual((*block, *block), (Conv(**past, activation="none"), *norm, Conv(**past)), "relu")
-        for block, norm in ((pair_of_layers, (BatchNorm(),)), (single, ()))
+        for block, norm in ((pair_of_layers, (BatchNorm(scale=False),)), (single, ()))
     ]
     assert nodes(onnx_export, (blocks[0],), path) == nodes(onnx_export, (blocks[1],), path)
     inside = [(Residual((Residual(block.layers, block.shortcut),), (Conv(**past), Conv(**past))),) for block in blocks]
@@ -758,6 +782,8 @@ def scores(*layers: Layer, **how: Any) -> CapsNetSpec:
         (lambda: BatchNorm(momentum=float("nan")), "BatchNorm: momentum must be a number from 0 to 1, not nan"),
         (lambda: BatchNorm(epsilon=0), "BatchNorm: epsilon must be a number from 1e-12 to 1, not 0"),
         (lambda: LayerNorm(activation="swish"), 'LayerNorm: activation must be "relu" or .*, not \'swish\''),
+        (lambda: Upsample(mode="cubic"), 'Upsample: mode must be "nearest" or "bilinear", not'),
+        (lambda: Activation("leaky_relu", slope=2), "Activation: slope must be a number from 0 to 1, not 2"),
         (lambda: Upsample(0), "Upsample: factor must be a whole number from 1"),
         (lambda: Linear((2, 3)), r"Linear: output must be one size or \(channels, height, width\), not \(2, 3\)"),
         (lambda: ConvDecoder(()), "ConvDecoder: channels is empty; it needs at least one map"),
@@ -774,6 +800,7 @@ def scores(*layers: Layer, **how: Any) -> CapsNetSpec:
         (lambda: scores(loss=MarginLoss(class_weights=(1, 2))), "2 class weights for 3 classes; give one for each"),
         (lambda: scores(loss=MarginLoss(class_weights=(1, -2, 1))), "MarginLoss: class_weights must be numbers from 0"),
         (lambda: SpreadLoss(class_weights=(10**5000,)), "class_weights must be numbers .*cannot be printed"),
+        (lambda: SpreadLoss(steps=0, smooth=True), "SpreadLoss: a smooth margin .* steps must be at least 1"),
         (lambda: SpreadLoss(steps=-1), "SpreadLoss: steps must be a whole number from 0"),
         (lambda: CrossEntropy(scale=0), "CrossEntropy: scale must be a number from 1e-06"),
         (lambda: scores(loss="margin"), r"loss must be a Loss such as MarginLoss\(\), not 'margin'"),

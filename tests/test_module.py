@@ -20,25 +20,30 @@ from capscore import (
     Activation,
     AveragePool,
     BatchNorm,
+    BranchScores,
     CapsNetSpec,
     Capsules,
     Conv,
     ConvDecoder,
+    Coordinates,
     DenseCaps,
     Dropout,
     DynamicRouting,
     GlobalPool,
     Grid,
     GroupNorm,
+    HomogeneousCaps,
     InstanceNorm,
     Layer,
     LayerNorm,
     Linear,
     Map,
     MaxPool,
+    PadChannels,
     PrimaryCaps,
     Residual,
     Routing,
+    SelfRoutedClasses,
     Upsample,
     Vector,
 )
@@ -73,6 +78,11 @@ LAYERS: list[tuple[Layer, Any]] = [
     (PrimaryCaps(3, 4, 3, 2), MAP),
     (BLOCK, MAP),
     (Upsample(2), MAP),
+    (Coordinates(), MAP),
+    (PadChannels(1, 2), MAP),
+    (HomogeneousCaps(3), GRID),
+    (BranchScores(), GRID),
+    (SelfRoutedClasses(3), GRID),
 ]
 each_layer = pytest.mark.parametrize(("layer", "input"), LAYERS, ids=lambda value: type(value).__name__)
 
@@ -148,7 +158,7 @@ def test_a_tuple_is_named_prints_and_has_hooks_like_a_sequence() -> None:
     assert [name for name, _ in module.named_buffers()] == statistics
     shown = str(module)
     assert shown.startswith("Module(\n  (0): Conv(channels=6, kernel=3, stride=1, padding=0, activation='none'")
-    assert "      (1): BatchNorm(momentum=0.1, epsilon=1e-05, activation='none')" in shown
+    assert "      (1): BatchNorm(momentum=0.1, epsilon=1e-05, activation='none', scale=True, shift=True)" in shown
     assert "(5): DenseCaps(count=3, dim=5, routing=DynamicRouting(iterations=3, leaky=False), bias=True)" in shown
     heard: list[str] = []
     for name, part in module.named_modules():

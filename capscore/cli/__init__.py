@@ -1,6 +1,6 @@
-"""The `capscore` command: one file for each of train, eval, predict, export, inspect, verify, explore, demo."""
+"""The `capscore` command: one file for each of its commands."""
 
-from capscore.cli import train, eval, predict, export, inspect, verify, explore, demo  # noqa: I001 - as help lists them
+from capscore.cli import train, eval, predict, export, inspect, verify, explore, augment, demo  # noqa: I001 - help's order
 from capscore.cli.app import app, main
 
-__all__ = ["app", "demo", "eval", "explore", "export", "inspect", "main", "predict", "train", "verify"]
+__all__ = ["app", "augment", "demo", "eval", "explore", "export", "inspect", "main", "predict", "train", "verify"]
