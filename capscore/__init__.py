@@ -34,6 +34,7 @@ from .layers import (
     Decoder,
     DenseCaps,
     Dropout,
+    FlatCaps,
     GlobalPool,
     GroupNorm,
     HomogeneousCaps,
@@ -68,10 +69,11 @@ __all__ = [
     "PRESETS", "Activation", "AsCaps", "AsMap", "AveragePool", "BatchNorm", "BranchScores", "CapsNetSpec",
     "CapsNorm", "CapscoreError", "Capsules", "ChainDecoder", "Concat", "Concurrent", "Conv", "ConvCaps",
     "ConvCaps3D", "ConvDecoder", "ConvTranspose", "Coordinates", "CrossEntropy", "Decoder", "DenseCaps", "Dropout",
-    "DynamicRouting", "EMRouting", "GlobalPool", "Grid", "GroupNorm", "HeinsenRouting", "HomogeneousCaps",
-    "InstanceNorm", "InvertedAttention", "Layer", "LayerNorm", "Linear", "Logits", "Map", "MarginLoss", "MaxPool",
-    "PadChannels", "PrimaryCaps", "Residual", "Routing", "SelfAttention", "SelfRoutedClasses", "SelfRouting",
-    "SpreadLoss", "Upsample", "VariationalBayes", "Vector", "backend", "backend_names",
+    "DynamicRouting", "EMRouting", "FlatCaps", "GlobalPool", "Grid", "GroupNorm", "HeinsenRouting",
+    "HomogeneousCaps", "InstanceNorm", "InvertedAttention", "Layer", "LayerNorm", "Linear", "Logits", "Map",
+    "MarginLoss", "MaxPool", "PadChannels", "PrimaryCaps", "Residual", "Routing", "SelfAttention",
+    "SelfRoutedClasses", "SelfRouting", "SpreadLoss", "Upsample", "VariationalBayes", "Vector", "backend",
+    "backend_names",
 ]  # fmt: skip
 
 _OF_THE_BACKEND = {"CapsNet", "Learner", "Module", "load"} | {name for name in vars(Ops) if not name.startswith("_")}

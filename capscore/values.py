@@ -27,7 +27,13 @@ class Value:
     def __init_subclass__(cls, **settings: Any) -> None:
         """Make the class known."""
         super().__init_subclass__(**settings)
+        cls.__repr__ = Value.__repr__  # type: ignore[method-assign]  # a dataclass keeps the one that its class has
         Value.known[cls.__name__] = cls
+
+    def __repr__(self) -> str:
+        """Return how to make it: the settings that are not the usual ones."""
+        told = ((f.name, getattr(self, f.name), f.default) for f in fields(self))  # type: ignore[arg-type]
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value, usual in told if value != usual)})"
 
     def settings(self) -> dict[str, Any]:
         """Return every field by name."""

@@ -480,7 +480,10 @@ def dynamic(how: Mapping[str, Any], p: Mapping[str, Array], bias: Array, seen: S
     for u_hat in seen.votes:
         b = np.zeros(u_hat.shape[:2])
         for _ in range(how["iterations"]):
-            c = np.array([softmax(row, how["leaky"]) for row in b])
+            if how["over"] == "outputs":
+                c = np.array([softmax(row, how["leaky"]) for row in b])
+            else:
+                c = np.array([softmax(column, False) for column in b.T]).T
             v = np.array([shrink((c[:, j, None] * u_hat[:, j]).sum(0) + bias[j]) for j in range(u_hat.shape[1])])
             b = b + np.array([[u_hat[i, j] @ v[j] for j in range(len(v))] for i in range(len(b))])
         poses.append(v)

@@ -14,6 +14,7 @@ from .coordinates import Coordinates
 from .decoder import ChainDecoder, ConvDecoder, Decoder, Drawing
 from .dense import DenseCaps
 from .dropout import Dropout
+from .flat import FlatCaps
 from .hvc import BranchScores, HomogeneousCaps
 from .linear import Linear
 from .logits import Logits
@@ -28,7 +29,7 @@ from .upsample import Upsample
 __all__ = [
     "Activation", "AsCaps", "AsMap", "AveragePool", "BatchNorm", "BranchScores", "CapsNorm", "ChainDecoder",
     "Concat", "Concurrent", "Conv", "ConvCaps", "ConvCaps3D", "ConvDecoder", "ConvTranspose", "Coordinates",
-    "Decoder", "DenseCaps", "Drawing", "Dropout", "GlobalPool", "GroupNorm", "HomogeneousCaps", "InstanceNorm",
-    "LayerNorm", "Linear", "Logits", "MaxPool", "PadChannels", "PrimaryCaps", "Residual", "SelfRoutedClasses",
-    "Upsample",
+    "Decoder", "DenseCaps", "Drawing", "Dropout", "FlatCaps", "GlobalPool", "GroupNorm", "HomogeneousCaps",
+    "InstanceNorm", "LayerNorm", "Linear", "Logits", "MaxPool", "PadChannels", "PrimaryCaps", "Residual",
+    "SelfRoutedClasses", "Upsample",
 ]  # fmt: skip
