@@ -3,8 +3,9 @@
     python -m lab.bench.conv_caps --json conv_caps.json
 
 A stack of them on 64×64 images: votes of every window in memory, and einsum over them, is what public code does.
-Contenders are processes of their own and take turns; each first tells that it computes what the others do. What memory
-a contender needs is the growth of its process from before the first run to its peak.
+Contenders are processes of their own and take turns; their answers and gradients are compared first. Time is that of
+the processor, of all threads, and on the clock: on a busy machine the first alone says something. Memory is how far the
+process grows beyond what it had held after the same for one image.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def data(batch: int) -> tuple[Any, Any]:
 
 # ----------------------------------------------------------------------------------------------------- the contenders
 
-Run = Callable[[], Any]  # returns the capsules of the forward pass, as an array of NumPy
+Run = Callable[[], float]  # returns the sum of the capsules' numbers, weighed; with the gradient, the norm of that
 
 
 def plain(routing: str, batch: int, backward: bool) -> Run:
@@ -118,15 +119,14 @@ def capscore_torch(routing: str, batch: int, backward: bool) -> Run:
 
 
 def _torch_run(torch: Any, forward: Callable[[], Any], parameters: list[Any], g: Any, backward: bool) -> Run:
-    def run() -> Any:
+    def run() -> float:
         if not backward:
             with torch.inference_mode():
-                return forward().numpy()
+                return float((forward() * g).sum())
         for p in parameters:
             p.grad = None
-        v = forward()
-        v.backward(g)
-        return v.detach().numpy()
+        forward().backward(g)
+        return math.sqrt(sum(float((p.grad**2).sum()) for p in parameters))
 
     return run
 
@@ -138,18 +138,14 @@ def capscore_numpy(routing: str, batch: int, backward: bool) -> Run:
 
     net, (x, g) = caps.CapsNet(spec(routing)), data(batch)
 
-    def run() -> Any:
+    def weighed(tape: Any, p: Any) -> Any:
+        return tape.sum(forward(tape, net.spec, p, tape.asarray(x)).pose * tape.asarray(g), (0, 1, 2))
+
+    def run() -> float:
         if not backward:
-            return net(x).capsules
-        found: list[Any] = []
-
-        def weighed(tape: Any, p: Any) -> Any:
-            v = forward(tape, net.spec, p, tape.asarray(x)).pose
-            found.append(v.value)
-            return tape.sum(v * tape.asarray(g), (0, 1, 2))
-
-        value_and_gradients(caps, weighed, net.params)
-        return found[0]
+            return float((net(x).capsules * g).sum())
+        _, gradients = value_and_gradients(caps, weighed, net.params)
+        return math.sqrt(sum(float((each**2).sum()) for each in gradients.values()))
 
     return run
 
@@ -164,18 +160,24 @@ CONTENDERS: dict[str, Callable[[str, int, bool], Run]] = {
 
 
 def serve(name: str, routing: str, batch: int, backward: bool) -> None:
-    """Be a contender: run for every line on standard input, and tell ms, growth in MB and a sum of the answer."""
+    """Be a contender: run for every line on standard input, and tell ms, those of the processor, MB and the answer."""
+    CONTENDERS[name](routing, 1, backward)()  # libraries are loaded now
     run = CONTENDERS[name](routing, batch, backward)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _peak()
     times = 1
     for _ in sys.stdin:
-        start = time.perf_counter()
+        start, spent = time.perf_counter(), time.process_time()
         for _ in range(times):
-            v = run()
-        ms = (time.perf_counter() - start) * 1e3 / times
+            answer = run()
+        ms, cpu = (
+            1e3 * (now - then) / times for now, then in ((time.perf_counter(), start), (time.process_time(), spent))
+        )
         times = max(times, math.ceil(SAMPLE / ms))
-        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-        print("told", ms, grown, float((v * data(batch)[1]).sum()), flush=True)
+        print("told", ms, cpu, _peak() - before, answer, flush=True)
+
+
+def _peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # MB
 
 
 class Worker:
@@ -187,7 +189,7 @@ class Worker:
         self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=-1, stdout=-1, text=True)
 
     def __call__(self) -> list[float]:
-        """Return ms, MB and the sum of its answer."""
+        """Return ms, those of the processor, MB and the answer."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         print(file=self.process.stdin, flush=True)
@@ -202,27 +204,26 @@ class Worker:
         self.process.communicate()
 
 
-def compared(routing: str, backward: bool, args: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Return by contender the quartiles of its milliseconds and the growth of its process."""
+def compared(routing: str, backward: bool, args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Return by contender the quartiles of its milliseconds, on the clock and of the processor, and its growth."""
     how = routing, str(args.batch), str(int(backward))
     workers = {name: Worker(name, *how, threads=args.threads) for name in args.only}
-    ms: dict[str, list[float]] = {name: [] for name in workers}
-    grown: dict[str, float] = {}
+    told: dict[str, list[list[float]]] = {name: [] for name in workers}
     try:
-        sums = [worker()[2] for worker in workers.values()]
-        assert np.ptp(sums) < 1e-3 * max(1, abs(sums[0])), sums
+        answers = [worker()[3] for worker in workers.values()]
+        assert np.ptp(answers) < 1e-4 * abs(answers[0]), answers
         for _ in range(args.rounds):
             for name, worker in workers.items():
                 time.sleep(0.1)  # the threads of the one before still spin
-                took, grown[name], _ = worker()
-                ms[name].append(took)
+                told[name].append(worker())
     finally:
         for worker in workers.values():
             worker.close()
     rows = {}
-    for name, times in ms.items():
-        low, middle, high = np.percentile(times, [25, 50, 75]).tolist()
-        rows[name] = {"ms": middle, "low": low, "high": high, "grown_mb": grown[name]}
+    for name, rounds in told.items():
+        ms, cpu, grown, _ = zip(*rounds, strict=True)
+        quartiles = {key: np.percentile(x, [25, 50, 75]).tolist() for key, x in (("ms", ms), ("cpu_ms", cpu))}
+        rows[name] = quartiles | {"grown_mb": max(grown)}
     return rows
 
 
@@ -250,9 +251,10 @@ def main() -> None:
             print(f"{what}: batch {args.batch}, n = {args.rounds}, load {os.getloadavg()[0]:.1f}")
             first = next(iter(rows.values()))
             for name, row in rows.items():
-                factors = f"{first['ms'] / row['ms']:.2f}×, memory 1/{first['grown_mb'] / row['grown_mb']:.2f}"
-                spread = f"({row['low']:.0f}-{row['high']:.0f})"
-                print(f"  {name:14} {row['ms']:7.0f} ms {spread:14} {row['grown_mb']:6.0f} MB  {factors}", flush=True)
+                low, middle, high = row["cpu_ms"]
+                factors = f"{first['cpu_ms'][1] / middle:.2f}×, memory 1/{first['grown_mb'] / row['grown_mb']:.2f}"
+                told = f"{middle:6.0f} ms of the processor ({low:.0f}-{high:.0f}), {row['ms'][1]:6.0f} on the clock"
+                print(f"  {name:14} {told}, {row['grown_mb']:5.0f} MB: {factors}", flush=True)
     if args.json:
         files.write_json(args.json, results)
 
