@@ -44,5 +44,6 @@ class Concat(Branches):
         if not isinstance(block, Capsules):
             return ops.concat((block, past), 1)
         pose = ops.concat((block.pose, past.pose), 1)
-        active = block.activation is not None
-        return Capsules(pose, ops.concat((block.activation, past.activation), 1) if active else None)
+        if block.activation is None:
+            return Capsules(pose)
+        return Capsules(pose, ops.concat((block.activation, past.activation), 1))

@@ -72,7 +72,7 @@ class RoutedCaps(Layer):
         if run.trace is not None or self.pose_rows > 1 or not self.routing.fusible:
             return None
         kernel: Any = ops.FUSED.get(type(self.routing))
-        v = None if kernel is None else kernel(self.routing, pose, p["weight"], p.get("bias"))
+        v = None if kernel is None else kernel(self.routing, pose, p["weight"], p.get("bias"), *_own(p).values())
         return None if v is None else Capsules(v)
 
     def route(self, ops: Ops[A], p: Mapping[str, A], votes: Votes[A], run: Run) -> Capsules[A]:
@@ -82,5 +82,9 @@ class RoutedCaps(Layer):
             parents = ops.reshape(run.parents, (-1, votes.n_out, positions, self.dim))
             parents = ops.reshape(ops.transpose(parents, (1, 0, 2, 3)), (votes.n_out, -1, self.dim))
             run = run._replace(parents=parents)  # [J, B, D]: as a routing has them
-        own = {name.removeprefix(ROUTING): array for name, array in p.items() if name.startswith(ROUTING)}
-        return self.routing(ops, votes, own, run._replace(part=ROUTING))
+        return self.routing(ops, votes, _own(p), run._replace(part=ROUTING))
+
+
+def _own(p: Mapping[str, A]) -> dict[str, A]:
+    """Return what the routing learns, by its own names and in their order."""
+    return {name.removeprefix(ROUTING): array for name, array in p.items() if name.startswith(ROUTING)}
