@@ -78,7 +78,7 @@ def variational(how: Mapping[str, Any], p: Mapping[str, Any], bias: Any, seen: o
 STEM = Conv(6, 5, stride=2, init=HeNormal())
 PRIMARY = Conv(3 * 5, 1, activation="none", bias=False, init=HeNormal()), AsCaps(3, 4, squash="none", active=True, norm=True)
 CAPS: dict[str, Any] = {"dim": 4, "bias": False, "pose_rows": 2, "init": Uniform(1.0)}
-CLASSES = CAPS | {"shared": True, "coordinates": True, "coordinate_start": 1.0, "coordinate_scale": 0.1}
+CLASSES = CAPS | {"shared": True, "coordinates": True}
 LOSS = CrossEntropy()
 
 
