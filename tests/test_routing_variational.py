@@ -81,7 +81,7 @@ PRIMARY = (
     AsCaps(3, 4, squash="none", active=True, norm=True),
 )
 CAPS: dict[str, Any] = {"dim": 4, "bias": False, "pose_rows": 2, "init": Uniform(1.0)}
-CLASSES = CAPS | {"shared": True, "coordinates": True, "coordinate_start": 1.0, "coordinate_scale": 0.1}
+CLASSES = CAPS | {"shared": True, "coordinates": True}
 LOSS = CrossEntropy()
 
 
