@@ -35,6 +35,7 @@ TOLERANCE = {
     "float32": 2e-6,
     "fp32": 2e-6,  # an exported file
     "fp16": 5e-3,
+    "int8-weights": 0.03,
     "int8": 0.2,
     "int8 as calibrated": 0.1,  # on images of the kind that showed it its ranges
     "6x6": 2e-5,  # fp32 with 6×6 tiles, whose transforms round more: see `capscore.fast.cook_toom`
@@ -48,6 +49,7 @@ SHARE = {
     "6x6": 2.5e-4,
     "fp32": 1e-4,  # the value of a graph's node
     "fp16": 3e-2,
+    "int8-weights": 0.1,
     "int8": 0.3,
 }
 ROUNDING = 4  # times what float32 costs NumPy itself is allowed where that is more: large weights, many iterations

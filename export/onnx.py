@@ -43,7 +43,7 @@ except ModuleNotFoundError as error:
     raise BackendError("ONNX export needs the onnx package: pip install 'capscore[onnx]'") from error
 
 OPSETS = range(17, 24)
-PRECISIONS = ("fp32", "fp16", "int8")
+PRECISIONS = ("fp32", "fp16", "int8", "int8-weights")
 
 
 ARITHMETIC = {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": np.divide}  # of constants, done now
@@ -434,7 +434,8 @@ def export(
     Parameters
     ----------
     precision : "fp32"; "fp16", in which norms, squash and softmax stay float32; "int8", static quantisation of the
-        convolutions and the decoder, per channel, routing in float
+        convolutions and the decoder, per channel, routing in float; "int8-weights", a quarter of the file with all of
+        the arithmetic in float32, on any device and without calibration
     batch : a fixed number of images, which makes a single one faster; any number when None
     outputs : some of lengths, capsules, reconstruction, couplings (`couplings.{layer}.{iteration}` [batch, N, J]
         from the second iteration on; the first is uniform); all but couplings when None
@@ -470,6 +471,10 @@ def export(
         from capscore.export.precision import quantize
 
         model = quantize(net.spec, plain, np.asarray(to_host(calibration)), byte_images)
+    if precision == "int8-weights":
+        from capscore.export.precision import narrow
+
+        model = narrow(plain)
     return _finish(net, model, plain, path, precision, verify, calibration, fast_conv)
 
 

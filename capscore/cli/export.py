@@ -24,7 +24,7 @@ CALIBRATION = 512  # images that int8 is calibrated on
 def export_command(
     model: Weights,
     onnx: Annotated[Path | None, typer.Argument(help="The file to write; MODEL with .onnx if not given.")] = None,
-    precision: Annotated[str, typer.Option(help="fp32, fp16 or int8.")] = "fp32",
+    precision: Annotated[str, typer.Option(help="fp32, fp16, int8 or int8-weights.")] = "fp32",
     batch: Annotated[int | None, typer.Option(help="A fixed number of images; any number if not given.")] = None,
     opset: Annotated[int, typer.Option(help="ONNX operator set, 17 or later.")] = 17,
     outputs: Annotated[str | None, typer.Option(help="Some of lengths,capsules,reconstruction,couplings.")] = None,
