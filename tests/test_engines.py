@@ -5,6 +5,7 @@ WebGPU runs on a software adapter: the same kernels as on a GPU, slowly. Routing
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -167,6 +168,48 @@ def test_verify_takes_any_provider(webgpu: str) -> None:
     assert all(row.agrees for row in rows)
     with pytest.raises(BackendError, match="has no nonsense"):
         agree.verify(Model(SPEC, PARAMS, ()), providers=("nonsense",))
+
+
+def test_bench_measures_what_is_here_and_says_what_is_not(
+    make: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from capscore import cli
+
+    bench, out = need("capscore.export.bench", "onnx"), tmp_path / "bench.json"
+    NUMPY.CapsNet(SPEC, PARAMS).save(tmp_path / "m.safetensors")
+    engines = ["--engine", "ORT cpu", "--engine", "OpenVINO", "--engine", "tensorrt-rtx"]
+    how = ["--batches", "1,3", "--rounds", "2", "--threads", "1", "--json", str(out)]
+    monkeypatch.setattr(sys, "argv", ["capscore", "bench", str(tmp_path / "m.safetensors"), *engines, *how])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code
+    said, found = capsys.readouterr().out, json.loads(out.read_text())
+    assert found["machine"]["cpu"] in said
+    assert "not here: ORT tensorrt-rtx: there is no onnxruntime_ep_nv_tensorrt_rtx" in said
+    rows = {(row["engine"], row["format"]): row for row in found["rows"]}
+    assert [format for name, format in rows if name == "ORT cpu"] == ["fp32", "int8-weights", "bytes"]
+    for (_, format), row in rows.items():
+        if row["absent"] is None:
+            assert list(row["batches"]) == ["1", "3"]
+            assert all(0 < each["ms"] <= each["p99_ms"] for each in row["batches"].values())
+            assert row["difference"] < EXPORTED.get(format, EXPORTED["int8-weights"])
+            assert row["start_s"] > row["load_s"] > 0
+            assert row["bytes"] > 0
+    assert rows["ORT cpu", "fp32"]["difference"] < FLOAT32
+    assert list(rows["ORT cpu", "fp32"]["nodes"]) == ["CPUExecutionProvider"]
+    found = bench.bench(make(batch=2, byte_images=True), engines=["ORT cpu"], rounds=1)  # a fixed batch is the only
+    assert [(row["format"], list(row["batches"])) for row in found["rows"]] == [("bytes", [2])]
+    (row,) = bench.bench(make(), engines=["ORT cpu"], batches=(1, 10**9), rounds=1)["rows"]
+    assert list(row["batches"]) == [1]  # the other would take longer than it may
+    with pytest.raises(CapscoreError, match="there is no engine abacus; choose of ORT cpu, "):
+        bench.bench(make(), engines=["abacus"])
+
+
+def test_bench_tells_of_a_process_that_ended(make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = need("capscore.export.bench", "onnx")
+    monkeypatch.setattr(bench.sys, "executable", "/bin/false")
+    (row,) = bench.bench(make(), engines=["ORT cpu"], rounds=1)["rows"]
+    assert row["absent"] == "it ended with 1"
 
 
 # Devices, options, errors

@@ -1,6 +1,9 @@
-"""The `capscore` command: one file for each of train, eval, predict, export, inspect, verify, explore, demo."""
+"""The `capscore` command: one file for each of its own commands, train, eval and so on."""
 
-from capscore.cli import train, eval, predict, export, inspect, verify, explore, demo  # noqa: I001 - as help lists them
+# isort: off - as help lists them
+from capscore.cli import bench, demo, eval, explore, export, inspect, predict, train, verify
 from capscore.cli.app import app, main
 
-__all__ = ["app", "demo", "eval", "explore", "export", "inspect", "main", "predict", "train", "verify"]
+# isort: on
+
+__all__ = ["app", "bench", "demo", "eval", "explore", "export", "inspect", "main", "predict", "train", "verify"]
