@@ -42,11 +42,13 @@ try:
 except ModuleNotFoundError as error:
     raise BackendError("ONNX export needs the onnx package: pip install 'capscore[onnx]'") from error
 
-OPSETS = range(17, 24)
+OPSETS = range(13, onnx.defs.onnx_opset_version() + 1)  # from 13 on, ReduceSum takes its axes as an input
 PRECISIONS = ("fp32", "fp16", "int8", "int8-weights")
 
 
-ARITHMETIC = {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": np.divide}  # of constants, done now
+# Of constants, done now.
+ARITHMETIC = {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": np.divide}
+REDUCTIONS = {"ReduceSum": np.add, "ReduceMax": np.maximum}
 
 
 class Value:
@@ -352,6 +354,9 @@ class Recorder:
 
     def _reduce(self, kind: str, x: Value, axes: Sequence[int], keepdims: bool, name: str) -> Value:
         x = self.cast(x, half=False)
+        if x.constant is not None and kind in REDUCTIONS:
+            array = REDUCTIONS[kind].reduce(x.constant, tuple(axes), keepdims=keepdims)
+            return self.constant(array, f"{x.name}.{name}")
         settings: dict[str, Any] = {
             "keepdims": int(keepdims),
             "name": name,

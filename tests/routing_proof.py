@@ -153,6 +153,18 @@ class Proof:
             if port.any_name in ("lengths", "capsules", "scores"):
                 close(array, getattr(out, port.any_name), FLOAT32)
 
+    def test_its_export_by_opencv(self, tmp_path: Any, spec: CapsNetSpec) -> None:
+        cv2 = need("cv2", "opencv")
+        from capscore.export import onnx
+
+        net, x = NUMPY.CapsNet(spec, numbers(spec)), images(spec, 1, "float32")
+        out = net(x)
+        name = "scores" if out.capsules is None else "capsules"
+        onnx.export(net, tmp_path / "net.onnx", batch=1, outputs=[name], verify=False)
+        model = cv2.dnn.readNetFromONNX(str(tmp_path / "net.onnx"))
+        model.setInput(x, "images")
+        close(model.forward(name), getattr(out, name), FLOAT32)
+
     def test_its_export_stays_on_a_gpu(
         self, tmp_path: Any, webgpu: str, runtime: ModuleType, spec: CapsNetSpec
     ) -> None:

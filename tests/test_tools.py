@@ -1,4 +1,4 @@
-"""Other people's tools on exported files: what docs/deploy.md says of OpenCV, OpenVINO and scripts of ONNX Runtime."""
+"""Other people's tools on exported files: OpenCV, OpenVINO, simplifiers, scripts of ONNX Runtime, and JavaScript."""
 
 from __future__ import annotations
 
@@ -9,6 +9,21 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import EXPORTED, FLOAT32, NUMPY, close, need, random_images, random_params, small_spec
+
+from capscore import (
+    AveragePool,
+    BatchNorm,
+    CapsNetSpec,
+    Conv,
+    Decoder,
+    DenseCaps,
+    GroupNorm,
+    InstanceNorm,
+    MaxPool,
+    PrimaryCaps,
+    Residual,
+    SelfAttention,
+)
 
 onnx = need("onnx", "onnx")
 ort = need("onnxruntime", "onnx")
@@ -59,6 +74,54 @@ def test_opencv_runs_a_file_of_a_fixed_batch(
         net.setInput(x, "images")
         for name, found in zip(names, net.forward(names), strict=True):
             close(found, expected(x)[name], EXPORTED[precision], name)
+
+
+LAYERS = CapsNetSpec(
+    input=(3, 12, 12),
+    layers=(
+        Conv(8, kernel=3, padding="same", activation="none"),
+        BatchNorm(activation="relu"),
+        MaxPool(2),
+        Residual((Conv(8, kernel=3, padding="same"), InstanceNorm(), GroupNorm(2))),
+        AveragePool(2),
+        PrimaryCaps(types=4, dim=4, kernel=2, groups=8),
+        DenseCaps(6, dim=4, routing=SelfAttention()),
+        DenseCaps(3, dim=4),
+    ),
+    decoder=Decoder((8,)),
+)
+
+
+@pytest.mark.parametrize("opset", [13, 17, 23])
+def test_opencv_runs_layers_of_every_kind(onnx_export: ModuleType, tmp_path: Path, opset: int) -> None:
+    cv2, net = need("cv2", "opencv"), NUMPY.CapsNet(LAYERS)
+    onnx_export.export(net, tmp_path / "m.onnx", batch=1, opset=opset, verify=False)
+    x = random_images(LAYERS, 1, dtype="float32")
+    out = net(x)
+    model, names = cv2.dnn.readNetFromONNX(str(tmp_path / "m.onnx")), ["lengths", "capsules", "reconstruction"]
+    model.setInput(x, "images")
+    lengths, capsules, drawn = model.forward(names)
+    close(lengths, out.lengths, FLOAT32)
+    close(capsules, out.capsules, FLOAT32)
+    close(drawn, net.reconstruct(out.capsules), FLOAT32)
+
+
+@pytest.mark.parametrize("options", [{}, {"batch": 3}, {"opset": 13}, {"opset": 23}, {"precision": "fp16"},
+                                     {"precision": "int8"}, {"precision": "int8-weights"}], ids=str)  # fmt: skip
+@pytest.mark.parametrize("tool", ["onnxsim", "onnxslim"])
+def test_what_simplifiers_leave_is_the_same_model(
+    onnx_export: ModuleType, runtime: ModuleType, tmp_path: Path, tool: str, options: dict[str, Any]
+) -> None:
+    """With its metadata: a session opens it."""
+    simplify = {"onnxsim": lambda m: need("onnxsim", "onnxsim").simplify(m)[0],
+                "onnxslim": lambda m: need("onnxslim", "onnxslim").slim(m)}[tool]  # fmt: skip
+    path, x = write(onnx_export, tmp_path / "m.onnx", **options), random_images(SPEC, 3, dtype="float32")
+    before = onnx.load(path)
+    onnx.save(simplify(onnx.load(path)), tmp_path / "s.onnx")
+    assert len(onnx.load(tmp_path / "s.onnx").graph.node) <= len(before.graph.node)
+    out, wanted = runtime.Session(tmp_path / "s.onnx", "cpu", 1)(x), runtime.Session(path, "cpu", 1)(x)
+    for name in ("lengths", "capsules", "reconstruction"):
+        close(getattr(out, name), getattr(wanted, name), FLOAT32, name)
 
 
 @pytest.mark.parametrize("opset", [None, 18])

@@ -26,7 +26,7 @@ def export_command(
     onnx: Annotated[Path | None, typer.Argument(help="The file to write; MODEL with .onnx if not given.")] = None,
     precision: Annotated[str, typer.Option(help="fp32, fp16, int8 or int8-weights.")] = "fp32",
     batch: Annotated[int | None, typer.Option(help="A fixed number of images; any number if not given.")] = None,
-    opset: Annotated[int, typer.Option(help="ONNX operator set, 17 or later.")] = 17,
+    opset: Annotated[int, typer.Option(help="ONNX operator set, 13 or later.")] = 17,
     outputs: Annotated[str | None, typer.Option(help="Some of lengths,capsules,reconstruction,couplings.")] = None,
     byte_images: Annotated[bool, typer.Option("--byte-images", help="Take uint8 images, 0 to 255.")] = False,
     decoder: Annotated[Path | None, typer.Option(help="Write the decoder as a model of its own here.")] = None,
