@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from json import dumps, loads
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ PRECISIONS = ("fp32", "fp16", "int8", "int8-weights")
 
 # Of constants, done now.
 ARITHMETIC = {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": np.divide}
-REDUCTIONS = {"ReduceSum": np.add, "ReduceMax": np.maximum}
+REDUCTIONS: dict[str, Any] = {"ReduceSum": np.sum, "ReduceMax": np.max}
 
 
 class Value:
@@ -355,7 +356,7 @@ class Recorder:
     def _reduce(self, kind: str, x: Value, axes: Sequence[int], keepdims: bool, name: str) -> Value:
         x = self.cast(x, half=False)
         if x.constant is not None and kind in REDUCTIONS:
-            array = REDUCTIONS[kind].reduce(x.constant, tuple(axes), keepdims=keepdims)
+            array = REDUCTIONS[kind](x.constant, axis=tuple(axes), keepdims=keepdims)
             return self.constant(array, f"{x.name}.{name}")
         settings: dict[str, Any] = {
             "keepdims": int(keepdims),
@@ -429,6 +430,7 @@ def export(
     calibration: Any = None,
     fast_conv: str | None = None,
     verify: bool = True,
+    json: bool = False,
 ) -> Report:
     """Write a network of any backend as one ONNX file, and prove that it computes the same.
 
@@ -451,6 +453,8 @@ def export(
         a file for a fixed smaller `batch` convolves directly. Their errors are those of `capscore.fast.cook_toom`, and
         the file holds the transformed weights, 2.5 and 4.9 times larger
     verify : run the graph in ONNX Runtime against NumPy in float64; on a mismatch nothing is written
+    json : write the metadata, with inputs and outputs, to a .json file of the same name too, for clients such as
+        browsers that cannot read it from the graph
 
     Raises
     ------
@@ -480,7 +484,7 @@ def export(
         from capscore.export.precision import narrow
 
         model = narrow(plain)
-    return _finish(net, model, plain, path, precision, verify, calibration, fast_conv)
+    return _finish(net, model, plain, path, precision, verify, calibration, fast_conv, json)
 
 
 def _wanted(spec: CapsNetSpec, outputs: Sequence[str] | str | None) -> tuple[str, ...]:
@@ -593,6 +597,22 @@ def _slide(
     return y, x
 
 
+def _side(graph: onnx.GraphProto, text: str) -> str:
+    """Return the metadata as JSON, with the name, dtype and shape of what goes in and out; null is any batch."""
+
+    def told(values: Sequence[onnx.ValueInfoProto]) -> dict[str, Any]:
+        kinds = {value.name: value.type.tensor_type for value in values}
+        return {
+            name: {
+                "dtype": str(helper.tensor_dtype_to_np_dtype(kind.elem_type)),
+                "shape": [dim.dim_value or None for dim in kind.shape.dim],
+            }
+            for name, kind in kinds.items()
+        }
+
+    return dumps(loads(text) | {"inputs": told(graph.input), "outputs": told(graph.output)}, indent=1)
+
+
 def _finish(
     net: Any,
     model: onnx.ModelProto,
@@ -602,6 +622,7 @@ def _finish(
     verify: bool,
     examples: Any = None,
     fast_conv: str | None = None,
+    json: bool = False,
 ) -> Report:
     """Verify the graph, tell in its metadata what it is, and write it."""
     from capscore import __version__
@@ -619,5 +640,9 @@ def _finish(
     text = describe(net.spec, net.classes, {**net.provenance, "export": about})
     helper.set_model_props(model, {"capscore": text})
     content = model.SerializeToString(deterministic=True)
+    if json and Path(path).suffix.lower() == ".json":
+        raise ModelFileError(f"{path} would be written over by its own .json: name it .onnx")
     write_atomically(path, content)
+    if json:
+        write_atomically(Path(path).with_suffix(".json"), _side(model.graph, text).encode())
     return Report(Path(path), len(content), differences)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
+import subprocess
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import EXPORTED, FLOAT32, NUMPY, close, need, random_images, random_params, small_spec
+from conftest import EXPORTED, FLOAT32, NUMPY, REQUIRED, close, need, random_images, random_params, small_spec
 
 from capscore import (
     AveragePool,
@@ -165,3 +169,42 @@ def test_user_quantised_files_are_int8_to_a_session(
     quantization.quantize_dynamic(str(path), str(tmp_path / "q.onnx"))
     assert runtime.Session(path, "cpu", 1).precision == "fp32"
     assert runtime.Session(tmp_path / "q.onnx", "cpu", 1).precision == "int8"
+
+
+WEB = Path(__file__).parent.parent / "examples" / "web"
+MODULES = Path(os.environ.get("CAPSCORE_NODE", WEB)) / "node_modules"
+SCRIPT = """
+const [runtime, example, path, pixels] = process.argv.slice(2);
+const { createRequire } = await import("node:module");
+const { readFileSync } = await import("node:fs");
+const ort = createRequire(runtime)(runtime);
+const { Model } = await import(example);
+const about = JSON.parse(readFileSync(path.replace(/onnx$/, "json")));
+const session = await ort.InferenceSession.create(readFileSync(path));
+const { scores, drawn } = await new Model(ort, session, about).classify(new Uint8Array(readFileSync(pixels)));
+console.log(JSON.stringify({ scores: [...scores], drawn: drawn ? [...drawn] : null }));
+"""
+
+
+@pytest.mark.parametrize("options", [{}, {"byte_images": True}, {"batch": 1}, {"opset": 13}, {"precision": "int8"},
+                                     {"precision": "int8-weights"}], ids=str)  # fmt: skip
+@pytest.mark.parametrize("package", ["onnxruntime-web", "onnxruntime-node"])
+def test_javascript_runs_a_model_by_its_json_file(
+    onnx_export: ModuleType, tmp_path: Path, package: str, options: dict[str, Any]
+) -> None:
+    """The module of the web example, in Node: with WebAssembly, and with the native library."""
+    if shutil.which("node") is None or not (MODULES / package).is_dir():
+        if "node" in REQUIRED:
+            pytest.fail("CAPSCORE_REQUIRE names node")
+        pytest.skip(f"needs Node and npm install {package} in examples/web or in the folder CAPSCORE_NODE")
+    path = write(onnx_export, tmp_path / "m.onnx", json=True, **options)
+    pixels = np.random.default_rng(0).integers(0, 256, SPEC.input, np.uint8)
+    (tmp_path / "pixels").write_bytes(pixels.tobytes())
+    (tmp_path / "run.mjs").write_text(SCRIPT)
+    command = ["node", tmp_path / "run.mjs", MODULES / package, (WEB / "model.js").as_uri(), path, tmp_path / "pixels"]
+    ran = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    found, wanted = json.loads(ran.stdout), expected(pixels[None] / 255)
+    tolerance = EXPORTED[options.get("precision", "fp32")]
+    close(np.array(found["scores"]), wanted["lengths"][0], tolerance)
+    close(np.array(found["drawn"]).reshape(SPEC.input), wanted["reconstruction"][0], max(tolerance, FLOAT32))
