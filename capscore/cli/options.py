@@ -29,10 +29,13 @@ class TrainOptions:
     data_dir: DataDir = None
     out: Annotated[Path, typer.Option(help="Folder for model, checkpoint and log.")] = Path("runs/capsnet")
     resume: Annotated[Path | None, typer.Option(help="Go on with the training in this folder, exactly.")] = None
-    epochs: Annotated[int | None, typer.Option(help=f"Passes over the data; {Recipe.epochs} if new.")] = None
-    batch: Annotated[int, typer.Option(help="Images per step.")] = Recipe.batch
-    rate: Annotated[float, typer.Option(help="Learning rate.")] = Recipe.rate
-    schedule: Annotated[str, typer.Option(help=f"How the rate goes: {', '.join(SCHEDULES)}.")] = "exponential"
+    config: Annotated[Path | None, typer.Option(help="Settings from the config.json of a training.")] = None
+    epochs: Annotated[int | None, typer.Option(help="Passes over the data; else by their number.")] = None
+    batch: Annotated[int | None, typer.Option(help="Images per step; else by their number.")] = None
+    rate: Annotated[float | None, typer.Option(help=f"Learning rate; else {Recipe.rate}, or what fits the data.")] = (
+        None
+    )
+    schedule: Annotated[str | None, typer.Option(help=f"How the rate goes: {', '.join(SCHEDULES)}.")] = None
     decay: Annotated[float | None, typer.Option(help=f"exponential: factor per decay-steps, {Recipe.decay}.")] = None
     decay_steps: Annotated[int | None, typer.Option(help=f"exponential: for it, {Recipe.decay_steps}.")] = None
     floor: Annotated[float | None, typer.Option(help=f"exponential: smallest rate, {Recipe.floor}.")] = None
