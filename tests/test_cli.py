@@ -39,8 +39,8 @@ def model(tmp_path_factory):
     part = {"train_images": train.images[:320], "train_labels": train.labels[:320]}
     np.savez(folder / "some.npz", **part, test_images=test.images[:80], test_labels=test.labels[:80])
     run = folder / "run"
-    said = capscore("train", "--data", folder / "some.npz", "--out", run, "--epochs", 2, "--batch", 32,
-                    "--backend", "numpy")  # fmt: skip
+    said = capscore("train", "--preset", "small", "--data", folder / "some.npz", "--out", run, "--epochs", 2,
+                    "--batch", 32, "--backend", "numpy")  # fmt: skip
     assert "471,216 parameters on numpy; 320 images to learn from, 80 held out" in said
     assert "epoch 2/2 loss" in said
     return run / "best.safetensors"

@@ -69,6 +69,7 @@ class TakesFloats:
     """A session that takes bytes, for a dataset that gives floats in [0, 1]."""
 
     session: Any
+    classes: tuple[str, ...]
 
     def predict(self, images: Any) -> Any:
         """Return the scores [N, J]."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from capscore.data import Samples, by_name, targets_of
+from capscore.metrics import Measures
 
 
 class Predictor(Protocol):
@@ -27,10 +29,22 @@ def found_all(scores: NDArray[Any], targets: NDArray[Any]) -> NDArray[np.bool_]:
 
 def accuracy(net: Predictor, data: Samples, batch: int = 128) -> float:
     """Return the share of images whose highest scores are those of their labels; by name, if `net` has `classes`."""
-    correct = 0
+    found = (found_all(scores, targets).sum() for scores, targets in _scored(net, data, batch))
+    return int(sum(found)) / len(data)
+
+
+def measure(net: Predictor, data: Samples, batch: int = 128) -> Measures:
+    """Return accuracy, what each class reaches, confusions and more; by name, if `net` has `classes`."""
+    scores, targets = (np.concatenate(parts) for parts in zip(*_scored(net, data, batch), strict=True))
+    classes = tuple(getattr(net, "classes", data.classes))
+    labels = data.batch(slice(0, 1))[1]
+    return Measures(scores.astype(np.float32), targets.astype(np.int8), classes, labels.size)
+
+
+def _scored(net: Predictor, data: Samples, batch: int) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+    """Yield scores [B, J] and targets [B, J] of all images in their order."""
     data, _ = by_name(data, getattr(net, "classes", data.classes), "test")
     for start in range(0, len(data), batch):
         images, labels = data.batch(slice(start, start + batch))
         scores = net.predict(images)
-        correct += int(found_all(scores, targets_of(labels, scores.shape[1])).sum())
-    return correct / len(data)
+        yield scores, targets_of(labels, scores.shape[1])
