@@ -296,7 +296,7 @@ def wrong(tmp_path, model):
         (["eval", onnx, "--threads", "1000000"], "threads must be 0"),
         (["explore", onnx], "it is an export; this takes the .safetensors model"),
         (["eval", tmp_path / "empty"], "it is a folder"),
-        (["predict", model, tmp_path / "empty"], "empty is a folder: name files, PNG, JPEG"),
+        (["predict", model, tmp_path / "empty"], "empty has no images: they are .png"),
         (["verify", garbage], "cannot read the model"),
     ]
 

@@ -46,7 +46,10 @@ class TrainOptions:
     clip: Annotated[float | None, typer.Option(help="Largest norm of all gradients together.")] = None
     average: Annotated[float, typer.Option(help="Decay of averaged weights, such as 0.998; 0: none.")] = Recipe.average
     loss: Annotated[str | None, typer.Option(help=f"{', '.join(LOSSES)}; else the network's own.")] = None
-    class_weights: Annotated[str | None, typer.Option(help="balanced: rare classes count as much as others.")] = None
+    class_weights: Annotated[str | None, typer.Option(help="balanced: rare classes count as much; or as 1,0.5,2.")] = (
+        None
+    )
+    sampling: Annotated[str | None, typer.Option(help="balanced: images of rare classes come more often.")] = None
     shift: Annotated[int | None, typer.Option(help="Random shift, pixels each way; else the dataset's own.")] = None
     reconstruction: Annotated[float, typer.Option(help="Weight of the reconstruction loss.")] = Recipe.reconstruction
     seed: Annotated[int, typer.Option(help="Of parameters, order and shifts.")] = Recipe.seed

@@ -20,7 +20,7 @@ from capscore.cli.training import Setup, run_training
 from capscore.data import NAMES, Dataset, Samples, load, rule_of
 from capscore.data.images import size_that_fits
 from capscore.data.split import Rule
-from capscore.errors import ModelFileError, TrainingError
+from capscore.errors import CapscoreError, ModelFileError, TrainingError, short
 from capscore.fit import fitted, pace
 from capscore.train import BEST, LAST, Recipe, read_last
 
@@ -121,8 +121,7 @@ def _lasting(data: str) -> str:
 def _data(plan: Plan) -> tuple[Samples, Samples]:
     """Return (train, test), of the classes that the training was of."""
     data, where = plan.data, plan.setup.data_dir
-    folder = data not in NAMES and Path(data).is_dir()
-    size = plan.spec.input if plan.spec else size_that_fits(Path(data)) if folder else None
+    size = plan.spec.input if plan.spec else None if data in NAMES else size_that_fits(Path(data))
     sets = load(data, data_dir=where, size=size, seed=plan.seed, split=plan.rule)
     if plan.classes and set(plan.classes) != set(sets[0].classes):
         raise TrainingError(f"the training was of the classes {', '.join(plan.classes)}; the data now has "
@@ -159,6 +158,8 @@ def _settled(options: TrainOptions, plan: Plan, data: Samples) -> TrainOptions:
 
 def _recipe(options: TrainOptions, images: int) -> Recipe:
     """Return the recipe of a new training, of settled options."""
+    if options.sampling not in (None, "balanced"):
+        raise CapscoreError(f"--sampling takes balanced, not {short(options.sampling)}")
     optimiser = choose(
         "optimiser", OPTIMISERS, options.optimiser,
         momentum=options.momentum, weight_decay=options.weight_decay, clip=options.clip,
@@ -170,6 +171,7 @@ def _recipe(options: TrainOptions, images: int) -> Recipe:
         seed=options.seed,
         optimiser=optimiser,
         average=options.average,
+        balanced=options.sampling is not None,
     )
     falling: dict[str, Any] = {"decay": options.decay, "decay_steps": options.decay_steps, "floor": options.floor}
     name = options.schedule or "exponential"

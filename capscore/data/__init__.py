@@ -6,11 +6,11 @@ from capscore.data.affine import Affine
 from capscore.data.affnist import read_affnist_test
 from capscore.data.archive import read_npz
 from capscore.data.batch import Batch, targets_of
-from capscore.data.classes import absent, balanced, by_name
+from capscore.data.classes import absent, balanced, by_name, even_chances, several
 from capscore.data.dataset import Dataset, Samples
 from capscore.data.fingerprint import changes, fingerprint
 from capscore.data.idx import read_idx, read_idx_folder
-from capscore.data.images import read_folder
+from capscore.data.images import read_folder, read_listed
 from capscore.data.memory import Budget
 from capscore.data.pairs import Pairs
 from capscore.data.picture import read_image
@@ -24,14 +24,14 @@ from capscore.errors import DataError
 
 __all__ = [
     "Affine", "Batch", "ByContent", "BySeed", "Dataset", "Framed", "Pairs", "Placed", "Resident", "Samples",
-    "absent", "balanced", "by_name", "changes", "fingerprint", "load", "read_idx", "read_image", "resident", "rule_of",
-    "standardised", "targets_of", "whole", "window",
+    "absent", "balanced", "by_name", "changes", "even_chances", "fingerprint", "load", "read_idx", "read_image",
+    "resident", "rule_of", "several", "standardised", "targets_of", "whole", "window",
 ]  # fmt: skip
 
 DIGITS = Path(__file__).with_name("digits.npz")
 DRAWN = ("multimnist", "mnist-40", "mnist-affnist", "affine-mnist")
 NAMES = ("digits", *SOURCES, *DRAWN)
-KINDS = f"{', '.join(NAMES)}, a folder of images or an .npz file"
+KINDS = f"{', '.join(NAMES)}, a folder or a .csv or .json list of images, or an .npz file"
 
 
 def load(
@@ -139,5 +139,6 @@ def _read(
     if Path(name).is_dir():
         return read_folder(Path(name), size, rule, memory)
     if Path(name).is_file():
-        return read_npz(Path(name), size, rule, memory)
+        lists = Path(name).suffix.lower() in (".csv", ".json")
+        return (read_listed if lists else read_npz)(Path(name), size, rule, memory)
     raise DataError(f"not a name and no such path: use {KINDS}")

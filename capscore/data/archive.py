@@ -10,14 +10,13 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from capscore.data.classes import numbered
 from capscore.data.dataset import Dataset
+from capscore.data.labels import check_count, settled
 from capscore.data.memory import Budget
 from capscore.data.split import Rule
 from capscore.data.stream import CHUNK, read_up_to
 from capscore.errors import DataError
 
-MAX_CLASSES = 1 << 16
 OBJECT = 100  # bytes of a string of Python beside its characters
 MAX_HEADER = 10_000  # bytes of a member that may be its header, enough for any array of numbers or strings
 
@@ -34,8 +33,9 @@ def read_npz(path: Path, size: tuple[int, int, int] | None, rule: Rule, memory: 
 
     Images are uint8 or floats in [0, 1], of shape [N, H, W], [N, C, H, W] or [N, H, W, C] with C 1 or 3. Four
     dimensions are channels-last if they fit `size` (C, H, W) only so, or if only the last one is 1 or 3.
-    Labels are integers [N]. `classes` are the class names, of label 0 first, or of label 1 where labels go from 1 to
-    their number; without it the numbers that occur are the names. A single set is split by `rule`. Memory grows with
+    Labels are as `capscore.data.labels.settled` takes them: [N], [N, 1], one-hot [N, J], or flags [N, J] where images
+    show several classes. `classes` are the class names, of label 0 first, or of label 1 where labels go from 1 to their
+    number; without it the numbers that occur are the names. A single set is split by `rule`. Memory grows with
     what the file really holds, never with what its headers claim.
     """
     try:
@@ -47,9 +47,9 @@ def read_npz(path: Path, size: tuple[int, int, int] | None, rule: Rule, memory: 
             names = members.get("classes")
             memory.check(sum(members[key].file_size for key in layout), "which declares as much, the archive")
             images = [_images(archive, members[key], size, memory) for key in layout[::2]]
-            labels = [_labels(archive, members[key], memory) for key in layout[1::2]]
+            labels = [_read_array(archive, members[key], memory) for key in layout[1::2]]
             called = None if names is None else _names(archive, names, memory)
-            classes, labels, notes = _named(labels, called, memory)
+            classes, labels, notes = settled(labels, called, memory)
     except DataError:
         raise
     except Exception as error:  # zipfile and numpy's header parser raise nearly anything on a damaged file
@@ -80,7 +80,7 @@ def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, memory: Budge
         head = io.BytesIO(stream.read(MAX_HEADER))
         first = npy.read_magic(head) == (1, 0)
         shape, fortran, dtype = (npy.read_array_header_1_0 if first else npy.read_array_header_2_0)(head)
-        if dtype.kind not in "iufU" or dtype.itemsize == 0:
+        if dtype.kind not in "iufbU" or dtype.itemsize == 0:
             raise DataError(f"{name} holds {dtype!s:.80}: store numbers, or strings for the class names")
         held = member.file_size - head.tell()
         if 0 in shape or math.prod(shape) * dtype.itemsize != held:
@@ -121,50 +121,13 @@ def _channels_first(array: NDArray[Any], size: tuple[int, int, int] | None) -> N
     return array
 
 
-def _labels(archive: zipfile.ZipFile, member: zipfile.ZipInfo, memory: Budget) -> NDArray[np.int64]:
-    with memory.passing():
-        array = _read_array(archive, member, memory)
-        if array.dtype.kind not in "iu":
-            raise DataError(f"labels are {array.dtype}: store integers, numbered from 0")
-        memory.take(8 * array.size, member.filename)
-        labels = array.astype(np.int64)
-    memory.take(labels.nbytes, member.filename)
-    return labels
-
-
-def _named(
-    labels: list[NDArray[np.int64]], names: tuple[str, ...] | None, memory: Budget
-) -> tuple[tuple[str, ...], list[NDArray[np.int64]], tuple[str, ...]]:
-    """Return the class names, the labels as indices into them, and a note where they were not so already."""
-    with memory.passing():
-        memory.take(3 * sum(array.nbytes for array in labels), "the labels and what is made of them,")
-        numbers = np.unique(np.concatenate([array.ravel() for array in labels]))
-        count = len(numbers if names is None else names)
-        _check_count(count)
-        if names is not None:
-            if (numbers[0], numbers[-1]) != (1, count):
-                return names, labels, ()
-            note = f"the labels go from 1 to {count}: 1 is taken for {names[0]}, the first of the class names"
-            return names, [array - 1 for array in labels], (note,)
-        called = tuple(map(str, numbers.tolist()))
-        if called == numbered(count) or numbers[0] < 0:
-            return numbered(count), labels, ()
-        note = f"labels are {numbers[0]} to {numbers[-1]}: the {count} numbers that occur are the names of the classes"
-        return called, [np.searchsorted(numbers, array) for array in labels], (note,)
-
-
 def _names(archive: zipfile.ZipFile, member: zipfile.ZipInfo, memory: Budget) -> tuple[str, ...]:
     names = _read_array(archive, member, memory)
     if names.dtype.kind != "U" or names.ndim != 1:
         raise DataError(f"classes are {names.dtype} {names.shape}: store strings, one for each class")
-    _check_count(len(names))
+    check_count(len(names))
     memory.take(names.nbytes + OBJECT * len(names), member.filename)
     letters = np.ascontiguousarray(names).view(np.dtype(np.uint32).newbyteorder(names.dtype.byteorder))
     if np.any((letters > 0x10FFFF) | (letters >> 11 == 0xD800 >> 11)):  # no Unicode at all, or half a pair of UTF-16
         raise DataError("classes hold characters that are not Unicode: store the names again")
     return tuple(names.tolist())
-
-
-def _check_count(classes: int) -> None:
-    if classes > MAX_CLASSES:
-        raise DataError(f"{classes:,} classes: up to {MAX_CLASSES:,} are possible")

@@ -24,8 +24,8 @@ class Samples(Protocol):
         """Class names."""
 
     @property
-    def labels(self) -> NDArray[np.int64]:
-        """[N], indices into `classes`; or [N, 2], the two classes that an image shows."""
+    def labels(self) -> NDArray[Any]:
+        """[N], indices into `classes`; or [N, 2], the two classes that an image shows; or flags [N, J], bool."""
 
     @property
     def size(self) -> tuple[int, int, int]:
@@ -38,8 +38,8 @@ class Samples(Protocol):
     def __len__(self) -> int:
         """Return the number of images, N."""
 
-    def batch(self, index: Index, margin: int = 0) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Images as float32 in [0, 1], a new array, and their int64 labels [B] or [B, 2].
+    def batch(self, index: Index, margin: int = 0) -> tuple[NDArray[np.float32], NDArray[Any]]:
+        """Images as float32 in [0, 1], a new array, and their labels [B], [B, 2] or [B, J].
 
         The images are [B, C, H, W], or larger by `margin` pixels on each of the four sides: by what a crop
         has left out there, otherwise by zeros. A window of H×W in that, at random, is an image shifted.
@@ -70,7 +70,7 @@ class Dataset(Moved):
     images
         [N, C, H, W], uint8 in 0..255 or float32 in [0, 1]; N, C, H and W are at least 1.
     labels
-        [N] int64, each an index into `classes`.
+        [N] int64, each an index into `classes`; or [N, J] bool, the classes that each image shows, several or none.
     classes
         Class names, distinct.
     split
@@ -85,7 +85,7 @@ class Dataset(Moved):
     """
 
     images: NDArray[np.uint8] | NDArray[np.float32]
-    labels: NDArray[np.int64]
+    labels: NDArray[np.int64] | NDArray[np.bool_]
     classes: tuple[str, ...]
     split: Mapping[str, Any] | None = None
     notes: tuple[str, ...] = ()
@@ -112,15 +112,17 @@ class Dataset(Moved):
                 elif not np.isfinite(images).all():
                     cure = "replace what is not finite"
                 raise DataError(f"images reach from {low:g} to {high:g}: floats must lie in [0, 1], {cure}")
-        if labels.dtype != np.int64 or labels.shape != images.shape[:1]:
+        several = labels.dtype == np.bool_
+        wanted = (len(images), len(classes)) if several else (len(images),)
+        if labels.dtype not in (np.int64, np.bool_) or labels.shape != wanted:
             raise DataError(
-                f"labels are {labels.dtype} {labels.shape}: "
-                f"{len(images)} images need int64 labels of shape ({len(images)},)"
+                f"labels are {labels.dtype} {labels.shape}: {len(images)} images need int64 labels of shape "
+                f"({len(images)},), or bool {(len(images), len(classes))} where they show several of the classes"
             )
         if len(set(classes)) != len(classes):
             name, count = Counter(classes).most_common(1)[0]
             raise DataError(f"{count} classes are called {name!r}: give each class its own name")
-        if labels.min() < 0 or labels.max() >= len(classes):
+        if not several and (labels.min() < 0 or labels.max() >= len(classes)):
             raise DataError(
                 f"labels reach from {labels.min()} to {labels.max()} but there are {len(classes)} classes: "
                 "number the classes from 0 and name each of them"
@@ -136,8 +138,8 @@ class Dataset(Moved):
         _, channels, height, width = self.images.shape
         return channels, height, width
 
-    def batch(self, index: Index, margin: int = 0) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Images as float32 in [0, 1], a new array, and their int64 labels [B].
+    def batch(self, index: Index, margin: int = 0) -> tuple[NDArray[np.float32], NDArray[Any]]:
+        """Images as float32 in [0, 1], a new array, and their labels [B] or [B, J].
 
         The images are [B, C, H, W], or larger by `margin` pixels of zeros on each of the four sides.
         """

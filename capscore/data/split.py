@@ -56,6 +56,8 @@ class BySeed:
 
     def __call__(self, data: Dataset) -> tuple[Dataset, Dataset]:
         """Return (train, test), in the order of `data`. Raises DataError if one of them would have no image."""
+        if data.labels.dtype == np.bool_:
+            raise DataError("a model that knows one class an image is asked about images that show several")
         counts = np.bincount(data.labels)
         quota = np.where(counts > 1, np.maximum(1, np.rint(counts / 5)), 0)
         grouped = np.lexsort((np.random.default_rng(self.seed).random(len(data)), data.labels))
@@ -118,13 +120,14 @@ def _held_out(found: NDArray[np.uint64], moved: NDArray[np.uint64]) -> NDArray[n
     return (found < LIMIT) ^ np.isin(found, moved)
 
 
-def _moved(found: NDArray[np.uint64], labels: NDArray[np.int64]) -> NDArray[np.uint64]:
+def _moved(found: NDArray[np.uint64], labels: NDArray[Any]) -> NDArray[np.uint64]:
     """Return the hashes that must change sides for every class to have images on both."""
     moved = np.empty(0, np.uint64)
-    for label in np.unique(labels):
-        mine = np.unique(found[labels == label])  # in ascending order
+    flags = labels.T if labels.dtype == np.bool_ else (labels == label for label in np.unique(labels))
+    for shown in flags:
+        mine = np.unique(found[shown])  # in ascending order
         out, free = _held_out(mine, moved), mine[~np.isin(mine, moved)]
-        if out.all():
+        if len(mine) and out.all():
             moved = np.append(moved, free[-1:])
         elif len(mine) > 1 and not out.any():
             moved = np.append(moved, free[:1])

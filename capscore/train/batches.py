@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from capscore.data import Batch, Samples, by_name
+from capscore.data import Batch, Samples, by_name, even_chances
 from capscore.errors import ShapeError, short
 from capscore.model import CapsNet
 from capscore.train.recipe import Recipe
@@ -16,9 +16,13 @@ from capscore.train.recipe import Recipe
 def batches(data: Samples, recipe: Recipe, epoch: int, skip: int = 0) -> Iterator[Batch]:
     """Yield the shuffled, shifted batches of one epoch from batch `skip` on.
 
-    Every image is moved by its own whole number of pixels, up to `recipe.shift` each way.
+    With `recipe.balanced` images are drawn, those of rare classes more often. Every image is moved by its own whole
+    number of pixels, up to `recipe.shift` each way.
     """
-    order = np.random.default_rng([recipe.seed, epoch]).permutation(len(data))
+    drawn = np.random.default_rng([recipe.seed, epoch])
+    order = (
+        drawn.choice(len(data), len(data), p=even_chances(data)) if recipe.balanced else drawn.permutation(len(data))
+    )
     for step in range(skip, recipe.per_epoch(len(data))):
         index = order[step * recipe.batch : (step + 1) * recipe.batch]
         rng = np.random.default_rng([recipe.seed, epoch, step])

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from capscore.data import Samples, absent, fingerprint
+from capscore.data import Samples, absent, fingerprint, several
 from capscore.errors import ShapeError, TrainingError
 from capscore.model import CapsNet, Learner
 from capscore.train.batches import batches, check_dataset, check_samples
@@ -16,6 +16,7 @@ from capscore.train.folder import LAST, locked, make
 from capscore.train.interrupts import Interrupts, Stopped
 from capscore.train.listeners import Listeners, Reporter
 from capscore.train.recipe import Recipe
+from capscore.train.score import right_for
 from capscore.train.training import Training, provenance
 
 
@@ -46,7 +47,8 @@ def train(
     if not resume:
         make(folder)
     with locked(folder) if learner.writes else nullcontext(), Interrupts() as interrupts:
-        training = Training(net, learner, recipe, folder, len(data), Listeners(reporters, interrupts), resuming)
+        listeners = Listeners(reporters, interrupts)
+        training = Training(net, learner, recipe, folder, len(data), listeners, resuming, right_for(data))
         _begin(training, data, held_out, resume)
         data = learner.hold(data, recipe.shift)
         for epoch in range(training.progress.epoch, recipe.epochs):
@@ -97,4 +99,4 @@ def _begin(training: Training, data: Samples, held_out: Samples, resume: bool) -
         raise TrainingError(f"{folder} already holds a training: resume it, or choose another folder")
     split = getattr(held_out, "split", None) or {"rule": "own"}
     net.provenance |= provenance(recipe, len(data)) | {"split": dict(split), "fingerprints": known}
-    net.provenance |= learner.workers
+    net.provenance |= learner.workers | {"several": several(data)}

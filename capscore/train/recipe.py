@@ -37,6 +37,7 @@ class Recipe:
     optimiser: Optimiser = field(default=Adam())
     schedule: Schedule | None = None
     average: float = 0.0
+    balanced: bool = False  # draw images so that all classes come alike, instead of every image once an epoch
 
     def __post_init__(self) -> None:
         """Check every field, naming the one that does not fit."""
@@ -44,7 +45,7 @@ class Recipe:
             raise TrainingError(f"optimiser must be one of capscore.optim, such as Adam(), not {short(self.optimiser)}")
         if not isinstance(self.schedule, Schedule | None):
             raise TrainingError(f"schedule must be one of capscore.optim, such as Cosine(), not {short(self.schedule)}")
-        for name in (each.name for each in fields(self) if each.name not in ("optimiser", "schedule")):
+        for name in (each.name for each in fields(self) if each.name not in ("optimiser", "schedule", "balanced")):
             value = getattr(self, name)
             if isinstance(value, np.generic):
                 value = value.item()
@@ -53,6 +54,8 @@ class Recipe:
             if type(value) not in kinds or not least <= value < math.inf:
                 kind = "a whole number" if name in WHOLES else "a number"
                 raise TrainingError(f"{name} must be {kind} of at least {least}, not {short(value)}")
+        if type(self.balanced) is not bool:
+            raise TrainingError(f"balanced must be True or False, not {short(self.balanced)}")
         if self.decay > 1:
             raise TrainingError(f"decay must be at most 1, not {self.decay}: the rate is multiplied by it")
         if self.average >= 1:

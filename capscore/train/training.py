@@ -22,7 +22,7 @@ from capscore.train.folder import BEST, LAST
 from capscore.train.listeners import Listeners
 from capscore.train.progress import Progress
 from capscore.train.recipe import Recipe
-from capscore.train.score import accuracy, found_all
+from capscore.train.score import Right, accuracy, found_all
 
 READ_SECONDS = 0.1  # how long losses may stay unread on a device: it would stand idle whenever one is waited for
 
@@ -42,9 +42,11 @@ class Training:
         images: int,
         listeners: Listeners,
         resuming: Mapping[str, Any] | None = None,
+        right: Right = found_all,
     ) -> None:
         self.net, self.learner, self.recipe, self.folder = net, learner, recipe, folder
         self.images, self.listeners, self.resuming = images, listeners, dict(resuming or {})
+        self.right = right
         self.progress, self.rows = Progress(), Rows()
         self.unread: list[tuple[Any, Any, NDArray[Any]]] = []  # loss, scores and targets of the last steps
         self.began = self.saved = self.looked = time.monotonic()
@@ -86,7 +88,7 @@ class Training:
             progress.step += 1
             progress.steps += 1
             progress.loss += loss * len(targets)
-            progress.correct += int(found_all(self.net.ops.to_numpy(scores), targets).sum())
+            progress.correct += int(self.right(self.net.ops.to_numpy(scores), targets).sum())
             progress.seconds = time.monotonic() - self.began
             seen = min(progress.step * self.recipe.batch, self.images)
             self.listeners.tell("step", len(targets), progress.loss / seen, progress.correct / seen)
