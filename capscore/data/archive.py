@@ -10,6 +10,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from capscore.data.arrays import LAYOUT_TEXT, channels_last, layout_of
 from capscore.data.dataset import Dataset
 from capscore.data.labels import check_count, settled
 from capscore.data.memory import Budget
@@ -20,19 +21,12 @@ from capscore.errors import DataError
 OBJECT = 100  # bytes of a string of Python beside its characters
 MAX_HEADER = 10_000  # bytes of a member that may be its header, enough for any array of numbers or strings
 
-LAYOUTS = (
-    ("images", "labels"),
-    ("train_images", "train_labels", "test_images", "test_labels"),
-    ("x_train", "y_train", "x_test", "y_test"),
-)
-LAYOUT_TEXT = "; or ".join(map(", ".join, LAYOUTS))
-
 
 def read_npz(path: Path, size: tuple[int, int, int] | None, rule: Rule, memory: Budget) -> tuple[Dataset, Dataset]:
     """Read (train, test) from an archive whose arrays are named as one of LAYOUTS.
 
-    Images are uint8 or floats in [0, 1], of shape [N, H, W], [N, C, H, W] or [N, H, W, C] with C 1 or 3. Four
-    dimensions are channels-last if they fit `size` (C, H, W) only so, or if only the last one is 1 or 3.
+    Images are uint8 or floats in [0, 1], of shape [N, H, W], [N, C, H, W] or [N, H, W, C]. Four dimensions are
+    channels-last if they fit `size` (C, H, W) only so, or if the last one looks like channels: 1, 3, or the smallest.
     Labels are as `capscore.data.labels.settled` takes them: [N], [N, 1], one-hot [N, J], or flags [N, J] where images
     show several classes. `classes` are the class names, of label 0 first, or of label 1 where labels go from 1 to their
     number; without it the numbers that occur are the names. A single set is split by `rule`. Memory grows with
@@ -41,7 +35,7 @@ def read_npz(path: Path, size: tuple[int, int, int] | None, rule: Rule, memory: 
     try:
         with _File(path) as file, zipfile.ZipFile(file) as archive:
             members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
-            layout = next((keys for keys in LAYOUTS if members.keys() >= {*keys}), None)
+            layout = layout_of(members)
             if layout is None:
                 raise DataError(f"has the arrays {[*members][:8]}: name them {LAYOUT_TEXT}")
             names = members.get("classes")
@@ -110,14 +104,7 @@ def _channels_first(array: NDArray[Any], size: tuple[int, int, int] | None) -> N
     if array.ndim == 3:
         array = array[:, None]
     elif array.ndim == 4:
-        _, first, middle, last = array.shape
-        if size in ((first, middle, last), (last, first, middle)):
-            channels_last = size != (first, middle, last)
-        elif first in (1, 3) or last in (1, 3):
-            channels_last = first not in (1, 3)
-        else:
-            raise DataError(f"images have shape {array.shape}: store [N, C, H, W] or [N, H, W, C], C 1 or 3")
-        array = np.moveaxis(array, 3, 1) if channels_last else array
+        array = np.moveaxis(array, 3, 1) if channels_last(array.shape, size) else array
     return array
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from capscore.data.batch import Batch, targets_of
+from capscore.data.rows import Rows
 from capscore.data.window import shifted
 from capscore.errors import DataError
 
@@ -52,7 +53,18 @@ class Samples(Protocol):
         """
 
 
-class Moved:
+class Single:
+    """Base of samples that can be asked for one by one, as PyTorch's DataLoader does."""
+
+    def __getitem__(self: Samples, index: int) -> tuple[NDArray[np.float32], Any]:
+        """Return an image [C, H, W] and its label: a number, or an array of images that show several classes."""
+        if not -len(self) <= index < len(self):  # where iteration ends
+            raise IndexError(f"there is no image {index}: there are {len(self):,}")
+        images, labels = self.batch(np.array([index % len(self)]))
+        return images[0], labels[0] if labels.ndim > 1 else int(labels[0])
+
+
+class Moved(Single):
     """Base of samples that are moved within what `batch` puts around them."""
 
     def moved(self: Samples, index: Index, reach: int, down: NDArray[np.integer], across: NDArray[np.integer]) -> Batch:
@@ -68,7 +80,7 @@ class Dataset(Moved):
     Parameters
     ----------
     images
-        [N, C, H, W], uint8 in 0..255 or float32 in [0, 1]; N, C, H and W are at least 1.
+        [N, C, H, W], uint8 in 0..255 or float32 in [0, 1]; N, C, H and W are at least 1. Or `Rows`, on disk.
     labels
         [N] int64, each an index into `classes`; or [N, J] bool, the classes that each image shows, several or none.
     classes
@@ -84,7 +96,7 @@ class Dataset(Moved):
         An array has another dtype, shape or range, or a class name appears twice.
     """
 
-    images: NDArray[np.uint8] | NDArray[np.float32]
+    images: NDArray[np.uint8] | NDArray[np.float32] | Rows
     labels: NDArray[np.int64] | NDArray[np.bool_]
     classes: tuple[str, ...]
     split: Mapping[str, Any] | None = None
@@ -96,13 +108,13 @@ class Dataset(Moved):
         """Check the arrays."""
         images, labels, classes = self.images, self.labels, self.classes
         for name, given in (("images", images), ("labels", labels)):
-            if not isinstance(given, np.ndarray):
+            if not isinstance(given, np.ndarray | (Rows if name == "images" else np.ndarray)):
                 raise DataError(f"{name} are a {type(given).__name__}: make them a NumPy array")
         if images.dtype not in (np.uint8, np.float32):
             raise DataError(f"images are {images.dtype}: store uint8 in 0..255 or float32 in [0, 1]")
         if images.ndim != 4 or 0 in images.shape:
             raise DataError(f"images have shape {images.shape}: it must be [N, C, H, W] with nothing empty")
-        if images.dtype == np.float32:
+        if isinstance(images, np.ndarray) and images.dtype == np.float32:
             with np.errstate(invalid="ignore"):
                 low, high = images.min(), images.max()
             if not (low >= 0 and high <= 1):  # NaN fails this too

@@ -11,6 +11,9 @@ from capscore.data.dataset import Dataset
 from capscore.data.listed import list_of, read_list
 from capscore.data.memory import Budget
 from capscore.data.picture import FORMATS, Paper, ink, paper_for, read_noting
+from capscore.data.pixels import are_pixels
+from capscore.data.progress import track
+from capscore.data.rows import Rows, Writer
 from capscore.data.split import Rule
 from capscore.data.survey import fitting_size, own_sizes, skipped, what_reading_loses
 from capscore.errors import DataError, DataWarning
@@ -21,6 +24,7 @@ LAYOUT = (
     "names them"
 )
 ENTRY = 1024  # bytes that the path of a file takes at most
+MANY = 2000  # images, which take a while
 SAMPLE = 100  # images whose ink is looked at before a paper is chosen
 
 
@@ -50,12 +54,9 @@ def size_that_fits(root: Path) -> tuple[int, int, int] | None:
 
     It is the size that most of them have, up to 64 pixels a side, in colour if any is.
     """
-    if not root.is_dir():
-        listing = root if root.is_file() and root.suffix.lower() in (".csv", ".json") else None
-        if listing is None:
-            return None
-    else:
-        listing = list_of(root)
+    listing = list_of(root) if root.is_dir() else root
+    if listing and (listing.suffix.lower() not in (".csv", ".json") or are_pixels(listing)):
+        return None
     if listing:
         return fitting_size(own_sizes(read_list(listing, Budget()).files, FORMATS))
     files, _ = _files(root / "train" if _has_test_set(root) else root)
@@ -112,23 +113,24 @@ def read_listed(path: Path, size: tuple[int, int, int] | None, rule: Rule, memor
 
 def read_files(
     files: list[Path], root: Path, size: tuple[int, int, int] | None, memory: Budget, paper: Paper | None = None
-) -> tuple[NDArray[np.uint8], Paper, tuple[str, ...]]:
+) -> tuple[NDArray[np.uint8] | Rows, Paper, tuple[str, ...]]:
     """Return images [N, C, H, W] of files, the paper below them, and notes on what they lost."""
     paper = paper or _paper(files, memory)
     first, _ = read_noting(files[0], size, paper, memory)
     channels, height, width = first.shape
-    memory.take(len(files) * first.nbytes, f"{root} with {len(files):,} images of {channels}×{height}×{width}")
-    images = np.empty((len(files), *first.shape), np.uint8)
+    writer = Writer(len(files), (channels, height, width))
+    memory.take(writer.nbytes, f"{root} with {len(files):,} images of {channels}×{height}×{width}")
     noted: dict[str, list[Path]] = {}
-    for i, file in enumerate(files):
-        images[i], notes = read_noting(file, (channels, height, width), paper, memory)
+    for file in track(files, "images") if len(files) > MANY else files:
+        image, notes = read_noting(file, (channels, height, width), paper, memory)
+        writer.add(image)
         for note in notes:
             noted.setdefault(note, []).append(file)
     for note, those in noted.items():
         which = f"{len(those):,} of {len(files):,} images, first {those[0]}"
         warnings.warn(f"{which}: {note}", DataWarning, stacklevel=2)
     lost = what_reading_loses(own_sizes(files, FORMATS), (channels, height, width))
-    return images, paper, (lost,) if lost else ()
+    return writer.images(), paper, (lost,) if lost else ()
 
 
 def _paper(files: list[Path], memory: Budget) -> Paper:

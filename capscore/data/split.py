@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from capscore.data.dataset import Dataset
+from capscore.data.rows import Rows, part
 from capscore.errors import DataError, short
 
 Rule = Callable[[Dataset], tuple[Dataset, Dataset]]  # parts one set into (train, test)
@@ -101,7 +102,7 @@ def seed_of(provenance: Mapping[str, Any]) -> int | None:
     return seed if type(seed) is int and seed >= 0 else None
 
 
-def hashes(images: NDArray[Any], salt: bytes = b"") -> NDArray[np.uint64]:
+def hashes(images: NDArray[Any] | Rows, salt: bytes = b"") -> NDArray[np.uint64]:
     """Return a number [N] for each of images [N, …], of its bytes."""
     rows = (np.ascontiguousarray(image).data.cast("B") for image in images)
     numbers = b"".join(hashlib.blake2b(row, digest_size=8, salt=salt).digest() for row in rows)
@@ -142,7 +143,7 @@ def _parted(data: Dataset, chosen: NDArray[np.bool_], told: dict[str, Any]) -> t
             "to measure a model with all of them, capscore eval --split all"
         )
     sides = (~chosen, chosen)
-    train, test = (replace(data, images=data.images[m], labels=data.labels[m], split=told) for m in sides)
+    train, test = (replace(data, images=part(data.images, m), labels=data.labels[m], split=told) for m in sides)
     return train, test
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from capscore.data import Batch, Samples, by_name, even_chances
+from capscore.data import Batch, Items, Samples, by_name, even_chances
 from capscore.errors import ShapeError, short
 from capscore.model import CapsNet
 from capscore.train.recipe import Recipe
@@ -29,13 +29,21 @@ def batches(data: Samples, recipe: Recipe, epoch: int, skip: int = 0) -> Iterato
         yield data.moved(index, recipe.shift, *rng.integers(0, 2 * recipe.shift + 1, (2, len(index))))
 
 
-def check_samples(data: Any, what: str) -> None:
-    """Raise ShapeError unless `data` are `Samples`."""
+def as_samples(data: Any, what: str) -> Samples:
+    """Return `data` as `Samples`: as they are, or a dataset of PyTorch's kind; raise ShapeError for anything else."""
+    by_position = (
+        hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, list | tuple | dict)
+    )
+    if hasattr(data, "batch_size") or (
+        by_position and not isinstance(data, Samples | str) and not hasattr(data, "dtype")
+    ):
+        return Items(data)
     if not isinstance(data, Samples):
         raise ShapeError(
             f"the {what} set is {short(data)}, a {type(data).__name__}: give a capscore.data.Dataset(images, labels, "
             "classes) of NumPy arrays, or what capscore.data.load returns; training shuffles and batches it itself"
         )
+    return data
 
 
 def check_dataset(
@@ -45,7 +53,7 @@ def check_dataset(
 
     Raises ShapeError unless these are `Samples`, of the network's size, and DataError if the classes are others.
     """
-    check_samples(data, what)
+    data = as_samples(data, what)
     if not len(data):
         raise ShapeError(f"the {what} set has no images")
     if data.size != net.spec.input:

@@ -10,7 +10,7 @@ from typing import Any
 from capscore.data import Samples, absent, fingerprint, several
 from capscore.errors import ShapeError, TrainingError
 from capscore.model import CapsNet, Learner
-from capscore.train.batches import batches, check_dataset, check_samples
+from capscore.train.batches import as_samples, batches, check_dataset
 from capscore.train.checkpoint import restore
 from capscore.train.folder import LAST, locked, make
 from capscore.train.interrupts import Interrupts, Stopped
@@ -67,8 +67,8 @@ def _fitting(
     net: CapsNet[Any], learner: Learner[Any], data: Samples, held_out: Samples, recipe: Recipe
 ) -> tuple[Samples, Samples]:
     """Return both sets with their labels numbered as the network's classes, or say what does not fit together."""
+    data, held_out = as_samples(data, "training"), as_samples(held_out, "held-out")
     for dataset, what in ((data, "training"), (held_out, "held-out")):
-        check_samples(dataset, what)
         if len(dataset.classes) != net.spec.classes:
             raise ShapeError(f"the {what} set has {len(dataset.classes)} classes; the network has {net.spec.classes}")
     data, held_out = check_dataset(net, data, "training"), check_dataset(net, held_out, "held-out")
