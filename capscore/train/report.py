@@ -62,6 +62,10 @@ class Screen:
             f"held-out {row['held_out_accuracy']:.2%} {row['images_per_second']:.0f} img/s {row['seconds']:.1f} s"
         )
 
+    def note(self, text: str) -> None:
+        """Print what training suffers from."""
+        self._print(f"note: {text}")
+
     def close(self) -> None:
         """Take the bar away, also when an epoch broke off."""
         if self.bar is not None:

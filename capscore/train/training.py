@@ -17,6 +17,7 @@ from capscore import __version__, modelfile
 from capscore.data import Batch, Samples
 from capscore.errors import TrainingError
 from capscore.model import CapsNet, Learner
+from capscore.train.advice import Watch
 from capscore.train.checkpoint import Rows, check_finite, write_log
 from capscore.train.folder import BEST, LAST
 from capscore.train.listeners import Listeners
@@ -46,7 +47,7 @@ class Training:
     ) -> None:
         self.net, self.learner, self.recipe, self.folder = net, learner, recipe, folder
         self.images, self.listeners, self.resuming = images, listeners, dict(resuming or {})
-        self.right = right
+        self.right, self.watch = right, Watch(net.classes)
         self.progress, self.rows = Progress(), Rows()
         self.unread: list[tuple[Any, Any, NDArray[Any]]] = []  # loss, scores and targets of the last steps
         self.began = self.saved = self.looked = time.monotonic()
@@ -88,7 +89,9 @@ class Training:
             progress.step += 1
             progress.steps += 1
             progress.loss += loss * len(targets)
-            progress.correct += int(self.right(self.net.ops.to_numpy(scores), targets).sum())
+            said = self.net.ops.to_numpy(scores)
+            progress.correct += int(self.right(said, targets).sum())
+            self.watch.see(said, targets)
             progress.seconds = time.monotonic() - self.began
             seen = min(progress.step * self.recipe.batch, self.images)
             self.listeners.tell("step", len(targets), progress.loss / seen, progress.correct / seen)
@@ -140,6 +143,9 @@ class Training:
         if self.learner.writes:
             write_log(self.folder, self.rows)
         self.listeners.tell("end", row)
+        if note := self.watch.advice(self.rows, self.recipe):
+            self.listeners.tell("note", note)
+        self.watch.forget()
 
     def _rate(self, step: int) -> float:
         return self.recipe.rate_at(step, self.recipe.total(self.images))
