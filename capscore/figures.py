@@ -379,7 +379,7 @@ def explore(
     """
     data = check_dataset(net, data, "example")
     pairs = isinstance(data, Pairs)
-    index = np.arange(min(count, len(data))) if pairs else _examples(data, count)
+    index = np.arange(min(count, len(data))) if pairs else examples(data, count)
     images, classes = data.batch(index)
     labels = None if classes.ndim > 1 else classes
     figures: dict[str, Figure] = {}
@@ -401,7 +401,7 @@ def explore(
     return [Path(folder) / f"{name}.png" for name in figures]
 
 
-def _examples(data: Samples, count: int) -> NDArray[np.int64]:
+def examples(data: Samples, count: int) -> NDArray[np.int64]:
     """Return the indices of up to `count` images, one of each class in turn."""
     order = np.random.default_rng(0).permutation(len(data))
     shown = data.labels[order] if data.labels.ndim > 1 else data.labels[order, None] == np.arange(len(data.classes))

@@ -24,7 +24,7 @@ from capscore.errors import CapscoreError, ModelFileError, TrainingError, short
 from capscore.fit import fitted, pace
 from capscore.train import BEST, LAST, Recipe, read_last
 
-CHANGEABLE = {"resume", "epochs", "device", "backend_name", "data", "data_dir"}  # by who resumes
+CHANGEABLE = {"resume", "report", "epochs", "device", "backend_name", "data", "data_dir"}  # by who resumes
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,8 @@ def train_command(context: typer.Context, options: TrainOptions) -> None:
          f"{len(test_set):,} held out")  # fmt: skip
     config = () if plan.recipe else (Config(plan.out, options, net_spec),)
     rows = run_training(net, learner, train_set, test_set, recipe, plan.out, bool(plan.recipe), setup, config)
+    if options.report and learner.writes:
+        tell(_report(plan.out, setup, test_set, rows))
     best = max(rows, key=lambda row: row["held_out_accuracy"])
     tell(f"best held-out accuracy {best['held_out_accuracy']:.2%} in epoch {best['epoch']}: {plan.out / BEST}")
 
@@ -181,6 +183,14 @@ def _recipe(options: TrainOptions, images: int) -> Recipe:
     at = (max(1, total // 2), max(1, total * 3 // 4)) if name == "steps" else None
     schedule = choose("schedule", SCHEDULES, name, **falling, warmup=options.warmup, at=at)
     return replace(recipe, schedule=schedule)
+
+
+def _report(out: Path, setup: Setup, data: Samples, rows: list[dict[str, Any]]) -> str:
+    """Write the report of the best model, and say where it is."""
+    from capscore import report
+
+    report.write(out / "report.html", backend(setup.backend).load(out / BEST), data, rows)
+    return f"a report with pictures: {out / 'report.html'}"
 
 
 def _say_settings(options: TrainOptions, out: Path, tell: Callable[[str], object]) -> None:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from capscore.data.batch import Batch, targets_of
 from capscore.data.rows import Rows
+from capscore.data.shown import Shown
 from capscore.data.window import shifted
 from capscore.errors import DataError
 
@@ -53,7 +54,7 @@ class Samples(Protocol):
         """
 
 
-class Single:
+class Single(Shown):
     """Base of samples that can be asked for one by one, as PyTorch's DataLoader does."""
 
     def __getitem__(self: Samples, index: int) -> tuple[NDArray[np.float32], Any]:
@@ -73,7 +74,7 @@ class Moved(Single):
         return Batch(shifted(images, reach, down, across), targets_of(labels, len(self.classes)))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Dataset(Moved):
     """Labelled images, checked when they are put together.
 

@@ -15,7 +15,7 @@ from capscore.errors import DataError
 BLOCK = 1 << 20  # pairs whose labels are drawn at once
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Pairs(Single):
     """Two images of different classes on top of each other, summed and clipped at 1; drawn when asked for.
 

@@ -12,7 +12,7 @@ from capscore.data.window import window
 from capscore.errors import DataError
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Redrawn(Moved):
     """Base of those that show every image of a source in another way, under its label."""
 
@@ -33,7 +33,7 @@ class Redrawn(Moved):
         return len(self.source)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Framed(Redrawn):
     """The `height`×`width` pixels around the centre of every image: a crop, or with zeros around it.
 
@@ -69,7 +69,7 @@ class Framed(Redrawn):
         return window(images, top, left, self.height + 2 * margin, self.width + 2 * margin), labels
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class OnCanvas(Redrawn):
     """Base of those that draw where every image comes to lie on `canvas`×`canvas` pixels."""
 
@@ -84,7 +84,7 @@ class OnCanvas(Redrawn):
         return self.source.size[0], self.canvas, self.canvas
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Placed(OnCanvas):
     """Every image at a place of its own, drawn at random, on `canvas`×`canvas` pixels of zeros."""
 

@@ -10,12 +10,14 @@ from typing import Any
 from capscore.data import Samples, absent, fingerprint, several
 from capscore.errors import ShapeError, TrainingError
 from capscore.model import CapsNet, Learner
+from capscore.terminal import Terminal
 from capscore.train.batches import as_samples, batches, check_dataset
 from capscore.train.checkpoint import restore
 from capscore.train.folder import LAST, locked, make
 from capscore.train.interrupts import Interrupts, Stopped
 from capscore.train.listeners import Listeners, Reporter
 from capscore.train.recipe import Recipe
+from capscore.train.report import Screen
 from capscore.train.score import right_for
 from capscore.train.training import Training, provenance
 
@@ -28,7 +30,7 @@ def train(
     recipe: Recipe,
     folder: str | Path,
     resume: bool = False,
-    reporters: tuple[Reporter, ...] = (),
+    reporters: tuple[Reporter, ...] | None = None,
     checkpoint_seconds: float = 60.0,
     resuming: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
@@ -36,7 +38,8 @@ def train(
 
     `folder` receives the files that `capscore.train` lists. With `resume` training goes on from `last.safetensors`, to
     the bit on a CPU with as many threads; a TrainingWarning tells of others. What was frozen stays frozen. Classes are
-    matched by name. `resuming` are JSON values that only the checkpoint keeps, such as the path of the data.
+    matched by name. Without `reporters` a bar, in a notebook too, or plain lines tell of progress on standard error;
+    () is silence. `resuming` are JSON values that only the checkpoint keeps, such as the path of the data.
 
     Raises TrainingError (the loss is not finite, nothing can learn, there is one class, the checkpoint is damaged or
     belongs to other settings or data), Stopped (after a checkpoint: by Ctrl-C, SIGTERM, SIGHUP or a reporter whose
@@ -47,7 +50,7 @@ def train(
     if not resume:
         make(folder)
     with locked(folder) if learner.writes else nullcontext(), Interrupts() as interrupts:
-        listeners = Listeners(reporters, interrupts)
+        listeners = Listeners(_usual(learner) if reporters is None else reporters, interrupts)
         training = Training(net, learner, recipe, folder, len(data), listeners, resuming, right_for(data))
         _begin(training, data, held_out, resume)
         data = learner.hold(data, recipe.shift)
@@ -61,6 +64,11 @@ def train(
                     raise Stopped
             training.end_epoch(held_out)
     return training.rows
+
+
+def _usual(learner: Learner[Any]) -> tuple[Reporter, ...]:
+    """Return who tells of progress where nobody was named: of several processes, one."""
+    return (Screen(Terminal(stderr=True)),) if learner.writes else ()
 
 
 def _fitting(
