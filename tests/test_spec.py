@@ -103,9 +103,9 @@ def test_lists_are_taken_as_tuples() -> None:
 
 def test_presets_are_reached_from_the_package() -> None:
     assert capscore.PRESETS is PRESETS
-    assert set(PRESETS) == {"mnist", "multimnist", "cifar10", "smallnorb", "svhn", "small"}
-    assert PRESETS["cifar10"].capsules[0].routing == DynamicRouting(3, leaky=True)
-    assert sum(p.capsules[0].routing.leaky for p in PRESETS.values()) == 1
+    assert {"mnist", "multimnist", "cifar10", "smallnorb", "svhn", "small"} <= set(PRESETS)
+    leaky = DynamicRouting(3, leaky=True)
+    assert [name for name, spec in PRESETS.items() if spec.capsules[0].routing == leaky] == ["cifar10"]
 
 
 def test_initial_parameters_are_bounded_and_seeded() -> None:
