@@ -9,7 +9,7 @@ import typer
 from capscore import modelfile
 from capscore.cli.app import app
 from capscore.cli.datasets import datasets
-from capscore.cli.shared import DataDir, Weights, show_agreement
+from capscore.cli.shared import DataDir, Import, Weights, show_agreement
 
 
 @app.command("verify")
@@ -17,6 +17,7 @@ def verify_command(
     model: Weights,
     data: Annotated[str | None, typer.Option(help="Use 32 of its test images too.")] = None,
     data_dir: DataDir = None,
+    imports: Import = None,
 ) -> None:
     """Run a model on every backend at hand and ONNX Runtime; show the largest differences from NumPy in float64."""
     read = modelfile.read(model)

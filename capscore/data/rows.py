@@ -23,13 +23,14 @@ class Store:
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file, self.lock = file, threading.Lock()
+        self.raw: Any = getattr(file, "raw", file)  # a buffer would be filled anew for every image
         weakref.finalize(self, file.close)
 
     def read(self, offset: int, into: NDArray[Any]) -> None:
         """Fill an array with the bytes from an offset on."""
         with self.lock:
-            self.file.seek(offset)
-            count = self.file.readinto(into.data.cast("B"))  # type: ignore[attr-defined]
+            self.raw.seek(offset)
+            count = self.raw.readinto(into.data.cast("B"))
         if count != into.nbytes:
             raise DataError("the images on disk end too early: the file was changed while it was read")
 
