@@ -69,7 +69,7 @@ def run_training(
     if learner.writes:
         reporters = [screen, *([TensorBoard(out)] if importlib.util.find_spec("tensorboard") else []), *others]
     try:
-        told = {"reporters": tuple(reporters), "resuming": asdict(setup)}
+        told: dict[str, Any] = {"reporters": tuple(reporters), "resuming": asdict(setup)}
         if not setup.validation:
             return train(net, learner, train_set, test_set, recipe, out, resume, **told)
         learn, chosen = with_validation(train_set, setup.validation)

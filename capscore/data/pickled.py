@@ -114,7 +114,7 @@ def _load(path: Path, memory: Budget) -> dict[Any, Any]:
 
 
 def _entry(told: dict[Any, Any], key: bytes, kind: type, path: Path) -> Any:
-    found = told.get(key)
+    found: Any = told.get(key)
     if not isinstance(found, kind) or (
         kind is list and key.endswith(b"names") and not all(type(n) is bytes for n in found)
     ):

@@ -95,7 +95,8 @@ class Rows:
         found = np.empty((len(at), *self.stored), self.dtype)
         for i, row in enumerate(at.tolist()):
             self.store.read(self.offset + row * self.each, found[i])
-        return np.moveaxis(found, 3, 1) if self.last else found
+        images: NDArray[Any] = np.moveaxis(found, 3, 1) if self.last else found
+        return images
 
 
 class Writer:

@@ -24,13 +24,13 @@ def with_validation(data: S, share: float) -> tuple[S, S]:
     The content of an image decides, as in `ByContent`, so that it stays where it is when others are added. Raises
     DataError if one of the two would have no image, or the images are not held one by one.
     """
+    if isinstance(data, Dataset):
+        out = hashes(data.images, SALT) < np.uint64(share * 2**64)
+        if not out.any() or out.all():
+            raise DataError(f"a share of {share:g} of {len(data)} images leaves none: choose another one")
+        learn, chosen = (replace(data, images=part(data.images, m), labels=data.labels[m]) for m in (~out, out))
+        return learn, chosen
     if isinstance(data, Redrawn):
-        learn, chosen = with_validation(data.source, share)
-        return replace(data, source=learn), replace(data, source=chosen)
-    if not isinstance(data, Dataset):
-        raise DataError(f"no validation images can be taken from a {type(data).__name__}: leave the share out")
-    out = hashes(data.images, SALT) < np.uint64(share * 2**64)
-    if not out.any() or out.all():
-        raise DataError(f"a share of {share:g} of {len(data)} images leaves none: choose another one, or add images")
-    learn, chosen = (replace(data, images=part(data.images, m), labels=data.labels[m]) for m in (~out, out))
-    return learn, chosen
+        first, second = with_validation(data.source, share)
+        return replace(data, source=first), replace(data, source=second)
+    raise DataError(f"no validation images can be taken from a {type(data).__name__}: leave the share out")
