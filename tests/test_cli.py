@@ -17,7 +17,7 @@ from capscore import PRESETS, __version__, modelfile
 from capscore.backends import numpy as caps
 from capscore.data import load
 
-COMMANDS = ["train", "eval", "predict", "export", "inspect", "verify", "explore", "demo"]
+COMMANDS = ["train", "eval", "predict", "export", "inspect", "verify", "import", "explore", "demo"]
 
 
 def capscore(*args, code=0, **options):
@@ -285,7 +285,7 @@ def wrong(tmp_path, model):
         (["predict", model, tmp_path / "garbage.png"], "garbage.png"),
         (["predict", model, tmp_path / "nowhere.png"], "nowhere.png is not there"),
         (["export", model, tmp_path / "no" / "folder.onnx"], "is its folder there and writable?"),
-        (["export", model, tmp_path / "m.onnx", "--opset", "3"], "opset must be from 17"),
+        (["export", model, tmp_path / "m.onnx", "--opset", "3"], "opset must be from 13"),
         (["export", model, model], "one file would be written over another"),
         (["export", model, "--decoder", model.parent / "." / model.name], "one file would be written over another"),
         (["export", model, "m.onnx", "--decoder", tmp_path / "m.onnx"], "one file would be written over another"),

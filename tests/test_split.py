@@ -203,7 +203,7 @@ def test_other_commands_use_the_same_images(trained: Path, tmp_path: Path, monke
     monkeypatch.setattr("capscore.figures.explore", lambda net, test, *_: seen.append(test) or [])
     run("explore", model, "--data", data)
     np.testing.assert_array_equal(seen[0].images, expected.images)
-    monkeypatch.setattr("capscore.cli.verify.show_agreement", lambda _, images: seen.append(images) or True)
+    monkeypatch.setattr("capscore.cli.verify.show_agreement", lambda _, images, providers: seen.append(images) or True)
     run("verify", model, "--data", data)
     np.testing.assert_array_equal(seen[1], expected.batch(slice(0, 32))[0])
     need("capscore.export.runtime", "onnx")

@@ -1,6 +1,12 @@
-"""The `capscore` command: one file for each of train, eval, predict, export, inspect, verify, explore, demo."""
+"""The `capscore` command: one file for each of its commands."""
 
-from capscore.cli import train, eval, predict, export, inspect, verify, explore, demo  # noqa: I001 - as help lists them
+# isort: off - as help lists them
+from capscore.cli import train, eval, predict, export, inspect, verify, bench, explore, import_, augment, demo
 from capscore.cli.app import app, main
 
-__all__ = ["app", "demo", "eval", "explore", "export", "inspect", "main", "predict", "train", "verify"]
+# isort: on
+
+__all__ = [
+    "app", "augment", "bench", "demo", "eval", "explore", "export", "import_", "inspect", "main", "predict", "train",
+    "verify",
+]  # fmt: skip

@@ -14,6 +14,7 @@ import typer
 from capscore import PRESETS
 from capscore.cli.choices import LOSSES, OPTIMISERS, SCHEDULES
 from capscore.cli.shared import Backend, Data, DataDir, Import
+from capscore.data import AUGMENTATIONS
 from capscore.train import Recipe
 
 Network = f"Network: {', '.join(PRESETS)}; else one like small that fits the data."
@@ -62,6 +63,7 @@ class TrainOptions:
     )
     sampling: Annotated[str | None, typer.Option(help="balanced: images of rare classes come more often.")] = None
     shift: Annotated[int | None, typer.Option(help="Random shift, pixels each way; else the dataset's own.")] = None
+    augment: Annotated[str | None, typer.Option(help=f"Changes of images: {', '.join(AUGMENTATIONS)}.")] = None
     reconstruction: Annotated[float, typer.Option(help="Weight of the reconstruction loss.")] = Recipe.reconstruction
     report: Annotated[bool, typer.Option("--report", help="Write report.html in the end, with pictures.")] = False
     seed: Annotated[int, typer.Option(help="Of parameters, order and shifts.")] = Recipe.seed

@@ -8,6 +8,7 @@ import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,7 +33,10 @@ Backend = Annotated[
 ]
 Provider = Annotated[
     str | None,
-    typer.Option(help=".onnx: auto (CUDA if it is there, else the CPU), cpu, cuda, tensorrt or ONNX Runtime's name."),
+    typer.Option(
+        help=".onnx: auto (CUDA if it is there, else the CPU), cpu, cuda, tensorrt, tensorrt-rtx, openvino, webgpu, or "
+        "ONNX Runtime's name."
+    ),
 ]
 Threads = Annotated[int | None, typer.Option(help=".onnx on the CPU: how many; all cores if not given.")]
 
@@ -124,9 +128,9 @@ def preset(name: str) -> CapsNetSpec:
     return PRESETS[name]
 
 
-def show_agreement(model: modelfile.Model, images: Any) -> bool:
+def show_agreement(model: modelfile.Model, images: Any, providers: Sequence[str] = ("cpu",)) -> bool:
     """Print the table of differences; return whether all are within the tolerances."""
-    rows = verify(model, images)
+    rows = verify(model, images, providers=providers)
     outputs = [difference.output for difference in rows[0].differences]
     table = Table("engine", "dtype", *outputs, "", box=None)
     for row in rows:

@@ -11,7 +11,7 @@ import typer
 
 from capscore import CapsNetSpec, backend, modelfile
 from capscore.cli.app import app, say
-from capscore.cli.choices import OPTIMISERS, SCHEDULES, choose, choose_loss
+from capscore.cli.choices import OPTIMISERS, SCHEDULES, choose, choose_augment, choose_loss
 from capscore.cli.config import CONFIG, Config, read_config
 from capscore.cli.datasets import say_notes
 from capscore.cli.options import TrainOptions, taking
@@ -219,6 +219,7 @@ def _recipe(options: TrainOptions, images: int) -> Recipe:
         optimiser=optimiser,
         average=options.average,
         patience=options.patience,
+        augment=choose_augment(options.augment),
         balanced=options.sampling is not None,
     )
     falling: dict[str, Any] = {"decay": options.decay, "decay_steps": options.decay_steps, "floor": options.floor}

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from capscore.data import Batch, Items, Samples, by_name, even_chances
+from capscore.data import Batch, Items, Samples, augmented, by_name, even_chances
 from capscore.errors import ShapeError, short
 from capscore.model import CapsNet
 from capscore.train.recipe import Recipe
@@ -17,7 +17,7 @@ def batches(data: Samples, recipe: Recipe, epoch: int, skip: int = 0) -> Iterato
     """Yield the shuffled, shifted batches of one epoch from batch `skip` on.
 
     With `recipe.balanced` images are drawn, those of rare classes more often. Every image is moved by its own whole
-    number of pixels, up to `recipe.shift` each way.
+    number of pixels, up to `recipe.shift` each way, then augmented.
     """
     drawn = np.random.default_rng([recipe.seed, epoch])
     order = (
@@ -26,7 +26,8 @@ def batches(data: Samples, recipe: Recipe, epoch: int, skip: int = 0) -> Iterato
     for step in range(skip, recipe.per_epoch(len(data))):
         index = order[step * recipe.batch : (step + 1) * recipe.batch]
         rng = np.random.default_rng([recipe.seed, epoch, step])
-        yield data.moved(index, recipe.shift, *rng.integers(0, 2 * recipe.shift + 1, (2, len(index))))
+        batch = data.moved(index, recipe.shift, *rng.integers(0, 2 * recipe.shift + 1, (2, len(index))))
+        yield augmented(batch, recipe.augment, rng)
 
 
 def as_samples(data: Any, what: str) -> Samples:

@@ -11,6 +11,7 @@ from capscore.data import Samples, absent, fingerprint, several
 from capscore.errors import ShapeError, TrainingError
 from capscore.model import CapsNet, Learner
 from capscore.terminal import Terminal
+from capscore.train.ahead import ahead
 from capscore.train.batches import as_samples, batches, check_dataset
 from capscore.train.checkpoint import restore
 from capscore.train.folder import LAST, locked, make
@@ -60,12 +61,12 @@ def train(
         listeners = Listeners(_usual(learner) if reporters is None else reporters, interrupts)
         training = Training(net, learner, recipe, folder, len(data), listeners, resuming, right_for(data))
         _begin(training, data, held_out, resume, test)
-        data = learner.hold(data, recipe.shift)
+        data = data if recipe.augment else learner.to_device(data, recipe.shift)  # the host augments
         for epoch in range(training.progress.epoch, recipe.epochs):
             if recipe.is_over(training.rows):
                 break
             training.begin_epoch()
-            for batch in batches(data, recipe, epoch, training.progress.step):
+            for batch in ahead(batches(data, recipe, epoch, training.progress.step)):
                 training.step(batch)
                 stop = interrupts.asked
                 training.keep(checkpoint_seconds, save=stop)

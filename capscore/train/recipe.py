@@ -10,18 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from capscore.data import Augmentation
 from capscore.errors import SpecError, TrainingError, short
 from capscore.optim import Adam, Exponential, Optimiser, Schedule
 from capscore.values import read, write
 
-WHOLES = {
-    "epochs": 1,
-    "patience": 0,
-    "batch": 1,
-    "decay_steps": 1,
-    "shift": 0,
-    "seed": 0,
-}  # fields that are whole numbers; the least
+NO_NUMBERS = ("optimiser", "schedule", "augment", "balanced")
+# fields that are whole numbers; the least
+WHOLES = {"epochs": 1, "patience": 0, "batch": 1, "decay_steps": 1, "shift": 0, "seed": 0}
 
 
 @dataclass(frozen=True)
@@ -45,6 +41,7 @@ class Recipe:
     schedule: Schedule | None = None
     average: float = 0.0
     patience: int = 0  # epochs without a better one after which training ends; 0: none
+    augment: tuple[Augmentation, ...] = ()  # how images are changed anew in every epoch, after the shift
     balanced: bool = False  # draw images so that all classes come alike, instead of every image once an epoch
 
     def __post_init__(self) -> None:
@@ -53,7 +50,10 @@ class Recipe:
             raise TrainingError(f"optimiser must be one of capscore.optim, such as Adam(), not {short(self.optimiser)}")
         if not isinstance(self.schedule, Schedule | None):
             raise TrainingError(f"schedule must be one of capscore.optim, such as Cosine(), not {short(self.schedule)}")
-        for name in (each.name for each in fields(self) if each.name not in ("optimiser", "schedule", "balanced")):
+        object.__setattr__(self, "augment", augment := tuple(self.augment))
+        if strange := [each for each in augment if not isinstance(each, Augmentation)]:
+            raise TrainingError(f"augment must be of capscore.data.augment, such as Flip(), not {short(strange[0])}")
+        for name in (each.name for each in fields(self) if each.name not in NO_NUMBERS):
             value = getattr(self, name)
             if isinstance(value, np.generic):
                 value = value.item()
