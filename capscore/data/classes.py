@@ -86,7 +86,8 @@ def _counts(data: Samples) -> NDArray[np.int64]:
     while isinstance(data, Redrawn | Pairs):  # whose labels are those of their source, or drawn from all of them
         data = data.source
     if data.labels.dtype == np.bool_:
-        return np.sum(data.labels, axis=0, dtype=np.int64)
+        counts: NDArray[np.int64] = np.sum(data.labels, axis=0, dtype=np.int64)
+        return counts
     return np.bincount(np.ravel(data.labels), minlength=len(data.classes))
 
 

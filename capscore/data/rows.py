@@ -82,10 +82,9 @@ class Rows:
 
     def __getitem__(self, index: Any) -> NDArray[Any]:
         """Read one image [C, H, W], or those of a slice or of positions: [B, C, H, W]."""
-        at = self.index[index]
-        if np.ndim(at) == 0:
-            return self._read(np.array([at]))[0]
-        return self._read(at)
+        at = np.asarray(self.index[index])
+        read = self._read(at.reshape(-1))
+        return read if at.ndim else read[0]  # type: ignore[no-any-return]
 
     def __iter__(self) -> Iterator[NDArray[Any]]:
         """Go through the images."""

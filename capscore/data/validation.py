@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -24,13 +24,14 @@ def with_validation(data: S, share: float) -> tuple[S, S]:
     The content of an image decides, as in `ByContent`, so that it stays where it is when others are added. Raises
     DataError if one of the two would have no image, or the images are not held one by one.
     """
-    if isinstance(data, Dataset):
-        out = hashes(data.images, SALT) < np.uint64(share * 2**64)
+    drawn: Any = data
+    if isinstance(drawn, Redrawn):
+        learn, chosen = (replace(drawn, source=each) for each in with_validation(drawn.source, share))
+        return learn, chosen
+    if isinstance(drawn, Dataset):
+        out = hashes(drawn.images, SALT) < np.uint64(share * 2**64)
         if not out.any() or out.all():
             raise DataError(f"a share of {share:g} of {len(data)} images leaves none: choose another one")
-        learn, chosen = (replace(data, images=part(data.images, m), labels=data.labels[m]) for m in (~out, out))
+        learn, chosen = (replace(drawn, images=part(drawn.images, m), labels=drawn.labels[m]) for m in (~out, out))
         return learn, chosen
-    if isinstance(data, Redrawn):
-        first, second = with_validation(data.source, share)
-        return replace(data, source=first), replace(data, source=second)
     raise DataError(f"no validation images can be taken from a {type(data).__name__}: leave the share out")
