@@ -58,6 +58,7 @@ def test_validation_images_are_neither_learned_nor_held_out(archive: Path, tmp_p
                "--batch", 32, "--validation", 0.25, "--backend", "numpy")  # fmt: skip
     learn, test = load(str(archive / "digits.npz"))
     rest, chosen = with_validation(learn, 0.25)
+    assert " validation " in next(line for line in said.splitlines() if line.startswith("epoch 1/2 loss"))
     assert len(rest) + len(chosen) == len(learn)
     told = modelfile.read(out / BEST).provenance
     assert told["training_images"] == len(rest)

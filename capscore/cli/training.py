@@ -65,7 +65,7 @@ def run_training(
     others: tuple[Reporter, ...] = (),
 ) -> list[dict[str, Any]]:
     """Train with a bar, and TensorBoard where it is installed; Ctrl-C ends with the command that goes on."""
-    screen = Screen(console)
+    screen = Screen(console, measured="validation" if setup.validation else "held-out")
     reporters: list[Reporter] = []
     if learner.writes:
         reporters = [screen, *([TensorBoard(out)] if importlib.util.find_spec("tensorboard") else []), *others]

@@ -45,7 +45,7 @@ def train(
 
     The best epoch is chosen by `held_out`, and its accuracy there is therefore a little too good to be true. With
     `test`, these are the images that were held out, and `held_out` serves to choose by alone; the best model is
-    measured on them once, in the end, and its file tells both.
+    measured on them once, in the end, and its file tells both; `held_out_accuracy` in the log is that of `held_out`.
 
     Raises TrainingError (the loss is not finite, nothing can learn, there is one class, the checkpoint is damaged or
     belongs to other settings or data), Stopped (after a checkpoint: by Ctrl-C, SIGTERM, SIGHUP or a reporter whose
@@ -73,7 +73,7 @@ def train(
                 if stop:
                     raise Stopped
             training.end_epoch(held_out)
-        if test is not None:
+        if test is not None and learner.writes:
             training.measure_best(test)
     return training.rows
 

@@ -156,8 +156,7 @@ class Training:
         if "validation_accuracy" not in best.provenance:  # it was measured before, by a training that now goes on
             best.provenance["validation_accuracy"] = best.provenance["held_out_accuracy"]
         best.provenance["held_out_accuracy"] = found
-        if self.learner.writes:
-            modelfile.save(self.folder / BEST, best)
+        modelfile.save(self.folder / BEST, best)
 
     def _rate(self, step: int) -> float:
         return self.recipe.rate_at(step, self.recipe.total(self.images))
