@@ -1,12 +1,14 @@
 """What PyTorch computes by capscore's own kernels: custom ops with their gradients, opaque to its compiler.
 
-`capscore::dynamic_routing` is `capscore.fast.streaming` on the CPU and Triton's on a GPU, `capscore::fast_conv2d` is
-`capscore.fast.cook_toom`. Under autocast both compute in float32; on a GPU, votes then are products of bfloat16, and of
+`capscore::routing` is `capscore.fast.streaming`, or on a GPU Triton's where its kernels can, and
+`capscore::fast_conv2d` is `capscore.fast.cook_toom`. Under autocast both compute in float32; on a GPU, votes then are products of bfloat16, and of
 tf32 where `torch.backends.cuda.matmul` allows them.
 """
 
 from __future__ import annotations
 
+import json
+from functools import cache
 from typing import Any
 
 import torch
@@ -14,8 +16,9 @@ from torch import Tensor, nn
 
 import capscore.backends.torch as ops  # which imports this module last
 from capscore.fast import cook_toom
-from capscore.fast.streaming import Streaming
-from capscore.routing import DynamicRouting
+from capscore.fast.streaming import RULES, Streaming
+from capscore.routing import DynamicRouting, Routing
+from capscore.values import read, write
 
 STREAMING: Streaming = Streaming(ops)
 PATCH = 512  # numbers in a patch: the first layer of most networks; with more, patches cost too much memory
@@ -78,19 +81,29 @@ def _patches_conv2d(
     return y.view(height, b, width, o).permute(1, 3, 0, 2)
 
 
-def dynamic_routing(routing: DynamicRouting, u: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
+def route(routing: Routing, u: Tensor, weight: Tensor, bias: Tensor | None, *own: Tensor) -> Tensor | None:
     """Return v [B, J, D] of u [B, N, K], weight [N, J, D, K] and bias [J, D]; None while PyTorch exports."""
     if exporting():
         return None
-    learning = torch.is_grad_enabled() and (u.requires_grad or weight.requires_grad)
+    learning = torch.is_grad_enabled() and any(x.requires_grad for x in (u, weight, *own))
     precision = "tf32" if _allows_tf32() else "float32"
     if torch.is_autocast_enabled(u.device.type) and torch.get_autocast_dtype(u.device.type) == torch.bfloat16:
         precision = "bf16"
     with torch.autocast(u.device.type, enabled=False):
         b = None if bias is None else _wide(bias)
-        v, _ = _routing(_wide(u), _wide(weight), b, routing.iterations, routing.leaky, learning, precision)
+        v, _ = _routing(_wide(u), _wide(weight), b, [_wide(x) for x in own], _said(routing), learning, precision)
     capsules: Tensor = v.to(u.dtype)
     return capsules
+
+
+@cache
+def _said(routing: Routing) -> str:
+    return json.dumps(write(routing))
+
+
+@cache
+def _meant(said: str) -> Any:
+    return read(json.loads(said), "routing")
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -151,53 +164,58 @@ def _conv2d_gradients(ctx: Any, g: Tensor) -> tuple[Any, ...]:
 _conv2d.register_autograd(_conv2d_gradients, setup_context=_keep_for_conv2d)
 
 
-@torch.library.custom_op("capscore::dynamic_routing", mutates_args=())
+@torch.library.custom_op("capscore::routing", mutates_args=())
 def _routing(
-    u: Tensor, weight: Tensor, bias: Tensor | None, iterations: int, leaky: bool, learning: bool, precision: str
+    u: Tensor, weight: Tensor, bias: Tensor | None, own: list[Tensor], routing: str, learning: bool, precision: str
 ) -> tuple[Tensor, Tensor]:
     """Return v [B, J, D] and, if `learning`, what the gradient needs: by Triton on a GPU, else by `Streaming`."""
-    if (kernels := _kernels(u, weight)) is not None:
-        v, states = kernels.forward(u, weight, bias, iterations, leaky, precision)
+    how = _meant(routing)
+    if (kernels := _kernels(u, weight, how)) is not None:
+        v, states = kernels.forward(u, weight, bias, how.iterations, how.leaky, precision)
         return v.clone(), states if learning else u.new_empty(0)
-    routing = DynamicRouting(iterations, leaky)
     if not learning:
-        return STREAMING(routing, u, weight, bias).contiguous(), u.new_empty(0)
-    v, kept = STREAMING.forward(routing, u, weight, bias)
+        return STREAMING(how, u, weight, bias, *own).contiguous(), u.new_empty(0)
+    v, kept = STREAMING.forward(how, u, weight, bias, *own)
     return v.contiguous(), torch.stack(kept)
 
 
 @_routing.register_fake
 def _(
-    u: Tensor, weight: Tensor, bias: Tensor | None, iterations: int, leaky: bool, learning: bool, precision: str
+    u: Tensor, weight: Tensor, bias: Tensor | None, own: list[Tensor], routing: str, learning: bool, precision: str
 ) -> tuple[Tensor, Tensor]:
-    b, (_, j, d, _) = u.shape[0], weight.shape
-    kept = (iterations, j, b, d) if _kernels(u, weight) is None else (2, iterations, b, j, d)
+    b, (_, j, d, _), how = u.shape[0], weight.shape, _meant(routing)
+    if _kernels(u, weight, how) is None:
+        kept: tuple[int, ...] = (len(RULES[type(how)](how, j, d).steps), j, b, d)
+    else:
+        kept = (2, how.iterations, b, j, d)
     return u.new_empty(b, j, d), u.new_empty(kept if learning else 0)
 
 
-@torch.library.custom_op("capscore::dynamic_routing_backward", mutates_args=())
+@torch.library.custom_op("capscore::routing_backward", mutates_args=())
 def _routing_backward(
     g: Tensor,
     kept: Tensor,
     u: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    iterations: int,
-    leaky: bool,
+    own: list[Tensor],
+    routing: str,
     precision: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of u, weight and bias (without one, nothing)."""
-    if (kernels := _kernels(u, weight)) is not None:
-        found = kernels.backward(g, kept, u, weight, bias, iterations, leaky, precision)
+) -> list[Tensor]:
+    """Return the gradients of u, weight, bias (without one, nothing) and each of what the routing learns."""
+    how = _meant(routing)
+    if (kernels := _kernels(u, weight, how)) is not None:
+        found = kernels.backward(g, kept, u, weight, bias, how.iterations, how.leaky, precision)
     else:
-        found = STREAMING.backward(DynamicRouting(iterations, leaky), g, [*kept], u, weight, bias)
-    du, dweight, dbias = found
-    return du.contiguous(), dweight.contiguous(), u.new_empty(0) if dbias is None else dbias
+        found = STREAMING.backward(how, g, [*kept], u, weight, bias, *own)
+    return [u.new_empty(0) if x is None else x.contiguous() for x in found]
 
 
 @_routing_backward.register_fake
-def _(g: Tensor, kept: Tensor, u: Tensor, weight: Tensor, bias: Tensor | None, *_: Any) -> tuple[Tensor, ...]:
-    return u.new_empty(u.shape), u.new_empty(weight.shape), u.new_empty(0 if bias is None else bias.shape)
+def _(
+    g: Tensor, kept: Tensor, u: Tensor, weight: Tensor, bias: Tensor | None, own: list[Tensor], *_: Any
+) -> list[Tensor]:
+    return [u.new_empty(0 if x is None else x.shape) for x in (u, weight, bias, *own)]
 
 
 def _allows_tf32() -> bool:
@@ -215,9 +233,9 @@ def _allows_tf32() -> bool:
 _allows_tf32._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _kernels(u: Tensor, weight: Tensor) -> Any:
+def _kernels(u: Tensor, weight: Tensor, routing: Routing) -> Any:
     """Return the Triton kernels if they can route these; Triton comes with PyTorch's builds for GPUs."""
-    if u.device.type != "cuda":
+    if u.device.type != "cuda" or type(routing) is not DynamicRouting:
         return None
     try:
         from capscore.backends import _torch_kernels
@@ -227,14 +245,15 @@ def _kernels(u: Tensor, weight: Tensor) -> Any:
 
 
 def _keep_for_routing(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    u, weight, bias, iterations, leaky, _, precision = inputs
-    ctx.save_for_backward(output[1], u, weight, bias)
-    ctx.settings = iterations, leaky, precision
+    u, weight, bias, own, routing, _, precision = inputs
+    ctx.save_for_backward(output[1], u, weight, bias, *own)
+    ctx.settings = routing, precision
 
 
 def _routing_gradients(ctx: Any, g: Tensor, _: Tensor) -> tuple[Any, ...]:
-    du, dweight, dbias = _routing_backward(g, *ctx.saved_tensors, *ctx.settings)
-    return du, dweight, dbias if ctx.saved_tensors[3] is not None else None, None, None, None, None
+    kept, u, weight, bias, *own = ctx.saved_tensors
+    du, dweight, dbias, *down = _routing_backward(g, kept, u, weight, bias, own, *ctx.settings)
+    return du, dweight, dbias if bias is not None else None, down, None, None, None
 
 
 _routing.register_autograd(_routing_gradients, setup_context=_keep_for_routing)

@@ -39,16 +39,17 @@ class LayerModule(nn.Module):
         """Shape of what the layer makes."""
         return self.row.output
 
-    def forward(self, x: Any, ops: Any = None, run: Run | None = None) -> Any:
+    def forward(self, x: Any, ops: Any = None, run: Run | None = None, parents: Tensor | None = None) -> Any:
         """Compute the layer's output of `x`. A network that runs its layers says how, by `ops` and `run`.
 
-        Without them the module is on its own: `train()` and `eval()` decide, as for any other of PyTorch.
+        Without them the module is on its own: `train()` and `eval()` decide, as for any other of PyTorch. `parents`
+        are capsules that it made before, for its routing to go on from.
         """
         row = self.row
         if run is None:
             if not tracing():  # sizes would be tensors
                 _check_input(self._get_name(), row.input, x, next(self.parameters(), None))
-            here = Run(self.training, statistics={}, thin=_thin, call=self._call_alone)
+            here = Run(self.training, statistics={}, thin=_thin, call=self._call_alone, parents=parents)
             here = here.inside(row.name, row.input, row.output)
         else:
             here = run._replace(call=self._call)
@@ -62,7 +63,7 @@ class LayerModule(nn.Module):
         return call(self, name, ops, x, run)
 
     def _call_alone(self, name: str, ops: Any, x: Any, run: Run) -> Any:
-        return _value(self.get_submodule(name)(_plain(x)), run.output)
+        return _value(self.get_submodule(name)(_plain(x), parents=run.parents), run.output)
 
     def _renew(self, statistics: Mapping[str, Tensor]) -> None:
         for name, value in statistics.items():
@@ -72,8 +73,8 @@ class LayerModule(nn.Module):
         return self.row.kind
 
     def extra_repr(self) -> str:
-        """Return the settings; layers within this one are printed as modules."""
-        shown = self.row.layer.settings().items()
+        """Return the settings that are not the usual ones; layers within this one are printed as modules."""
+        shown = self.row.layer.chosen().items()
         return ", ".join(f"{name}={value!r}" for name, value in shown if not _are_layers(value))
 
 
@@ -149,7 +150,7 @@ class _Chain:
     def __call__(self, ops: Any, p: Mapping[str, Tensor], x: Any, run: Run) -> Any:
         return through(ops, self.rows(run.input), p, x, run)
 
-    def settings(self) -> dict[str, Any]:
+    def chosen(self) -> dict[str, Any]:
         return {}
 
 

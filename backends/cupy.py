@@ -39,7 +39,7 @@ from capscore.backends.numpy import (
 from capscore.data import Samples, resident
 from capscore.errors import BackendError
 from capscore.fast import cook_toom
-from capscore.fast.streaming import Streaming
+from capscore.fast.streaming import RULES, Streaming
 from capscore.ops import check_plain, to_host
 from capscore.routing import DynamicRouting
 
@@ -90,30 +90,31 @@ class Kernels(Streaming):
 
     precision = "float32"
 
-    def __call__(self, routing: DynamicRouting, u: Array, weight: Array, bias: Array | None) -> Array:
+    def __call__(self, routing: Any, u: Array, weight: Array, bias: Array | None, *own: Array) -> Array:
         """Return v [B, J, D]."""
         if not _cupy_kernels.supports(u, weight):
             return super().__call__(routing, u, weight, bias)
         return _cupy_kernels.forward(u, weight, bias, routing.iterations, routing.leaky, self.precision)[0]
 
     def forward(
-        self, routing: DynamicRouting, u: Array, weight: Array, bias: Array | None, learning: bool = True
+        self, routing: Any, u: Array, weight: Array, bias: Array | None, *own: Array, learning: bool = True
     ) -> tuple[Array, Any]:
         """Return v [B, J, D] and what `backward` needs of it."""
         if not _cupy_kernels.supports(u, weight):
-            return super().forward(routing, u, weight, bias, learning)
+            return super().forward(routing, u, weight, bias, learning=learning)
         return _cupy_kernels.forward(u, weight, bias, routing.iterations, routing.leaky, self.precision)
 
     def backward(
-        self, routing: DynamicRouting, g: Array, kept: Any, u: Array, weight: Array, bias: Array | None
-    ) -> tuple[Array, Array, Array | None]:
+        self, routing: Any, g: Array, kept: Any, u: Array, weight: Array, bias: Array | None, *own: Array
+    ) -> tuple[Array, ...]:
         """Return the gradients of u, weight and bias from that of v, [B, J, D]."""
         if not _cupy_kernels.supports(u, weight):
             return super().backward(routing, g, kept, u, weight, bias)
         return _cupy_kernels.backward(g, kept, u, weight, bias, routing.iterations, routing.leaky, self.precision)
 
 
-FUSED: Mapping[type, Any] = {DynamicRouting: Kernels(sys.modules[__name__])}
+_ops = sys.modules[__name__]
+FUSED: Mapping[type, Any] = dict.fromkeys(RULES, Streaming(_ops)) | {DynamicRouting: Kernels(_ops)}
 
 
 class CapsNet(model.CapsNet[Array]):
@@ -125,7 +126,7 @@ class CapsNet(model.CapsNet[Array]):
 class Learner(model.Learner[Array]):
     """Trains a network on CuPy; see `capscore.model.Learner`."""
 
-    def hold(self, data: Samples, margin: int) -> Samples:
+    def to_device(self, data: Samples, margin: int) -> Samples:
         """Return images to learn from, with `margin` around them, on the GPU."""
         like = next(iter(self.net.params.values()))
         return resident(data, margin, lambda shape: empty(shape, like), cupy.asarray)

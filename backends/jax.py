@@ -110,9 +110,43 @@ def norm(x: Array, axis: int, keepdims: bool = False) -> Array:
     return n if keepdims else n.squeeze(axis)
 
 
+@partial(jax.custom_jvp, nondiff_argnums=(1, 2))
 def max(x: Array, axis: int, keepdims: bool = False) -> Array:
     """Return the largest over `axis`; equal ones share the gradient."""
-    return x.max(axis, keepdims=keepdims)
+    largest: Array = _max(x, axis)
+    return largest if keepdims else largest.squeeze(axis)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _max(x: Array, axis: int) -> Array:
+    return x.max(axis, keepdims=True)
+
+
+@_max.defjvp
+def _max_and_slope(axis: int, x: tuple[Array], dx: tuple[Array]) -> tuple[Array, Array]:
+    """Return the largest, kept as an axis of 1, and its change.
+
+    What XLA fuses it may compute twice, and round in two ways: then nothing equals the largest, and JAX's own gradient
+    is 0/0. The first of the largest always counts.
+    """
+    largest = _max(*x, axis)
+    first = jax.nn.one_hot(x[0].argmax(axis), x[0].shape[axis], dtype=bool, axis=axis)
+    share = ((x[0] == largest) | first).astype(x[0].dtype)
+    return largest, (dx[0] * share).sum(axis, keepdims=True) / share.sum(axis, keepdims=True)
+
+
+@max.defjvp
+def _max_gradient(axis: int, keepdims: bool, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    """Do as JAX does, but for one thing: it divides by how many equal the largest, and that may be none.
+
+    A compiled step can compute x twice, for its maximum and to find that again, and round it differently. The first
+    largest is therefore always one of them.
+    """
+    (x,), (t,) = primals, tangents
+    y = x.max(axis, keepdims=keepdims)
+    first = jax.nn.one_hot(x.argmax(axis), x.shape[axis], axis=axis, dtype=bool)
+    equal = ((x == x.max(axis, keepdims=True)) | first).astype(x.dtype)
+    return y, (t * equal).sum(axis, keepdims=keepdims) / equal.sum(axis, keepdims=keepdims)
 
 
 def sqrt(x: Array) -> Array:

@@ -17,9 +17,8 @@ from capscore import im2col, model
 from capscore.backends._numpy_threads import threads_for
 from capscore.fast import cook_toom
 from capscore.fast.prepared import prepared
-from capscore.fast.streaming import Streaming
+from capscore.fast.streaming import RULES, Streaming
 from capscore.ops import Axes, Index, to_host
-from capscore.routing import DynamicRouting
 
 Array = NDArray[Any]
 
@@ -166,7 +165,7 @@ def max_pool(x: Array, kernel: tuple[int, int], stride: tuple[int, int], padding
     return im2col.max_pool(x, kernel, stride, padding)
 
 
-FUSED: Mapping[type, Any] = {DynamicRouting: Streaming(sys.modules[__name__])}
+FUSED: Mapping[type, Any] = dict.fromkeys(RULES, Streaming(sys.modules[__name__]))
 
 
 class CapsNet(model.CapsNet[Array]):

@@ -14,10 +14,10 @@ from capscore import model
 from capscore.data import Samples, resident
 from capscore.errors import BackendError, TrainingError
 from capscore.fast.cook_toom import Tiling
+from capscore.fast.streaming import RULES
 from capscore.layer import Run
 from capscore.ops import Axes, Index, check_plain, check_range, to_host
 from capscore.optim import Adam, Optimiser
-from capscore.routing import DynamicRouting
 
 # A fresh large array costs page faults, in small pages more than the arithmetic in it: measured, docs/performance.md.
 # PyTorch reads this once, before its first large array; a value that is set already is respected.
@@ -83,11 +83,10 @@ def transpose(x: Tensor, axes: tuple[int, ...]) -> Tensor:
 
 def take(x: Tensor, index: Index, axis: int) -> Tensor:
     """Return what lies at the positions of `index` along `axis`; zeros at -1."""
-    y = x.index_select(axis, torch.as_tensor(index.positions.clip(0), device=x.device))
-    if index.there is None:
-        return y
-    absent = torch.as_tensor(~index.there, device=x.device).view(-1, *(1 for _ in x.shape[axis + 1 :]))
-    return y.masked_fill(absent, 0.0)
+    if index.there is not None:  # -1 is the last of one more, all zeros: cheaper than to write over what was taken
+        x = torch.cat((x, torch.zeros_like(x.narrow(axis, 0, 1))), axis)
+    positions = np.where(index.positions < 0, x.shape[axis] - 1, index.positions)
+    return x.index_select(axis, torch.as_tensor(positions, device=x.device))
 
 
 def concat(xs: Sequence[Tensor], axis: int) -> Tensor:
@@ -342,7 +341,7 @@ class Learner(model.Learner[Tensor]):
         on_cpu = next(self.net.parameters()).device.type == "cpu"
         return {"processes": self.team.size} | ({"threads": torch.get_num_threads()} if on_cpu else {})
 
-    def hold(self, data: Samples, margin: int) -> Samples:
+    def to_device(self, data: Samples, margin: int) -> Samples:
         """Return images to learn from, with `margin` around them, on the network's device."""
         like = next(self.net.parameters())
         if like.device.type == "cpu":
@@ -438,5 +437,5 @@ from capscore.backends import _torch_fused, _torch_module, _torch_optim, _torch_
 from capscore.backends._torch_fused import tracing  # noqa: E402
 from capscore.backends._torch_module import Module as Module  # noqa: E402
 
-FUSED: Mapping[type, Any] = {DynamicRouting: _torch_fused.dynamic_routing}
+FUSED: Mapping[type, Any] = dict.fromkeys(RULES, _torch_fused.route)
 load = CapsNet.load

@@ -17,36 +17,63 @@ from .layer import Capsules, Grid, Layer, Map, Vector
 from .layers import (
     Activation,
     AsCaps,
+    AsMap,
     AveragePool,
     BatchNorm,
+    BranchScores,
+    CapsNorm,
+    ChainDecoder,
+    Concat,
+    Concurrent,
     Conv,
     ConvCaps,
+    ConvCaps3D,
     ConvDecoder,
+    ConvTranspose,
+    Coordinates,
     Decoder,
     DenseCaps,
     Dropout,
+    FlatCaps,
     GlobalPool,
     GroupNorm,
+    HomogeneousCaps,
     InstanceNorm,
     LayerNorm,
     Linear,
+    Logits,
     MaxPool,
+    PadChannels,
     PrimaryCaps,
     Residual,
+    SelfRoutedClasses,
     Upsample,
 )
 from .losses import CrossEntropy, MarginLoss, SpreadLoss
 from .net import CapsNetSpec
 from .ops import Ops
 from .presets import PRESETS
-from .routing import DynamicRouting, Routing, SelfAttention
+from .routing import (
+    DynamicRouting,
+    EMRouting,
+    HeinsenRouting,
+    InvertedAttention,
+    Routing,
+    SelfAttention,
+    SelfRouting,
+    VariationalBayes,
+)
 
 __version__ = "0.2.0"
 __all__ = [
-    "PRESETS", "Activation", "AsCaps", "AveragePool", "BatchNorm", "CapsNetSpec", "CapscoreError", "Capsules", "Conv",
-    "ConvCaps", "ConvDecoder", "CrossEntropy", "Decoder", "DenseCaps", "Dropout", "DynamicRouting", "GlobalPool",
-    "Grid", "GroupNorm", "InstanceNorm", "Layer", "LayerNorm", "Linear", "Map", "MarginLoss", "MaxPool", "PrimaryCaps",
-    "Residual", "Routing", "SelfAttention", "SpreadLoss", "Upsample", "Vector", "backend", "backend_names",
+    "PRESETS", "Activation", "AsCaps", "AsMap", "AveragePool", "BatchNorm", "BranchScores", "CapsNetSpec",
+    "CapsNorm", "CapscoreError", "Capsules", "ChainDecoder", "Concat", "Concurrent", "Conv", "ConvCaps",
+    "ConvCaps3D", "ConvDecoder", "ConvTranspose", "Coordinates", "CrossEntropy", "Decoder", "DenseCaps", "Dropout",
+    "DynamicRouting", "EMRouting", "FlatCaps", "GlobalPool", "Grid", "GroupNorm", "HeinsenRouting",
+    "HomogeneousCaps", "InstanceNorm", "InvertedAttention", "Layer", "LayerNorm", "Linear", "Logits", "Map",
+    "MarginLoss", "MaxPool", "PadChannels", "PrimaryCaps", "Residual", "Routing", "SelfAttention",
+    "SelfRoutedClasses", "SelfRouting", "SpreadLoss", "Upsample", "VariationalBayes", "Vector", "backend",
+    "backend_names",
 ]  # fmt: skip
 
 _OF_THE_BACKEND = {"CapsNet", "Learner", "Module", "load"} | {name for name in vars(Ops) if not name.startswith("_")}

@@ -270,8 +270,7 @@ def _on_provider(expected: Expected, path: Path, provider: str) -> Comparison:
 def _on_backend(expected: Expected, name: str, net: Any, dtype: str) -> Comparison:
     spec, out = net.spec, net(expected.images)
     if spec.decoder is not None:
-        labels = to_host(out.scores).argmax(1) if spec.output.active else None  # None: the longest
-        out = out._replace(reconstruction=net.reconstruct(out.capsules, labels))
+        out = out._replace(reconstruction=net.reconstruct(out))
     differences = expected.differences(_told(spec, out), dtype)
     first = None if _fit(differences) else expected.first_layer(net, dtype)
     return Comparison(name, dtype, differences, first)

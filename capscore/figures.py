@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import disk
-from .data import Pairs, Samples, targets_of
+from .data import Augmentation, Pairs, Samples, augmented, targets_of
 from .errors import BackendError, ShapeError
 from .layer import Run
 from .model import CapsNet, Output, one_hot
@@ -103,7 +103,7 @@ def reconstructions(net: CapsNet[Any], images: Any, labels: Any = None) -> Figur
     Below stand the class found and its length; with `labels` [B] a right one is blue, a wrong one orange.
     """
     seen = _run_for_picture(net, images, labels)
-    drawn = net.ops.to_numpy(net.reconstruct(seen.output.capsules))
+    drawn = net.ops.to_numpy(net.reconstruct(seen.output))
     columns = _columns(len(drawn), 10)
     left = MARGIN + 0.5
     pitch = (WIDTH - MARGIN - left + 0.1) / max(columns, 6)
@@ -123,7 +123,7 @@ def reconstructions(net: CapsNet[Any], images: Any, labels: Any = None) -> Figur
         _tile(fig, (x, y + 0.2, w, h), seen.images[i])
         _tile(fig, (x, y + 0.25 + h, w, h), drawing, ORANGE if color == ORANGE else LINE)
         _text(fig, x + w / 2, y + 0.3 + 2 * h, answer, color, ha="center")
-        _text(fig, x + w / 2, y + 0.47 + 2 * h, f"{seen.lengths[i].max():.2f}", GREY, SMALL, ha="center")
+        _text(fig, x + w / 2, y + 0.47 + 2 * h, f"{seen.lengths[i, seen.found[i]]:.2f}", GREY, SMALL, ha="center")
     return fig
 
 
@@ -248,30 +248,38 @@ def couplings(net: CapsNet[Any], images: Any) -> Figure:
     for b, j in enumerate(seen.found):
         y, lowest = top + pitch * b, b == count - 1
         _tile(fig, (MARGIN, y, *_fit(net, side)), seen.images[b])
-        rank = _chart(_axes(fig, (x_rank, y, w, side)), "rank" if lowest else "")
-        for k, r in enumerate(shown):
-            if mapped:
-                scale = side / max(tall, wide)
-                ax = _axes(fig, (x_maps + step * k, y, wide * scale, tall * scale))
-                ax.set(xticks=(), yticks=())
-                ax.set_xlabel(f"iteration {r + 1}" if lowest else "", size=SMALL, color=GREY)
-                ax.imshow(maps[b][k], BALANCE, vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
-            shade = DEEPER(k / (len(shown) - 1) if k else 0.0)
-            rank.plot(range(1, winner.shape[2] + 1), -np.sort(-winner[b, k]), color=shade)
-        rank.set(xscale="log", xlim=(1, None), ylim=(0, 1), yticks=(0, 0.5, 1))
-        rank.xaxis.set_major_formatter("{x:g}")
-        rank.minorticks_off()
+        for k, r in enumerate(shown if mapped else ()):
+            scale = side / max(tall, wide)
+            ax = _axes(fig, (x_maps + step * k, y, wide * scale, tall * scale))
+            ax.set(xticks=(), yticks=())
+            ax.set_xlabel(f"iteration {r + 1}" if lowest else "", size=SMALL, color=GREY)
+            ax.imshow(maps[b][k], BALANCE, vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
+        _ranked(_chart(_axes(fig, (x_rank, y, w, side)), "rank" if lowest else ""), winner[b])
         bits = " → ".join(f"{e:.2f}" for e in found.entropy[shown, b])
         _text(fig, x_rank + w, y + 0.06, f"{bits} bit", GREY, SMALL, ha="right")
         ax = _chart(_axes(fig, (x_length, y, w, side)), "iteration" if lowest else "")
-        for other in (*np.flatnonzero(np.arange(net.spec.classes) != j), j):
-            color = BLUE if other == j else PALE
-            ax.plot(range(1, total + 1), found.lengths[:, b, other], color=color, marker="o", ms=3)
-        ax.set(xlim=(0.7, total + 0.3), ylim=(0, 1), yticks=(0, 0.5, 1))
-        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+        _followed(ax, found.lengths[:, b], j)
         height = y + side * (1 - found.lengths[-1, b, j])
         _text(fig, x_length + w + 0.05, height, _short(net.classes[j], 0.6), BLUE, va="center", weight="bold")
     return fig
+
+
+def _ranked(ax: Axes, couplings: NDArray[Any]) -> None:
+    """Draw couplings [R, N] in order of size, a line for each iteration, from light to dark."""
+    for k, c in enumerate(couplings):
+        ax.plot(range(1, len(c) + 1), -np.sort(-c), color=DEEPER(k / (len(couplings) - 1) if k else 0.0))
+    ax.set(xscale="log", xlim=(1, None), ylim=(0, 1), yticks=(0, 0.5, 1))
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.minorticks_off()
+
+
+def _followed(ax: Axes, lengths: NDArray[Any], winner: int) -> None:
+    """Draw lengths [R, J] against the iterations, that of the winner above the others."""
+    total, classes = lengths.shape
+    for j in (*np.flatnonzero(np.arange(classes) != winner), winner):
+        ax.plot(range(1, total + 1), lengths[:, j], color=BLUE if j == winner else PALE, marker="o", ms=3)
+    ax.set(xlim=(0.7, total + 0.3), ylim=(0, 1), yticks=(0, 0.5, 1))
+    ax.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
 
 
 def lengths(net: CapsNet[Any], images: Any, labels: Any = None) -> Figure:
@@ -352,6 +360,26 @@ def overlapping(net: CapsNet[Any], pairs: Pairs, index: NDArray[np.int64]) -> Fi
     return fig
 
 
+def augmentations(data: Samples, changes: Sequence[Augmentation], rows: int = 8, columns: int = 8) -> Figure:
+    """Show images as they are, and beside each what training would see of it in as many epochs."""
+    index = _examples(data, rows)
+    rows = len(index)
+    still = np.zeros((2, rows), np.int64)
+    rounds = [
+        augmented(data.moved(index, 0, *still), changes, np.random.default_rng(epoch)).images
+        for epoch in range(columns)
+    ]
+    side, step = 0.85, 0.9
+    names = ", ".join(repr(change) for change in changes) or "no change"
+    fig = _page(HEADER + rows * step + MARGIN, "What training sees", names)
+    for row, image in enumerate(data.batch(index)[0]):
+        y = HEADER + row * step
+        _tile(fig, (MARGIN, y, side, side), image)
+        for column, images in enumerate(rounds):
+            _tile(fig, (MARGIN + (column + 1) * step + 0.15, y, side, side), images[row])
+    return fig
+
+
 def _two_colours(first: NDArray[Any], second: NDArray[Any]) -> NDArray[Any]:
     """Return two grey pictures [B, C, H, W] as the magenta and the green of one, [B, 3, H, W]."""
     magenta, green = first.mean(1), second.mean(1)
@@ -388,8 +416,8 @@ def explore(
         if isinstance(data, Pairs):
             figures["overlapping"] = overlapping(net, data, index)
         found = net.predict(images)
-        right = found_all(found, targets_of(classes, net.spec.classes))
-        clearest = np.argsort(np.where(right, -found.max(1), 0), kind="stable")[:3]
+        correct = found_all(found, targets_of(classes, net.spec.classes))
+        clearest = np.argsort(np.where(correct, -found.max(1), 0), kind="stable")[:3]
         figures["perturbations"] = perturbations(net, images[np.sort(clearest)])
     figures["couplings"] = couplings(net, images[:4])
     figures["lengths"] = lengths(net, images, labels)
@@ -427,11 +455,11 @@ class _Seen(NamedTuple):
 
 def _run_for_picture(net: CapsNet[Any], images: Any, labels: Any = None) -> _Seen:
     output = net(images)
-    lengths = net.ops.to_numpy(output.lengths)
+    lengths, scores = net.ops.to_numpy(output.lengths), net.ops.to_numpy(output.scores)
     if not len(lengths):
         raise ShapeError("there are no images to show")
     wanted = None if labels is None else one_hot(labels, *lengths.shape).argmax(1)
-    return _Seen(net.ops.to_numpy(net.ops.asarray(images)), output, lengths, lengths.argmax(1), wanted)
+    return _Seen(net.ops.to_numpy(net.ops.asarray(images)), output, lengths, scores.argmax(1), wanted)
 
 
 def _picture(image: NDArray[Any]) -> NDArray[Any]:

@@ -228,13 +228,11 @@ class Tape:
         """The backend's kernels, which bring their gradients with them."""
         return {kind: partial(self._fused, kernel) for kind, kernel in self.ops.FUSED.items()}
 
-    def _fused(self, kernel: Any, routing: Any, u: Var, weight: Var, bias: Var | None) -> Var:
-        arrays = u.value, weight.value, _value(bias)
+    def _fused(self, kernel: Any, routing: Any, *given: Var | None) -> Var:
+        arrays = [_value(x) for x in given]
         v, kept = kernel.forward(routing, *arrays)
         back = _once(lambda g: kernel.backward(routing, g, kept, *arrays))
-        pulls: list[Pull] = [(u, lambda g: back(g)[0]), (weight, lambda g: back(g)[1])]
-        if bias is not None:
-            pulls.append((bias, lambda g: back(g)[2]))
+        pulls: list[Pull] = [(x, lambda g, i=i: back(g)[i]) for i, x in enumerate(given) if x is not None]
         return self.record(v, *pulls)
 
     def argmax_one_hot(self, x: Var) -> Var:

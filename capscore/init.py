@@ -38,20 +38,37 @@ class Constant(Init):
 
 @dataclass(frozen=True)
 class TruncatedNormal(Init):
-    """Normal numbers of standard deviation `std`, those beyond two standard deviations drawn again."""
+    """Normal numbers of standard deviation `std` around `mean`, those beyond two standard deviations drawn again."""
 
     std: float
+    mean: float = 0.0
 
     def __post_init__(self) -> None:
-        """Check the number."""
+        """Check the numbers."""
         check_numbers(self, "std")
+        check_numbers(self, "mean", least=-1e9)
 
     def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[Any]:
         """Draw."""
         x = rng.standard_normal(shape)
         while np.any(far := np.abs(x) > 2):
             x[far] = rng.standard_normal(int(far.sum()))
-        return x * self.std
+        return x * self.std + self.mean
+
+
+@dataclass(frozen=True)
+class Uniform(Init):
+    """Numbers from -`limit` to `limit`, all alike: √(6/(fan_in + fan_out)) makes it Glorot's (2010)."""
+
+    limit: float
+
+    def __post_init__(self) -> None:
+        """Check the number."""
+        check_numbers(self, "limit")
+
+    def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[Any]:
+        """Draw."""
+        return rng.uniform(-self.limit, self.limit, shape)
 
 
 @dataclass(frozen=True)

@@ -85,10 +85,10 @@ class Plan(NamedTuple):
 
 
 class Capsules(NamedTuple, Generic[A]):
-    """What flows between capsule layers."""
+    """What flows between capsule layers. Without an activation, the length of the pose is the probability."""
 
     pose: A  # [B, N, D]
-    activation: A | None = None  # [B, N]; None: the length of the pose is the probability
+    activation: A | None = None  # [B, N]: a probability, but for scores of classes, which may be its logit
 
 
 class Iteration(NamedTuple, Generic[A]):
@@ -112,6 +112,7 @@ class Run(NamedTuple):
     share: tuple[int, int] = (0, 1)  # (k, n): of n processes, this one has the images k, k + n, k + 2n, … of the batch
     thin: Any = None  # thin(x, rate, dims): dropout by a generator of the backend's; None: see `layers.Dropout`
     call: Any = None  # call(name, ops, x, run): how a backend whose layers are objects runs one; None: `Layer.__call__`
+    parents: Any = None  # [B, N, D]: capsules that the layer itself made, for its routing to go on from
     trace: list[Iteration[Any]] | None = None  # where asked for: every iteration of every routing, in their order
     path: str = ""  # name of the layer that is running
     input: Shape = Vector(0)  # its shapes
@@ -152,6 +153,25 @@ class Run(NamedTuple):
             return self.batch_mean(ops, x, axes)  # type: ignore[no-any-return]
         count = math.prod([x.shape[axis] for axis in axes])  # type: ignore[attr-defined]
         return ops.sum(x, axes, keepdims=True) / count
+
+    def moments(
+        self, ops: Ops[A], x: A, axes: tuple[int, ...], p: Mapping[str, A], size: int, momentum: float, name: str = ""
+    ) -> tuple[A, A]:
+        """Return mean and variance over `axes`, the batch among them, with kept dimensions; one axis is left, of `size`.
+
+        In training they are the batch's own, and the running ones, `{name}mean` and `{name}variance` [size] of `p`,
+        move towards them by `momentum`. All else takes the running ones.
+        """
+        running = p[name + "mean"], p[name + "variance"]
+        if not self.training:
+            kept = tuple(1 if axis in axes else size for axis in range(len(axes) + 1))
+            return ops.reshape(running[0], kept), ops.reshape(running[1], kept)
+        mean = self.mean(ops, x, axes)
+        centred = x - mean
+        variance = self.mean(ops, centred * centred, axes)
+        for key, old, found in zip(("mean", "variance"), running, (mean, variance), strict=True):
+            self.renew(name + key, old * (1 - momentum) + ops.reshape(found, (size,)) * momentum)
+        return mean, variance
 
 
 INFERENCE = Run()

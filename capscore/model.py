@@ -15,7 +15,7 @@ from .data import Samples
 from .errors import ShapeError, TrainingError, check_whole, short
 from .fast.conv import check_tiles, with_tiles
 from .grad import Tape, Var, value_and_gradients
-from .layer import INFERENCE, Capsules, Iteration, Run
+from .layer import INFERENCE, Capsules, Grid, Iteration, Run
 from .losses import reconstruction_loss
 from .net import CapsNetSpec, forward, init_params, reconstruct, scores, to_be_drawn
 from .ops import A, Ops, array, check_range, is_float, to_host
@@ -138,21 +138,31 @@ class CapsNet(Generic[A]):
             return np.concatenate([to_host(self(images[i : i + batch]).scores) for i in starts])
 
     def reconstruct(self, capsules: Any, labels: Any = None) -> A:
-        """Draw images [B, C, H, W] from class capsules [B, J, D].
+        """Draw images [B, C, H, W] from class capsules [B, J, D], or from an `Output`, which has them and their scores.
 
-        All but one capsule are masked: the longest stays, or the one of `labels` [B] (whole numbers), or those
-        that `labels` [B, J] weighs.
+        All but one capsule are masked: that of the highest score stays, or the one of `labels` [B] (whole numbers), or
+        those that `labels` [B, J] weighs. The scores of capsules alone are their lengths; where a network has
+        activations, ShapeError asks for the `Output`.
         """
         if self.spec.decoder is None:
             raise ShapeError("this network has no decoder (decoder=None in its spec): it cannot reconstruct")
-        count, dim = self.spec.output.dims
-        v = self.ops.asarray(capsules, self._like)
+        shape = self.spec.output
+        assert isinstance(shape, Grid)  # there is a decoder
+        count, dim = shape.dims
+        said = capsules if isinstance(capsules, Output) else Output(None, capsules)
+        v = self.ops.asarray(said.capsules, self._like)
         if tuple(v.shape[1:]) != (count, dim) or len(v.shape) != 3:
             raise ShapeError(f"capsules have shape {tuple(v.shape)}; wanted [batch, {count}, {dim}]")
-        if labels is None:
-            mask = self.ops.argmax_one_hot(lengths(self.ops, v))
-        else:
+        if labels is not None:
             mask = self.ops.asarray(one_hot(labels, v.shape[0], count), v)
+        elif said.scores is None and shape.active:
+            raise ShapeError(
+                "these capsules lack the activations that tell which of them is drawn: give all that the network said, "
+                "net.reconstruct(net(images)), or labels"
+            )
+        else:
+            found = lengths(self.ops, v) if said.scores is None else self.ops.asarray(said.scores, v)
+            mask = self.ops.argmax_one_hot(found)
         with self._reading():
             drawn: A = self._compute(reconstruct, v, mask)
         return drawn
@@ -209,8 +219,8 @@ def _couplings(ops: Ops[A], spec: CapsNetSpec, images: Any, trace: Sequence[Iter
             return ops.asarray(np.full((images.shape[0], *each.pairs), each.couplings), images)
         return ops.transpose(each.couplings, (1, 2, 0))
 
-    layers = (tuple(of(each) for each in trace if each.layer == row.name) for row in spec.rows)
-    return tuple(layer for layer in layers if layer)
+    layers = dict.fromkeys(each.layer for each in trace)
+    return tuple(tuple(of(each) for each in trace if each.layer == name) for name in layers)
 
 
 def check_images(spec: CapsNetSpec, x: Any, dtype: str = "float", least: int = 0) -> None:
@@ -359,7 +369,7 @@ class Learner(Generic[A]):
         """How many threads or processes share the sums, by what they are: others round these sums otherwise."""
         return {}
 
-    def hold(self, data: Samples, margin: int) -> Samples:
+    def to_device(self, data: Samples, margin: int) -> Samples:
         """Return images to learn from, with a margin, where this backend computes: on a CPU, as they are."""
         return data
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -18,7 +17,7 @@ from .layers import Conv, Decoder, DenseCaps, Drawing, PrimaryCaps
 from .layers.chain import check_layers, check_size, check_sizes, place, plan_chain, through
 from .losses import Loss, MarginLoss
 from .ops import A, Ops, scope
-from .squash import lengths
+from .squash import presence
 from .values import check_kind, check_names, read, sizes, write
 
 Shapes = dict[str, tuple[int, ...]]  # of parameters, by name
@@ -117,7 +116,15 @@ class CapsNetSpec:
         """Every layer of the decoder in its place; none without a decoder."""
         if self.decoder is None:
             return ()
-        rows = plan_chain(self.decoder.layers(self.image), Vector(math.prod(self.output.dims)), "decoder")
+        count, dim = self.output.dims
+        given = Vector(dim if self.decoder.class_independent else count * dim)
+        rows = plan_chain(self.decoder.layers(self.image), given, "decoder")
+        drawn: Shape = rows[-1].output if rows else given
+        if drawn != self.image:
+            raise SpecError(
+                f"decoder: its last layer makes {drawn}, not the image {self.image}; end with a layer that makes it, "
+                "or give the decoder image=(channels, height, width)"
+            )
         if any(size % part for size, part in zip(self.input, self.image, strict=True)):
             raise SpecError(f"decoder: its image {tuple(self.image)} must divide the input {self.input} in every size")
         return rows
@@ -176,21 +183,16 @@ class CapsNetSpec:
     def _part(self, kind: str) -> tuple[Any, ...]:
         return tuple(row.layer for row in self.rows if row.name.split(".")[0] == kind)
 
+    def _fields(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
     def replace(self, **changes: Any) -> CapsNetSpec:
         """Return the same network with other parts; the names are those of the constructor."""
-        same = {"input": self.input, "layers": self.layers, "decoder": self.decoder, "loss": self.loss}
-        return CapsNetSpec(**{**same, **changes})
+        return CapsNetSpec(**{**self._fields(), **changes})
 
     def to_json(self) -> str:
         """Return the spec as JSON; `from_json` reads it back."""
-        return json.dumps(
-            {
-                "input": self.input,
-                "layers": write(self.layers),
-                "decoder": write(self.decoder),
-                "loss": write(self.loss),
-            }
-        )
+        return json.dumps({name: write(value) for name, value in self._fields().items()})
 
     @classmethod
     def from_json(cls, text: str | bytes) -> CapsNetSpec:
@@ -252,10 +254,7 @@ def primary_capsules(ops: Ops[A], spec: CapsNetSpec, params: Mapping[str, A], x:
 
 def scores(ops: Ops[A], output: Capsules[A] | A) -> A:
     """Return the class scores [B, J] of what `forward` returned: activations, else lengths, else the vector itself."""
-    if not isinstance(output, Capsules):
-        return output
-    found: A = lengths(ops, output.pose) if output.activation is None else output.activation
-    return found
+    return presence(ops, output) if isinstance(output, Capsules) else output
 
 
 def reconstruct(
@@ -267,10 +266,15 @@ def reconstruct(
 
 
 def masked(ops: Ops[A], spec: CapsNetSpec, capsules: A, mask: A) -> A:
-    """Return what the decoder draws from, [B, J·D]: capsules [B, J, D] of which `mask` [B, J] keeps some."""
+    """Return what the decoder draws from, [B, J·D]: capsules [B, J, D] of which `mask` [B, J] keeps some.
+
+    A class-independent decoder draws from their sum, [B, D].
+    """
     count, dim = spec.output.dims
     with scope(ops, "decoder"):
         x = capsules * ops.reshape(mask, (-1, count, 1))
+        if spec.decoder is not None and spec.decoder.class_independent:
+            return ops.sum(x, 1)
         return ops.reshape(x, (-1, count * dim))
 
 

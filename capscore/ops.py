@@ -67,22 +67,23 @@ class Index:
 
 
 class Fused(Protocol):
-    """A routing as one function of u [B, N, K], weight [N, J, D, K] and bias [J, D], with its gradient.
+    """A routing as one function of u [B, N, K], weight [N, J, D, K], bias [J, D] and its own, with its gradient.
 
-    It computes what the routing does over `LinearVotes`, faster or in less memory. `forward` and `backward` are what
-    the tape asks for: a backend with an engine of its own does without.
+    It computes what the routing does over `LinearVotes`, faster or in less memory. `own` is what the routing learns, in
+    the order of its `params`. `forward` and `backward` are what the tape asks for: a backend with an engine of its own
+    does without.
     """
 
-    def __call__(self, routing: Any, u: Any, weight: Any, bias: Any | None) -> Any | None:
+    def __call__(self, routing: Any, u: Any, weight: Any, bias: Any | None, *own: Any) -> Any | None:
         """Return v [B, J, D], or None where the routing itself must run, as when PyTorch writes it down."""
 
-    def forward(self, routing: Any, u: Any, weight: Any, bias: Any | None) -> tuple[Any, Any]:
+    def forward(self, routing: Any, u: Any, weight: Any, bias: Any | None, *own: Any) -> tuple[Any, Any]:
         """Return v, and what `backward` needs of the way to it."""
 
     def backward(
-        self, routing: Any, g: Any, kept: Any, u: Any, weight: Any, bias: Any | None
-    ) -> tuple[Any, Any, Any | None]:
-        """Return the gradients of u, weight and bias from that of v."""
+        self, routing: Any, g: Any, kept: Any, u: Any, weight: Any, bias: Any | None, *own: Any
+    ) -> tuple[Any, ...]:
+        """Return the gradients of u, weight, bias and each of `own` from that of v."""
 
 
 class Ops(Protocol[A]):

@@ -1,10 +1,11 @@
-"""The non-linearity of capsules, and the length that says how present each is."""
+"""The non-linearity of capsules, the length that says how present each is, and logarithms of such probabilities."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+from .layer import Capsules
 from .ops import A, Ops, scope
 from .values import Value, check_choice
 
@@ -31,6 +32,12 @@ def exponential_squash(ops: Ops[A], s: A, axis: int = -1) -> A:
         return s * ((ops.exp(n * -1.0) * -1.0 + 1.0) / (n + 1e-20))
 
 
+def standardise(ops: Ops[A], x: A, size: int, epsilon: float) -> A:
+    """Bring the `size` numbers along the last axis to mean 0 and variance 1: layer normalisation without its scale."""
+    x = x - ops.sum(x, -1, keepdims=True) / size
+    return x / ops.sqrt(ops.sum(x * x, -1, keepdims=True) / size + epsilon)
+
+
 def unchanged(ops: Ops[A], s: A, axis: int = -1) -> A:
     """Return the vectors as they are."""
     return s
@@ -51,3 +58,14 @@ def check_squash(value: Value) -> None:
 def lengths(ops: Ops[A], capsules: A) -> A:
     """Return the lengths [B, J] of capsules [B, J, D]: the probability that each entity is present."""
     return ops.norm(capsules, -1)
+
+
+def presence(ops: Ops[A], capsules: Capsules[A]) -> A:
+    """Return how present each capsule is, [B, N]: its activation, or its length if it has none."""
+    return lengths(ops, capsules.pose) if capsules.activation is None else capsules.activation
+
+
+def log_sigmoid(ops: Ops[A], x: Any) -> Any:
+    """Return log σ(x) of every element, finite wherever x is."""
+    below = ops.relu(x * -1.0)
+    return (below + ops.log(ops.exp((ops.relu(x) + below) * -1.0) + 1.0)) * -1.0  # -(max(-x, 0) + log(1 + e^-|x|))

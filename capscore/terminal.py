@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import io
 import json
+import os
 import re
 import sys
 from collections.abc import Iterable
@@ -24,6 +25,8 @@ HIDDEN = r"\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u20
 LINES, LINE = re.compile(f"[{HIDDEN}]"), re.compile(f"[{HIDDEN}\t\n]")
 PLAIN = {"×": "x", "…": "...", "→": "->", "–": "-", "−": "-", "±": "+-", "≤": "<=", "─": "-", "│": "|",
          **dict.fromkeys("╭╮╰╯", "+")}  # fmt: skip
+
+CLOSED_PIPE = 128 + 13  # the exit status of what SIGPIPE ends, as `yes | head -1` has it
 
 
 def printable(text: str, unsafe: re.Pattern[str] = LINE) -> str:
@@ -78,6 +81,12 @@ class Terminal(Console):
     def encoding(self) -> str:
         """The encoding of the stream that is written to now, by which rich chooses its lines and bars."""
         return str(getattr(self.file, "encoding", None) or "utf-8").lower()
+
+    def on_broken_pipe(self) -> None:
+        """End quietly when nobody reads the pipe any more: rich asks, and has an exit status of its own."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())  # for what Python has still to write there
+        raise SystemExit(CLOSED_PIPE)
 
     def say(self, line: str) -> None:
         """Print one line, however long."""

@@ -27,7 +27,17 @@ class Value:
     def __init_subclass__(cls, **settings: Any) -> None:
         """Make the class known."""
         super().__init_subclass__(**settings)
+        cls.__repr__ = Value.__repr__  # type: ignore[method-assign]  # a dataclass keeps the one that its class has
         Value.known[cls.__name__] = cls
+
+    def __repr__(self) -> str:
+        """Return how to make it: the settings that are not the usual ones."""
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.chosen().items())})"
+
+    def chosen(self) -> dict[str, Any]:
+        """Return those settings by name that are not the usual ones."""
+        usual = {field.name: field.default for field in fields(self)}  # type: ignore[arg-type]
+        return {name: value for name, value in self.settings().items() if value != usual[name]}
 
     def settings(self) -> dict[str, Any]:
         """Return every field by name."""
@@ -111,9 +121,9 @@ def check_flags(value: Value, *names: str) -> None:
             raise _wrong(value, name, "true or false")
 
 
-def check_choice(value: Value, name: str, *choices: Any) -> None:
+def check_choice(value: Value, name: str, *choices: str) -> None:
     """Raise SpecError unless the field is one of `choices`."""
-    if (chosen := getattr(value, name)) not in choices or type(chosen) not in map(type, choices):
+    if getattr(value, name) not in choices:
         raise _wrong(value, name, " or ".join(f'"{choice}"' for choice in choices))
 
 

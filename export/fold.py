@@ -55,6 +55,6 @@ def _inside(block: Residual, own: Params) -> tuple[Residual, Params]:
 
 def _scaled(conv: Params, norm: Params, epsilon: float) -> Params:
     exact = {name: array.astype(np.float64) for name, array in norm.items()}
-    scale = exact["weight"] / np.sqrt(exact["variance"] + epsilon)
-    bias = conv.get("bias", np.zeros(len(scale))) - exact["mean"]
-    return {"weight": conv["weight"] * scale[:, None, None, None], "bias": bias * scale + exact["bias"]}
+    scale = exact.get("weight", 1.0) / np.sqrt(exact["variance"] + epsilon)
+    bias = conv.get("bias", 0.0) - exact["mean"]
+    return {"weight": conv["weight"] * scale[:, None, None, None], "bias": bias * scale + exact.get("bias", 0.0)}

@@ -517,7 +517,9 @@ def _graph(
     found = {name: value for name, value in found.items() if name in wanted}
     found |= _couplings(recorder, spec, run)
     if run.trace is not None and not any(name.startswith("couplings") for name in found):
-        raise CapscoreError("there are no couplings to export: those of the only iteration are uniform")
+        raise CapscoreError(
+            "no couplings to export: those of a first iteration are uniform, and layers within a layer keep theirs"
+        )
     return recorder.model({"images": spec.input}, found, byte_images)
 
 

@@ -57,6 +57,18 @@ def conv(image: Array, weight: Array, bias: Array, stride: Size, padding: Size, 
     return out
 
 
+def conv_transpose(image: Array, weight: Array, bias: Array, stride: int) -> Array:
+    """Every position of one image [C, H, W] adds its numbers times the mirrored weight [O, C, k, k] to a window."""
+    (_, height, width), (channels, _, k, _) = image.shape, weight.shape
+    out = np.zeros((channels, height * stride, width * stride)) + bias[:, None, None]
+    before = max(0, (k - stride) // 2)
+    for y, x, down, right in np.ndindex(height, width, k, k):
+        i, j = y * stride + down - before, x * stride + right - before
+        if 0 <= i < height * stride and 0 <= j < width * stride:
+            out[:, i, j] += weight[:, :, k - 1 - down, k - 1 - right] @ image[:, y, x]
+    return out
+
+
 def primary_capsules(features: Array, types: int, dim: int) -> Array:
     """Squash the `dim` channels of each type at each position: [N, dim], type by type, row by row."""
     _, height, width = features.shape
@@ -191,7 +203,6 @@ def sigmoid(x: float) -> float:
 ACTIVATIONS = {
     "none": lambda x: x,
     "relu": lambda x: max(x, 0.0),
-    "leaky_relu": lambda x: x if x > 0 else 0.01 * x,
     "elu": lambda x: x if x > 0 else math.expm1(x),
     "gelu": lambda x: x / 2 * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
     "silu": lambda x: x * sigmoid(x),
@@ -199,9 +210,10 @@ ACTIVATIONS = {
 }
 
 
-def activation(x: Array, name: str) -> Array:
-    """Number by number."""
-    return np.array([ACTIVATIONS[name](float(n)) for n in x.ravel()]).reshape(x.shape)
+def activation(x: Array, name: str, slope: float = 0.01) -> Array:
+    """Number by number; the slope is that of a leaky ReLU."""
+    of_number = ACTIVATIONS | {"leaky_relu": lambda x: x if x > 0 else slope * x}
+    return np.array([of_number[name](float(n)) for n in x.ravel()]).reshape(x.shape)
 
 
 def standard(x: Array, epsilon: float) -> Array:
@@ -223,7 +235,10 @@ def batch_norm(how: Mapping[str, Any], p: Mapping[str, Array], x: Array, trainin
             variance[c] += how["momentum"] * (spread - variance[c])
         else:
             y[:, c] = (x[:, c] - mean[c]) / math.sqrt(variance[c] + how["epsilon"])
-        y[:, c] = y[:, c] * p["weight"][c] + p["bias"][c]
+        if how["scale"]:
+            y[:, c] *= p["weight"][c]
+        if how["shift"]:
+            y[:, c] += p["bias"][c]
     return y, mean, variance
 
 
@@ -239,11 +254,32 @@ def linear(p: Mapping[str, Array], features: Array) -> Array:
     return np.array([(w * features.ravel()).sum() + b for w, b in zip(p["weight"], p["bias"], strict=True)])
 
 
+def coordinates(height: int, width: int) -> Array:
+    """y and x of every position, from -1 at the first to 1 at the last; -1 where there is but one."""
+    found = np.zeros((2, height, width))
+    for y, x in np.ndindex(height, width):
+        found[:, y, x] = -1 + 2 * y / max(1, height - 1), -1 + 2 * x / max(1, width - 1)
+    return found
+
+
 def upsample(image: Array, factor: int) -> Array:
     c, h, w = image.shape
     y = np.zeros((c, h * factor, w * factor))
     for i, j in np.ndindex(*y.shape[1:]):
         y[:, i, j] = image[:, i // factor, j // factor]
+    return y
+
+
+def bilinear(image: Array, factor: int) -> Array:
+    """Every new position lies among four old ones, of which some are one and the same at the border."""
+    c, h, w = image.shape
+    y = np.zeros((c, h * factor, w * factor))
+    for i, j in np.ndindex(*y.shape[1:]):
+        at, across = (i + 0.5) / factor - 0.5, (j + 0.5) / factor - 0.5
+        top, left = math.floor(at), math.floor(across)
+        for row, by_row in ((top, 1 - (at - top)), (top + 1, at - top)):
+            for column, by_column in ((left, 1 - (across - left)), (left + 1, across - left)):
+                y[:, i, j] += by_row * by_column * image[:, min(max(row, 0), h - 1), min(max(column, 0), w - 1)]
     return y
 
 
@@ -262,21 +298,31 @@ def layer(how: Mapping[str, Any], p: Mapping[str, Array], x: Array, training: bo
     match how["type"]:
         case "Residual":
             y = chain(how["layers"], "layers", p, x, training) + chain(how["shortcut"], "shortcut", p, x, training)
+        case "Concat":
+            both = [chain(how[name], name, p, x, training) for name in ("layers", "shortcut")]
+            y = np.array([[*a, *b] for a, b in zip(*both, strict=True)])
         case "BatchNorm":
             y = batch_norm(how, p, x, training)[0]
         case _:
             y = np.array([of_image(how, p, image) for image in x])
-    return activation(y, how.get("activation", "none"))
+    return activation(y, how.get("activation", "none"), how.get("slope", 0.01))
 
 
 def of_image(how: Mapping[str, Any], p: Mapping[str, Array], image: Array) -> Array:
     match how["type"]:
         case "Activation" | "Dropout":  # which does nothing when told of no mask: see `dropout`
             return image
+        case "PadChannels":
+            none = np.zeros(image.shape[1:])
+            return np.array([*[none] * how["before"], *image, *[none] * how["after"]])
+        case "Coordinates":
+            return np.array([*image, *coordinates(*image.shape[1:])])
         case "Conv":
             bias = p.get("bias", np.zeros(how["channels"]))
             padding = margins(how["padding"], how["kernel"])
             return conv(image, p["weight"], bias, how["stride"], padding, how["groups"])
+        case "ConvTranspose":
+            return conv_transpose(image, p["weight"], p["bias"], how["stride"])
         case "GroupNorm" | "InstanceNorm" | "LayerNorm":
             groups = {"InstanceNorm": len(image), "LayerNorm": 1}.get(how["type"]) or how["groups"]
             return group_norm(p, image, groups, how["epsilon"])
@@ -289,7 +335,7 @@ def of_image(how: Mapping[str, Any], p: Mapping[str, Array], image: Array) -> Ar
         case "GlobalPool":
             return np.array([channel.sum() / channel.size for channel in image])
         case "Upsample":
-            return upsample(image, how["factor"])
+            return {"nearest": upsample, "bilinear": bilinear}[how["mode"]](image, how["factor"])
         case "Linear":
             y = linear(p, image)
             return y if isinstance(how["output"], int) else y.reshape(how["output"])
@@ -337,6 +383,8 @@ def margin(how: Mapping[str, Any], scores: Array, shown: Array, step: int) -> fl
 
 def spread(how: Mapping[str, Any], scores: Array, shown: Array, step: int) -> float:
     done = 1.0 if step >= how["steps"] else step / how["steps"]
+    if how["smooth"]:
+        done = sigmoid(step / how["steps"] - 4)
     m = how["start"] + done * (how["end"] - how["start"])
     total = 0.0
     for t in range(len(scores)):
@@ -383,7 +431,7 @@ def seen_by_all(how: Mapping[str, Any], p: Mapping[str, Array], x: Caps) -> Seen
     t, h, w, k = x.pose.shape
     found = np.zeros((1, t * h * w, how["count"], how["dim"]))
     for i, (kind, row, column) in enumerate(np.ndindex(t, h, w)):
-        own = kind if how["shared"] else i
+        own = {False: i, True: kind, "all": 0}[how["shared"]]
         for j in range(how["count"]):
             found[0, i, j] = vote(x.pose[kind, row, column], p["weight"][own, j], how["pose_rows"])
             if how["vote_bias"]:
@@ -405,7 +453,6 @@ def seen_by_windows(how: Mapping[str, Any], p: Mapping[str, Array], x: Caps) -> 
     child = np.full((rows * columns, kh * kw * t), -1)
     pose = np.zeros((*child.shape, k))
     activation = np.zeros(child.shape)
-    found = np.zeros((*child.shape, how["types"], how["dim"]))
     for at, (y, column) in enumerate(np.ndindex(rows, columns)):
         for slot, (ky, kx, kind) in enumerate(np.ndindex(kh, kw, t)):
             i, j = y * down + ky - top, column * right + kx - left
@@ -414,8 +461,15 @@ def seen_by_windows(how: Mapping[str, Any], p: Mapping[str, Array], x: Caps) -> 
             child[at, slot] = (kind * h + i) * w + j
             pose[at, slot] = x.pose[kind, i, j]
             activation[at, slot] = 0 if x.activation is None else x.activation[kind, i, j]
-            for o in range(how["types"]):
-                found[at, slot, o] = vote(pose[at, slot], p["weight"][slot, o], how["pose_rows"])
+    if how["scrambled"]:
+        straight = pose.copy()
+        for slot in range(pose.shape[1]):
+            line = [straight[at, slot, number] for number in range(k) for at in range(rows * columns)]
+            for i, number in enumerate(line):
+                pose[i // k, slot, i % k] = number
+    found = np.zeros((*child.shape, how["types"], how["dim"]))
+    for at, slot, o in np.ndindex(*found.shape[:3]):
+        found[at, slot, o] = vote(pose[at, slot], p["weight"][slot, o], how["pose_rows"])
     return Seen(found, child, pose, None if x.activation is None else activation), rows, columns
 
 
@@ -426,7 +480,10 @@ def dynamic(how: Mapping[str, Any], p: Mapping[str, Array], bias: Array, seen: S
     for u_hat in seen.votes:
         b = np.zeros(u_hat.shape[:2])
         for _ in range(how["iterations"]):
-            c = np.array([softmax(row, how["leaky"]) for row in b])
+            if how["over"] == "outputs":
+                c = np.array([softmax(row, how["leaky"]) for row in b])
+            else:
+                c = np.array([softmax(column, False) for column in b.T]).T
             v = np.array([shrink((c[:, j, None] * u_hat[:, j]).sum(0) + bias[j]) for j in range(u_hat.shape[1])])
             b = b + np.array([[u_hat[i, j] @ v[j] for j in range(len(v))] for i in range(len(b))])
         poses.append(v)
@@ -450,10 +507,16 @@ def caps_layer(how: Mapping[str, Any], p: Mapping[str, Array], x: Caps, routing:
     return Caps(pose, None if found.activation is None else found.activation.T.reshape(-1, rows, columns))
 
 
-def capsules_of(how: Mapping[str, Any], x: Array) -> Caps:
+def capsules_of(how: Mapping[str, Any], p: Mapping[str, Array], x: Array) -> Caps:
     """The channels of one map as capsules of several types at every position."""
     _, h, w = x.shape
     t, d = how["types"], how["dim"]
+    if how.get("norm"):  # in inference: each type has statistics of its own, one for poses and one for activations
+        x = np.array(x)
+        for c in range(len(x)):
+            name, kind = ("pose.", c // d) if c < t * d else ("activation.", c - t * d)
+            mean, variance, weight, bias = (p[name + key][kind] for key in ("mean", "variance", "weight", "bias"))
+            x[c] = (x[c] - mean) / math.sqrt(variance + 1e-5) * weight + bias
     shrink = SQUASHES[how["squash"]]
     pose = np.zeros((t, h, w, d))
     for kind, i, j in np.ndindex(t, h, w):

@@ -63,9 +63,9 @@ class Proof:
                 case "PrimaryCaps":
                     padding = oracle.margins(how["padding"], how["kernel"])
                     x = oracle.conv(x, own["weight"], own["bias"], how["stride"], padding, how["groups"])
-                    x = oracle.capsules_of(how, x)
+                    x = oracle.capsules_of(how, own, x)
                 case "AsCaps":
-                    x = oracle.capsules_of(how, x)
+                    x = oracle.capsules_of(how, own, x)
                 case kind if kind in self.ROUTINGS:
                     x = self.ROUTINGS[kind](how, own, x)
                 case _:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from enum import Enum
 from types import ModuleType
 from typing import Any
 
@@ -19,6 +20,7 @@ from capscore.fast.buffers import Buffers, Fresh
 from capscore.fast.prepared import MOST, prepared
 from capscore.routing import DynamicRouting
 
+Slot = Enum("Slot", "NAME OTHER GROWS")
 HOST = pytest.mark.parametrize("library", ["numpy", "torch"])
 
 
@@ -45,16 +47,16 @@ def elsewhere(function: Callable[[], Any]) -> Any:
 def test_a_name_is_the_same_memory_again(library: str) -> None:
     caps = backend(library)
     buffers, like = Buffers(caps), caps.asarray(np.zeros(3))
-    first = buffers.take("name", (4, 6), like)
+    first = buffers.take(Slot.NAME, (4, 6), like)
     assert tuple(first.shape) == (4, 6)
     assert first.dtype == like.dtype
     for shape in ((4, 6), (3, 8), (5,), (0, 2), ()):  # what fits
-        again = Buffers(caps).take("name", shape, like)
+        again = Buffers(caps).take(Slot.NAME, shape, like)
         assert tuple(again.shape) == shape
         assert caps.contiguous(again)
         if 0 not in shape:
             assert address(again) == address(first)
-    assert address(buffers.take("other", (4, 6), like)) != address(first)
+    assert address(buffers.take(Slot.OTHER, (4, 6), like)) != address(first)
 
 
 @HOST
@@ -63,11 +65,11 @@ def test_too_small_grows_and_stays_grown(library: str) -> None:
     buffers, like = Buffers(caps), caps.asarray(np.zeros(3))
 
     def sizes() -> list[int]:
-        buffers.take("grows", (2, 3), like)
-        large = buffers.take("grows", (50, 30), like)
+        buffers.take(Slot.GROWS, (2, 3), like)
+        large = buffers.take(Slot.GROWS, (50, 30), like)
         large[...] = 7.0
-        small = buffers.take("grows", (2,), like)
-        return [address(large), address(small), address(buffers.take("grows", (1500,), like)), large.shape[0]]
+        small = buffers.take(Slot.GROWS, (2,), like)
+        return [address(large), address(small), address(buffers.take(Slot.GROWS, (1500,), like)), large.shape[0]]
 
     large, small, again, rows = elsewhere(sizes)
     assert large == small == again
@@ -78,7 +80,9 @@ def test_too_small_grows_and_stays_grown(library: str) -> None:
 def test_dtypes_do_not_share(library: str) -> None:
     caps = backend(library)
     buffers = Buffers(caps)
-    wide, narrow = (buffers.take("name", (8,), caps.asarray(np.zeros(1, dtype))) for dtype in (np.float64, np.float32))
+    wide, narrow = (
+        buffers.take(Slot.NAME, (8,), caps.asarray(np.zeros(1, dtype))) for dtype in (np.float64, np.float32)
+    )
     wide[...] = 1.0
     narrow[...] = 2.0
     assert caps.to_numpy(wide).dtype == np.float64
@@ -90,13 +94,13 @@ def test_libraries_do_not_share(torch_caps: ModuleType) -> None:
     for _ in range(2):
         for caps in (NUMPY, torch_caps):
             like = caps.asarray(np.zeros(2))
-            assert type(Buffers(caps).take("name", (2,), like)) is type(like)
+            assert type(Buffers(caps).take(Slot.NAME, (2,), like)) is type(like)
 
 
 def test_a_parameter_shares_with_tensors(torch_caps: ModuleType) -> None:
     torch = need("torch", "torch")
     like = torch.nn.Parameter(torch.zeros(3))
-    first, second, third = (Buffers(torch_caps).take("name", (9,), x) for x in (like, like.detach(), like))
+    first, second, third = (Buffers(torch_caps).take(Slot.NAME, (9,), x) for x in (like, like.detach(), like))
     assert first.data_ptr() == second.data_ptr() == third.data_ptr()
     assert not third.requires_grad
 
@@ -107,9 +111,9 @@ def test_memory_of_inference_is_written_in_training(torch_caps: ModuleType) -> N
     def write() -> bool:
         like = torch.zeros(3)
         with torch.inference_mode():
-            Buffers(torch_caps).take("name", (5,), like)[...] = 1
+            Buffers(torch_caps).take(Slot.NAME, (5,), like)[...] = 1
         with torch.enable_grad():
-            x = Buffers(torch_caps).take("name", (5,), like)
+            x = Buffers(torch_caps).take(Slot.NAME, (5,), like)
             x.mul_(2)
             return bool(x.is_inference())
 
@@ -120,16 +124,16 @@ def test_memory_of_inference_is_written_in_training(torch_caps: ModuleType) -> N
 def test_every_thread_has_its_own(library: str) -> None:
     caps = backend(library)
     like = caps.asarray(np.zeros(3))
-    mine = Buffers(caps).take("name", (4,), like)
-    theirs = elsewhere(lambda: Buffers(caps).take("name", (4,), like))
+    mine = Buffers(caps).take(Slot.NAME, (4,), like)
+    theirs = elsewhere(lambda: Buffers(caps).take(Slot.NAME, (4,), like))
     assert address(mine) != address(theirs)
-    assert address(mine) == address(Buffers(caps).take("name", (4,), like))
+    assert address(mine) == address(Buffers(caps).take(Slot.NAME, (4,), like))
 
 
 def test_arrays_of_a_gpu_are_fresh() -> None:
     caps = backend("cupy")
     like = caps.asarray(np.zeros(3))
-    first, second = (Buffers(caps).take("name", (4,), like) for _ in range(2))
+    first, second = (Buffers(caps).take(Slot.NAME, (4,), like) for _ in range(2))
     first[...] = 1.0
     second[...] = 2.0
     assert (caps.to_numpy(first) == 1).all()
@@ -140,13 +144,13 @@ def test_transpose_is_a_view_if_it_can_be(caps: ModuleType, seed: int, axes: lis
     shape = tuple(np.random.default_rng(seed).integers(1, 4, 4))
     x = caps.asarray(np.random.default_rng(seed).standard_normal(shape))
     kept = caps.to_numpy(x).copy()
-    y = Buffers(caps).transpose("name", x, tuple(axes))
+    y = Buffers(caps).transpose(Slot.NAME, x, tuple(axes))
     assert caps.contiguous(y)
     np.testing.assert_array_equal(caps.to_numpy(y), kept.transpose(axes))
     plain = caps.contiguous(caps.transpose(x, tuple(axes)))
     y[...] = 0.0
     assert (not caps.to_numpy(x).any()) == plain  # a view of x, or else not of x at all
-    back = Buffers(caps).transpose("name", caps.transpose(caps.asarray(kept), tuple(axes)), tuple(np.argsort(axes)))
+    back = Buffers(caps).transpose(Slot.NAME, caps.transpose(caps.asarray(kept), tuple(axes)), tuple(np.argsort(axes)))
     np.testing.assert_array_equal(caps.to_numpy(back), kept)
 
 
@@ -164,9 +168,9 @@ def test_transpose_is_a_view_if_it_can_be(caps: ModuleType, seed: int, axes: lis
 def test_products_are_numpy_s(caps: ModuleType, a: tuple[int, ...], b: tuple[int, ...]) -> None:
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal(a), rng.standard_normal(b)
-    found = caps.to_numpy(Buffers(caps).matmul("name", caps.asarray(x), caps.asarray(y)))
+    found = caps.to_numpy(Buffers(caps).matmul(Slot.NAME, caps.asarray(x), caps.asarray(y)))
     close(found, x @ y, FLOAT64)
-    close(caps.to_numpy(Fresh(caps).matmul("name", caps.asarray(x), caps.asarray(y))), x @ y, FLOAT64)
+    close(caps.to_numpy(Fresh(caps).matmul(Slot.NAME, caps.asarray(x), caps.asarray(y))), x @ y, FLOAT64)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +179,7 @@ def test_products_are_numpy_s(caps: ModuleType, a: tuple[int, ...], b: tuple[int
 def test_entry_by_entry_products_are_numpy_s(caps: ModuleType, a: tuple[int, ...], b: tuple[int, ...]) -> None:
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal(a), rng.standard_normal(b)
-    close(caps.to_numpy(Buffers(caps).multiply("name", caps.asarray(x), caps.asarray(y))), x * y, FLOAT64)
+    close(caps.to_numpy(Buffers(caps).multiply(Slot.NAME, caps.asarray(x), caps.asarray(y))), x * y, FLOAT64)
 
 
 @pytest.mark.parametrize("limits", [(2 << 20, 32 << 20), (300, 32 << 20), (300, 0)])

@@ -37,15 +37,15 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def png16(values: np.ndarray, significant: int | None = None, clear: int | None = None) -> bytes:
-    """A grey PNG of 16 bits, with an sBIT chunk and a transparent value."""
-    height, width = values.shape
+def png16(values: np.ndarray, significant: int | None = None, clear: int | tuple[int, ...] | None = None) -> bytes:
+    """A PNG of 16 bits of values [H, W] or [H, W, channels], with an sBIT chunk and a transparent value."""
+    height, width, channels = np.atleast_3d(values).shape
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    parts = [chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 0, 0, 0, 0))]
+    parts = [chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, (0, 4, 2, 6)[channels - 1], 0, 0, 0))]
     if significant is not None:
-        parts.append(chunk(b"sBIT", bytes([significant])))
+        parts.append(chunk(b"sBIT", bytes([significant] * channels)))
     if clear is not None:
-        parts.append(chunk(b"tRNS", struct.pack(">H", clear)))
+        parts.append(chunk(b"tRNS", np.array(clear, ">u2").tobytes()))
     return b"\x89PNG\r\n\x1a\n" + b"".join([*parts, chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")])
 
 
@@ -151,6 +151,31 @@ def test_12_bits_in_16_of_a_png(tmp_path: Path, values: np.ndarray) -> None:
     assert "fewer bits than the file says" in notes[0]
 
 
+@pytest.mark.parametrize("channels", [2, 3, 4])
+@pytest.mark.parametrize("bits", [8, 9, 12, 15])
+def test_fewer_than_16_bits_of_a_colour(tmp_path: Path, channels: int, bits: int) -> None:
+    """PIL alone gives the upper 8 of all 16, which is next to black."""
+    top = (1 << bits) - 1
+    shown = np.stack([RAMP, RAMP[::-1], RAMP.T], -1) if channels > 2 else RAMP[..., None]
+    opaque = [] if channels == 3 else [np.full((*RAMP.shape, 1), top)]
+    values = np.concatenate([shown.astype(int) * top // 255, *opaque], -1)
+    wanted = np.broadcast_to(shown.transpose(2, 0, 1), (3, 8, 8))
+    (tmp_path / "x.png").write_bytes(png16(values, significant=bits))
+    image, notes = said(tmp_path / "x.png", (3, 8, 8))
+    np.testing.assert_allclose(image, wanted, atol=1)
+    assert notes == []
+    (tmp_path / "x.png").write_bytes(png16(values << 16 - bits, significant=bits))  # as the standard has it
+    np.testing.assert_allclose(read_image(tmp_path / "x.png", (3, 8, 8)), wanted, atol=1)
+
+
+def test_12_bits_of_a_colour_that_nothing_declares(tmp_path: Path) -> None:
+    values = np.dstack([RAMP.astype(int) * 4095 // 255] * 3)
+    (tmp_path / "x.png").write_bytes(png16(values))
+    image, notes = said(tmp_path / "x.png")
+    assert image.max() == 15
+    assert "fewer bits than the file says" in notes[0]
+
+
 @pytest.mark.parametrize(("tag", "most"), [(281, 4095), (281, 3500), (341, 4095)])
 def test_12_bits_in_16_of_a_tiff(tmp_path: Path, tag: int, most: int) -> None:
     tags = TiffImagePlugin.ImageFileDirectory_v2()
@@ -229,6 +254,9 @@ def test_transparency_that_a_palette_a_value_or_a_bit_stands_for(tmp_path: Path)
     Image.fromarray(black).convert("P").save(tmp_path / "p.gif", transparency=255)
     Image.fromarray(black).convert("1").save(tmp_path / "1.png", transparency=255)
     (tmp_path / "16.png").write_bytes(png16(np.where(INK, 0, 777), clear=777))
+    colours = np.dstack([np.where(INK, 0, 777)] * 3)
+    (tmp_path / "rgb 16.png").write_bytes(png16(colours, clear=(777, 777, 777)))
+    (tmp_path / "rgb 12.png").write_bytes(png16(colours, significant=12, clear=(777, 777, 777)))
     Image.fromarray(black).convert("RGB").save(tmp_path / "rgb.png", transparency=(255, 255, 255))
     for path in tmp_path.iterdir():
         image, notes = said(path, (1, 8, 8))

@@ -31,6 +31,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capscore import PRESETS, CapsNetSpec, Conv, DenseCaps, PrimaryCaps
+from capscore.agree import allowed
 from capscore.errors import ShapeError
 from capscore.routing import LinearVotes, dynamic_routing
 
@@ -113,18 +114,20 @@ def test_presets_agree(
     spec = PRESETS[name]
     images = random_images(spec, 2, dtype="float32")
     net = NUMPY.CapsNet(spec, seed=1)
-    expected = net(images)
-    drawn = net.reconstruct(expected.capsules)
+    expected, exact = net(images), NUMPY.CapsNet(spec, seed=1, dtype="float64")(images)
     other = torch_caps.CapsNet(spec, seed=1)
     out = other(images)
-    close(torch_caps.to_numpy(out.lengths), expected.lengths, FLOAT32)
-    close(torch_caps.to_numpy(out.capsules), expected.capsules, FLOAT32)
-    close(torch_caps.to_numpy(other.reconstruct(out.capsules)), drawn, FLOAT32)
     onnx_export.export(net, tmp_path / "model.onnx", verify=False)
     deployed = runtime.Session(tmp_path / "model.onnx")(images)
-    close(deployed.lengths, expected.lengths, FLOAT32)
-    close(deployed.capsules, expected.capsules, FLOAT32)
-    close(deployed.reconstruction, drawn, FLOAT32)
+    for name in ("scores", "lengths", "capsules"):
+        wanted = getattr(exact, name)
+        tolerance = allowed("fp32", getattr(expected, name), wanted)  # a deep network's own rounding is larger
+        close(torch_caps.to_numpy(getattr(out, name)), wanted, tolerance)
+        close(getattr(deployed, name), wanted, tolerance)
+    if spec.decoder is not None:
+        drawn = net.reconstruct(expected.capsules)
+        close(torch_caps.to_numpy(other.reconstruct(out.capsules)), drawn, FLOAT32)
+        close(deployed.reconstruction, drawn, FLOAT32)
 
 
 # ------------------------------------------------------------------------------- weights trained by somebody else
@@ -294,7 +297,7 @@ def test_votes_never_written_down_are_the_votes(caps: ModuleType, shape: tuple[i
         return [votes.array(), votes.combine(c), votes.combine(0.25), votes.agree(v)]
 
     written, summed, mean, agreed = map(caps.to_numpy, whole(caps, ask)(*map(caps.asarray, (u, w, bias, c, v))))
-    close(written, u_hat, FLOAT64)
+    close(written, u_hat.transpose(2, 0, 1, 3), FLOAT64)
     close(summed, np.einsum("jbn,bnjd->jbd", c, u_hat) + bias[:, None], FLOAT64)
     close(mean, 0.25 * np.einsum("bnjd->jbd", u_hat) + bias[:, None], FLOAT64)
     close(agreed, np.einsum("bnjd,jbd->jbn", u_hat, v), FLOAT64)

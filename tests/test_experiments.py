@@ -52,6 +52,11 @@ def tiny_capsnet(**changes):
     return caps.CapsNet(PRESETS["small"].replace(**changes))
 
 
+def small_cnn():
+    spec = baselines.like(PRESETS["small"])
+    return caps.CapsNet(spec, baselines.init_params(spec))
+
+
 def test_a_training_on_other_data_is_another(tmp_path, digits):
     from capscore.train import Recipe
 
@@ -200,7 +205,7 @@ def test_a_capsule_that_holds_the_pose_is_read(digits):
     class Holds:
         """A network whose winning capsule says where the ink is."""
 
-        ops = caps
+        ops, spec = caps, PRESETS["small"]
 
         def __call__(self, images):
             place = np.arange(28) - 13.5
@@ -229,8 +234,8 @@ def test_quadrants_change_places_and_keep_their_pixels():
 
 @pytest.mark.parametrize("kind", ["capsnet", "cnn"])
 def test_attacks_stay_in_the_box_and_raise_the_error(kind, digits):
-    net = tiny_capsnet() if kind == "capsnet" else baselines.CNN(baselines.like(PRESETS["small"]))
-    learner = (caps if kind == "capsnet" else baselines).Learner(net)
+    net = tiny_capsnet() if kind == "capsnet" else small_cnn()
+    learner = caps.Learner(net)
     images, labels = digits.batch(slice(0, 40))
     for _ in range(40):
         learner.step(images, np.eye(10)[labels], 3e-3)
@@ -255,7 +260,7 @@ def test_few_examples_recur(digits):
 
 def test_pooling_stages_are_those_of_the_network(digits):
     images, _ = digits.batch(slice(0, 3))
-    cnn = pooling.stages(baselines.CNN(baselines.like(PRESETS["small"])), images)
+    cnn = pooling.stages(small_cnn(), images)
     assert {name: x.shape[1] for name, x in cnn.items()} == {
         "before pool 1": 32 * 28 * 28, "after pool 1": 32 * 14 * 14,
         "before pool 2": 64 * 14 * 14, "after pool 2": 64 * 7 * 7,

@@ -19,11 +19,18 @@ from test_spec import mutated, refuses_or_reads
 
 from capscore import (
     Activation,
+    AsCaps,
+    AsMap,
     AveragePool,
     BatchNorm,
     CapsNetSpec,
+    ChainDecoder,
+    Concat,
     Conv,
+    ConvCaps3D,
     ConvDecoder,
+    ConvTranspose,
+    Coordinates,
     CrossEntropy,
     DenseCaps,
     Dropout,
@@ -34,8 +41,10 @@ from capscore import (
     Linear,
     MarginLoss,
     MaxPool,
+    PadChannels,
     PrimaryCaps,
     Residual,
+    SelfAttention,
     SpreadLoss,
     Upsample,
 )
@@ -125,15 +134,32 @@ def residual(draw: st.DrawFn, shape: Map) -> Residual:
     return Residual(block, past, draw(ACTIVATION))
 
 
+@st.composite
+def concat(draw: st.DrawFn, shape: Map) -> Concat:
+    """A convolution beside nothing or beside another."""
+    same: dict[str, Any] = {"kernel": 3, "padding": "same", "groups": 1}
+    if draw(st.booleans()):
+        return Concat((draw(conv(shape, **same, stride=1)), BatchNorm()))
+    same["stride"] = draw(st.integers(1, 2))
+    return Concat((draw(conv(shape, **same)),), (draw(conv(shape, **same)),))
+
+
 def divisors(n: int) -> Any:
     return st.sampled_from([d for d in range(1, n + 1) if n % d == 0])
 
 
 KINDS: dict[str, Callable[[Map], Any]] = {
-    "Activation": lambda shape: st.builds(Activation, ACTIVATION),
+    "Activation": lambda shape: st.builds(Activation, ACTIVATION, st.sampled_from([0.0, 0.01, 0.3])),
     "AveragePool": lambda shape: window(shape).map(lambda how: AveragePool(**how)),
-    "BatchNorm": lambda shape: st.builds(BatchNorm, st.sampled_from([0.0, 0.1, 1.0]), EPSILON, ACTIVATION),
+    "BatchNorm": lambda shape: st.builds(
+        BatchNorm, st.sampled_from([0.0, 0.1, 1.0]), EPSILON, ACTIVATION, st.booleans(), st.booleans()
+    ),
+    "Concat": concat,
     "Conv": conv,
+    "ConvTranspose": lambda shape: st.builds(
+        ConvTranspose, st.integers(1, 2), st.integers(1, 4), st.integers(1, 3), ACTIVATION
+    ),
+    "Coordinates": lambda shape: st.just(Coordinates()),
     "Dropout": lambda shape: st.builds(Dropout, st.sampled_from([0.0, 0.5]), st.booleans()),
     "GlobalPool": lambda shape: st.just(GlobalPool()),
     "GroupNorm": lambda shape: st.builds(GroupNorm, divisors(shape.channels), EPSILON, ACTIVATION),
@@ -141,8 +167,9 @@ KINDS: dict[str, Callable[[Map], Any]] = {
     "LayerNorm": lambda shape: st.builds(LayerNorm, EPSILON, ACTIVATION),
     "Linear": lambda shape: st.builds(Linear, st.sampled_from([1, 3, (2, 1, 3)]), ACTIVATION),
     "MaxPool": lambda shape: window(shape).map(lambda how: MaxPool(**how)),
+    "PadChannels": lambda shape: st.builds(PadChannels, st.integers(0, 2), st.integers(0, 2)),
     "Residual": residual,
-    "Upsample": lambda shape: st.builds(Upsample, st.integers(1, 3)),
+    "Upsample": lambda shape: st.builds(Upsample, st.integers(1, 3), st.sampled_from(["nearest", "bilinear"])),
 }
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
@@ -277,6 +304,20 @@ def test_a_conv_decoder_draws_what_its_loops_do(
     close(drawn, oracle.reconstruct(how, params, v, labels), TOLERANCE[dtype])
 
 
+def test_a_decoder_of_given_layers_draws_what_their_loops_do(caps: ModuleType) -> None:
+    chain = (Linear((2, 3, 4), "none"), Upsample(2, "bilinear"), Conv(3, 3, activation="none"),
+             Activation("leaky_relu", slope=0.2), Upsample(2), Conv(1, 3, activation="sigmoid"))  # fmt: skip
+    decoder = ChainDecoder(chain, image=(1, 6, 10))
+    spec = CapsNetSpec((2, 12, 10), (PrimaryCaps(1, 3, 4), DenseCaps(3, 4)), decoder)
+    params, v = filled(spec), np.random.default_rng(1).normal(size=(2, 3, 4))
+    own = {name.removeprefix("decoder."): array for name, array in params.items() if name.startswith("decoder.")}
+    wanted = v * np.eye(3)[[0, 2]][:, :, None]
+    for i, layer in enumerate(chain):
+        wanted = oracle.layer(write(layer), oracle.part(own, f"{i}."), wanted.reshape(2, -1) if not i else wanted)
+    net = caps.CapsNet(spec, params, dtype="float64")
+    close(caps.to_numpy(net.reconstruct(caps.asarray(v), [0, 2])), wanted, TOLERANCE["float64"])
+
+
 # ------------------------------------------------------------------------------------------------------- gradients
 
 
@@ -363,7 +404,11 @@ LOSSES = {
         MarginLoss, st.floats(0.5, 1), st.floats(0, 0.5), st.sampled_from([0.0, 0.5, 2.0]), class_weights=WEIGHTS
     ),
     "SpreadLoss": st.builds(
-        SpreadLoss, st.floats(0, 0.5), st.floats(0.5, 1), st.sampled_from([0, 3, 50]), class_weights=WEIGHTS
+        lambda start, end, grows, weights: SpreadLoss(start, end, *grows, class_weights=weights),
+        st.floats(0, 0.5),
+        st.floats(0.5, 1),
+        st.sampled_from([(0, False), (3, False), (50, False), (4, True)]),
+        WEIGHTS,
     ),
     "CrossEntropy": st.builds(CrossEntropy, st.sampled_from([0.5, 1, 10]), st.booleans(), class_weights=WEIGHTS),
 }
@@ -554,7 +599,7 @@ def test_batch_normalisation_leaves_no_node(
     past = {"channels": 3, "kernel": settings["kernel"], "stride": settings.get("stride", 1), "padding": 1}
     blocks = [
         Residual((*block, *block), (Conv(**past, activation="none"), *norm, Conv(**past)), "relu")
-        for block, norm in ((pair_of_layers, (BatchNorm(),)), (single, ()))
+        for block, norm in ((pair_of_layers, (BatchNorm(scale=False),)), (single, ()))
     ]
     assert nodes(onnx_export, (blocks[0],), path) == nodes(onnx_export, (blocks[1],), path)
     inside = [(Residual((Residual(block.layers, block.shortcut),), (Conv(**past), Conv(**past))),) for block in blocks]
@@ -605,6 +650,8 @@ HOSTILE = [
     lambda n: {"type": "AveragePool", "kernel": 1, "padding": n},
     lambda n: {"type": "AveragePool", "kernel": n, "stride": n, "padding": n},
     lambda n: {"type": "Conv", "channels": 1, "kernel": 1, "stride": n, "padding": [n, n]},
+    lambda n: {"type": "ConvTranspose", "channels": 1, "kernel": n},
+    lambda n: {"type": "ConvTranspose", "channels": 1, "kernel": 1, "stride": n},
     lambda n: {"type": "GroupNorm", "groups": n},
     lambda n: {"type": "Linear", "output": n},
     lambda n: {"type": "Linear", "output": [n, n, n]},
@@ -701,7 +748,29 @@ def scores(*layers: Layer, **how: Any) -> CapsNetSpec:
         (lambda: Conv(1, (3, 2, 1)), r"kernel must be a whole number .*, or two: \(height, width\), not \(3, 2, 1\)"),
         (lambda: Conv(1, 3, init=0.1), r"init must be a Init such as HeNormal\(\) or None, not 0\.1"),
         (lambda: scores(Residual((Conv(3, 1),))), r"makes Map\(channels=3.*, the shortcut Map.*a Conv of kernel 1"),
-        (lambda: scores(Residual((PrimaryCaps(1, 2, 1),), (PrimaryCaps(1, 2, 1),))), "adds maps or vectors.*after"),
+        (
+            lambda: scores(Residual((PrimaryCaps(1, 2, 1),), (PrimaryCaps(1, 2, 1),))),
+            "Residual: poses are added as they are: activation=\"none\", not 'relu'",
+        ),
+        (
+            lambda: scores(Residual((AsCaps(1, 1, active=True),), (AsCaps(1, 1, active=True),), "none")),
+            "Residual adds poses, and Grid.* has activations, which have no sum: end block",
+        ),
+        (lambda: scores(Concat((Conv(2, 3),))), "Concat: the block makes Map.*, the shortcut Map.*of one height and"),
+        (lambda: scores(Concat((PrimaryCaps(1, 3, 1),), (PrimaryCaps(1, 2, 1),))), "Concat: .* or capsules of one dim"),
+        (lambda: scores(Concat((GlobalPool(),))), "Concat: the block makes Vector.*, the shortcut Map"),
+        (lambda: scores(AsMap()), r"layers\.0: AsMap takes capsules, not Map.*: put it behind the layer that makes"),
+        (lambda: scores(ConvCaps3D(1, 2, 1)), r"layers\.0: ConvCaps3D takes capsules, not Map.*: PrimaryCaps makes"),
+        (
+            lambda: ConvCaps3D(1, 2, 1, routing=SelfAttention()),
+            r"ConvCaps3D: routing must be a DynamicRouting such as DynamicRouting\(\), not SelfAttention",
+        ),
+        (lambda: scores(PrimaryCaps(1, 2, 1), ConvCaps3D(1, 2, 8)), "kernel 8 is larger than its 6×9 input map"),
+        (
+            lambda: CapsNetSpec(MAP, (PrimaryCaps(1, 2, 1), DenseCaps(2)), ChainDecoder((Linear((2, 6, 8)),))),
+            r"decoder: its last layer makes Map\(channels=2, height=6, width=8\), not the image Map",
+        ),
+        (lambda: ConvDecoder(class_independent=1), "ConvDecoder: class_independent must be true or false, not 1"),
         (
             lambda: scores(Conv(1, 1, stride=10**5, padding=10**5)),
             "padding 100000 makes more than 1,073,741,824 numbers of its 6×9 input map; a smaller padding would fit",
@@ -713,6 +782,8 @@ def scores(*layers: Layer, **how: Any) -> CapsNetSpec:
         (lambda: BatchNorm(momentum=float("nan")), "BatchNorm: momentum must be a number from 0 to 1, not nan"),
         (lambda: BatchNorm(epsilon=0), "BatchNorm: epsilon must be a number from 1e-12 to 1, not 0"),
         (lambda: LayerNorm(activation="swish"), 'LayerNorm: activation must be "relu" or .*, not \'swish\''),
+        (lambda: Upsample(mode="cubic"), 'Upsample: mode must be "nearest" or "bilinear", not'),
+        (lambda: Activation("leaky_relu", slope=2), "Activation: slope must be a number from 0 to 1, not 2"),
         (lambda: Upsample(0), "Upsample: factor must be a whole number from 1"),
         (lambda: Linear((2, 3)), r"Linear: output must be one size or \(channels, height, width\), not \(2, 3\)"),
         (lambda: ConvDecoder(()), "ConvDecoder: channels is empty; it needs at least one map"),
@@ -729,6 +800,7 @@ def scores(*layers: Layer, **how: Any) -> CapsNetSpec:
         (lambda: scores(loss=MarginLoss(class_weights=(1, 2))), "2 class weights for 3 classes; give one for each"),
         (lambda: scores(loss=MarginLoss(class_weights=(1, -2, 1))), "MarginLoss: class_weights must be numbers from 0"),
         (lambda: SpreadLoss(class_weights=(10**5000,)), "class_weights must be numbers .*cannot be printed"),
+        (lambda: SpreadLoss(steps=0, smooth=True), "SpreadLoss: a smooth margin .* steps must be at least 1"),
         (lambda: SpreadLoss(steps=-1), "SpreadLoss: steps must be a whole number from 0"),
         (lambda: CrossEntropy(scale=0), "CrossEntropy: scale must be a number from 1e-06"),
         (lambda: scores(loss="margin"), r"loss must be a Loss such as MarginLoss\(\), not 'margin'"),

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from capscore import CapsNetSpec, Conv, Decoder, DenseCaps, PrimaryCaps
 from capscore.cli import app
 from capscore.data import load
-from capscore.errors import SpecError
+from capscore.errors import ShapeError, SpecError
 from capscore.grad import value_and_gradients
 from capscore.init import Constant, HeNormal
 from capscore.layer import Capsules, Layer, Map, Param, Plan, Run, Shape, need_map
@@ -108,18 +108,32 @@ def say(*args: Any) -> str:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Some digits and the spec as a file, and a training by each backend."""
+    """Some digits and the spec, as files."""
     folder = tmp_path_factory.mktemp("one")
     learn, test = load("digits")
     arrays = {"train_images": learn.images[:96], "train_labels": learn.labels[:96]}
     np.savez(folder / "some.npz", **arrays, test_images=test.images[:40], test_labels=test.labels[:40])
     (folder / "spec.json").write_text(SPEC.to_json())
-    for name in ("numpy", "torch"):
-        backend(name)  # or skip
+    return folder
+
+
+def trained(folder: Path, name: str) -> Path:
+    """Return the folder of a training by a backend."""
+    backend(name)  # or skip
+    if not (folder / name).exists():
         how = {"data": folder / "some.npz", "epochs": 2, "batch": 16, "dtype": "float64", "backend": name}
         options = [word for key, value in how.items() for word in (f"--{key}", value)]
         say("train", "--spec", folder / "spec.json", "--out", folder / name, *options)
-    return folder
+    return folder / name
+
+
+@pytest.fixture(scope="module")
+def other(folder: Path) -> Path:
+    """Return the file of a network whose highest score is not that of its longest capsule."""
+    params = NUMPY.load(trained(folder, "numpy") / BEST).params
+    thresholds = np.linspace(0, 1, 10).astype(np.float32)
+    NUMPY.CapsNet(SPEC, params | {"capsules.0.routing.threshold": thresholds}).save(folder / "other.safetensors")
+    return folder / "other.safetensors"
 
 
 def test_it_survives_json_and_checks_itself() -> None:
@@ -130,18 +144,19 @@ def test_it_survives_json_and_checks_itself() -> None:
         SPEC.replace(layers=(*SPEC.layers[:3], ChannelGate(), SPEC.layers[3]))
 
 
-def test_it_trains_alike_on_every_backend(folder: Path) -> None:
-    paths = [folder / name / LOG for name in ("numpy", "torch")]
-    logs = [[json.loads(line) for line in path.read_text().splitlines()] for path in paths]
+@pytest.mark.parametrize("name", ["torch", "jax"])
+def test_it_trains_alike_on_every_backend(folder: Path, name: str) -> None:
+    folders = [trained(folder, name) for name in ("numpy", name)]
+    logs = [[json.loads(line) for line in (run / LOG).read_text().splitlines()] for run in folders]
     for a, b in zip(*logs, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=10 * FLOAT64)
     assert logs[0][1]["loss"] < logs[0][0]["loss"]
-    one, two = (NUMPY.load(folder / name / BEST, dtype="float64") for name in ("numpy", "torch"))
+    one, two = (NUMPY.load(run / BEST, dtype="float64") for run in folders)
     assert one.spec == SPEC
     fresh = init_params(SPEC)
-    for name, p in one.params.items():
-        close(two.params[name], p, 10 * FLOAT64, name)
-        assert (p != fresh[name]).any(), name  # the routing's too: capsules.0.routing.prior
+    for key, p in one.params.items():
+        close(two.params[key], p, 10 * FLOAT64, key)
+        assert (p != fresh[key]).any(), key  # the routing's too: capsules.0.routing.prior
     assert {"stem.1.weight", "capsules.0.routing.prior", "capsules.0.routing.threshold"} <= set(one.params)
 
 
@@ -159,8 +174,9 @@ def test_its_gradients_are_those_of_torch(torch_caps: ModuleType) -> None:
 
 def test_every_backend_computes_the_same(caps: ModuleType, folder: Path) -> None:
     x = np.random.default_rng(0).random((3, *SPEC.input))
-    wanted = NUMPY.load(folder / "numpy" / BEST, dtype="float64")(x, couplings=True)
-    out = caps.load(folder / "numpy" / BEST, dtype="float64")(x, couplings=True)
+    model = trained(folder, "numpy") / BEST
+    wanted = NUMPY.load(model, dtype="float64")(x, couplings=True)
+    out = caps.load(model, dtype="float64")(x, couplings=True)
     for found, array in ((out.scores, wanted.scores), (out.lengths, wanted.lengths), (out.capsules, wanted.capsules)):
         close(caps.to_numpy(found), array, FLOAT64)
     for found, array in zip(out.couplings[0], wanted.couplings[0], strict=True):
@@ -169,28 +185,42 @@ def test_every_backend_computes_the_same(caps: ModuleType, folder: Path) -> None
     assert np.abs(wanted.scores - wanted.lengths).max() > 0.01  # activations and lengths are two things
 
 
-def test_the_command_line_knows_it(folder: Path) -> None:
-    model = folder / "numpy" / BEST
+def test_the_capsule_of_the_highest_score_is_drawn(caps: ModuleType, other: Path) -> None:
+    net, x = caps.load(other), np.random.default_rng(0).random((3, *SPEC.input)).astype(np.float32)
+    out = net(x)
+    highest, longest = (caps.to_numpy(found).argmax(1) for found in (out.scores, out.lengths))
+    assert (highest != longest).any()
+    drawn, wanted = (caps.to_numpy(x) for x in (net.reconstruct(out), net.reconstruct(out.capsules, highest)))
+    np.testing.assert_array_equal(drawn, wanted)
+    with pytest.raises(ShapeError, match=r"lack the activations .* give all that the network said"):
+        net.reconstruct(out.capsules)
+
+
+@pytest.mark.parametrize("name", ["numpy", "torch", "jax"])
+def test_the_command_line_knows_it(folder: Path, name: str) -> None:
+    model = trained(folder, name) / BEST
     told = say("inspect", model)
     assert "ChannelGate" in told
     assert f"{SPEC.parameter_count:,}" in told
     assert "differs" not in say("verify", model)
-    net = NUMPY.load(model)  # whose highest score is not that of its longest capsule
-    thresholds = np.linspace(0, 1, 10).astype(np.float32)
-    NUMPY.CapsNet(SPEC, net.params | {"capsules.0.routing.threshold": thresholds}).save(folder / "other.safetensors")
-    assert "differs" not in say("verify", folder / "other.safetensors")
-    assert "test images" in say("eval", model, "--data", folder / "some.npz", "--backend", "numpy")
+    assert "test images" in say("eval", model, "--data", folder / "some.npz", "--backend", name)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
-def test_it_is_exported(folder: Path, precision: str, runtime: ModuleType) -> None:
-    path = folder / f"{precision}.onnx"
-    told = say("export", folder / "torch" / BEST, path, "--precision", precision, "--data", folder / "some.npz")
+def test_verify_goes_by_the_scores(other: Path) -> None:
+    assert "differs" not in say("verify", other)
+
+
+@pytest.mark.parametrize(
+    ("name", "precision"), [("torch", "fp32"), ("torch", "fp16"), ("torch", "int8"), ("jax", "fp32")]
+)
+def test_it_is_exported(folder: Path, name: str, precision: str, runtime: ModuleType) -> None:
+    model, path = trained(folder, name) / BEST, folder / f"{name}-{precision}.onnx"
+    told = say("export", model, path, "--precision", precision, "--data", folder / "some.npz")
     assert "scores" in told  # verified like every output
     session = runtime.Session(path)
     assert session.spec == SPEC
     x = np.random.default_rng(1).random((3, *SPEC.input)).astype(np.float32)
-    net = NUMPY.load(folder / "torch" / BEST, dtype="float64")
+    net = NUMPY.load(model, dtype="float64")
     expected, out = net(x), session(x)
     allowed = {"fp32": FLOAT32, "fp16": 5e-3, "int8": 0.2}[precision]
     close(out.scores, expected.scores, allowed)
@@ -198,7 +228,7 @@ def test_it_is_exported(folder: Path, precision: str, runtime: ModuleType) -> No
     np.testing.assert_allclose(session.predict(x), net.predict(x), atol=allowed)
     if precision == "fp32":
         close(out.reconstruction, net.reconstruct(expected.capsules, expected.scores.argmax(1)), FLOAT32)
-        say("export", folder / "torch" / BEST, path, "--outputs", "scores,couplings")
+        say("export", model, path, "--outputs", "scores,couplings")
         told = runtime.Session(path)(x).couplings[0]
         for found, wanted in zip(told, net(x, couplings=True).couplings[0][1:], strict=True):
             close(found, wanted, FLOAT32)

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 import oracle
-from routing_proof import Proof
+import pytest
+from conftest import NUMPY
+from routing_proof import Proof, images
 
 from capscore import CapsNetSpec, Conv, ConvCaps, Decoder, DenseCaps, DynamicRouting, PrimaryCaps, SelfAttention
 
@@ -74,3 +76,13 @@ class TestDynamicRoutingOnAGrid(Proof):
             None,
         ),
     }
+
+
+@pytest.mark.parametrize("layer", ["dense", "conv_caps"])
+def test_a_fused_routing_makes_no_votes(monkeypatch: pytest.MonkeyPatch, layer: str) -> None:
+    spec = TestDynamicRoutingOnAGrid.SPECS["padded"]
+    net = NUMPY.CapsNet(spec)
+    monkeypatch.setattr(f"capscore.layers.{layer}.LinearVotes", None)
+    assert np.isfinite(net(images(spec)).scores).all()
+    with pytest.raises(TypeError):  # a trace wants them
+        net(images(spec), couplings=True)

@@ -28,6 +28,22 @@ def test_parameter_counts_of_the_paper() -> None:
     assert PRESETS["multimnist"].parameter_count == pytest.approx(11.36e6, abs=5e3)
 
 
+@pytest.mark.parametrize(
+    ("name", "network", "decoder"),
+    [
+        ("efficient-mnist", 161_824, 1_411_344),
+        ("efficient-multimnist", 154_656, 1_936_144),
+        ("efficient-smallnorb", 151_664, 229_570),
+        ("inverted-cifar10", 1_828_817, 0),
+        ("inverted-cifar100", 2_799_629, 0),
+    ],
+)
+def test_parameter_counts_of_the_authors_code(name: str, network: int, decoder: int) -> None:
+    spec = PRESETS[name]
+    assert sum(row.parameter_count for row in spec.rows) == network
+    assert sum(row.parameter_count for row in spec.decoder_rows) == decoder
+
+
 def test_the_network_of_figure_1() -> None:
     spec = PRESETS["mnist"]
     rows = {row.name: row for row in (*spec.rows, *spec.decoder_rows)}
@@ -101,11 +117,18 @@ def test_lists_are_taken_as_tuples() -> None:
     assert spec.decoder == Decoder((4,))
 
 
+LEAKY = DynamicRouting(3, leaky=True)
+
+
 def test_presets_are_reached_from_the_package() -> None:
     assert capscore.PRESETS is PRESETS
-    assert set(PRESETS) == {"mnist", "multimnist", "cifar10", "smallnorb", "svhn", "small"}
-    assert PRESETS["cifar10"].capsules[0].routing == DynamicRouting(3, leaky=True)
-    assert sum(p.capsules[0].routing.leaky for p in PRESETS.values()) == 1
+    assert set(PRESETS) == {
+        *("mnist", "multimnist", "cifar10", "smallnorb", "svhn", "small", "deepcaps", "deepcaps-64"),
+        *("efficient-mnist", "efficient-multimnist", "efficient-smallnorb", "inverted-cifar10", "inverted-cifar100"),
+        *("self-routing-resnet20", "heinsen-smallnorb", "hvc-mnist", "em-smallnorb", "em-small", "vb-smallnorb"),
+    }
+    leaky = [name for name, p in PRESETS.items() if any(getattr(c, "routing", None) == LEAKY for c in p.capsules)]
+    assert leaky == ["cifar10"]
 
 
 def test_initial_parameters_are_bounded_and_seeded() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tracemalloc
 from types import ModuleType
 from typing import Any
@@ -15,15 +16,21 @@ from numpy.typing import NDArray
 
 from capscore.fast import streaming
 from capscore.grad import Tape
-from capscore.routing import DynamicRouting, LinearVotes, dynamic_routing
-from capscore.squash import squash
+from capscore.layer import INFERENCE
+from capscore.routing import DynamicRouting, LinearVotes, Routing, SelfAttention, VotesShape
+from capscore.squash import SQUASHES, squash
+from capscore.values import write
 
 torch = pytest.importorskip("torch")
 
 SIZES = st.tuples(*(st.integers(1, most) for most in (4, 9, 4, 5, 4)))  # B, N, J, D, K
-ROUTINGS = st.builds(DynamicRouting, iterations=st.integers(1, 5), leaky=st.booleans())
-# Blocks of one input capsule, of some, of all; and u and weight rearranged once, or for every pass.
-BLOCKS = st.tuples(st.sampled_from([1, 300, 2 << 20]), st.sampled_from([0, 32 << 20]))
+SQUASH = st.sampled_from(sorted(SQUASHES))
+ROUTINGS = st.one_of(
+    st.builds(DynamicRouting, iterations=st.integers(1, 5), leaky=st.booleans(), squash=SQUASH),
+    st.builds(SelfAttention, SQUASH),
+)
+# Blocks of one input capsule, of some, of all; u and weight rearranged once or for every pass; images by one, two, all.
+BLOCKS = st.tuples(st.sampled_from([1, 300, 2 << 20]), st.sampled_from([0, 32 << 20]), st.sampled_from([1, 2, 128]))
 
 
 @pytest.fixture(scope="module")
@@ -40,23 +47,33 @@ def layer(sizes: tuple[int, ...], seed: int, bias: bool, scale: float = 1.0) -> 
     return u, weight, *([] if bias else [None]), *rest  # type: ignore[return-value]
 
 
-def generic(routing: DynamicRouting, u: Any, weight: Any, bias: Any, g: Any) -> list[Any]:
+def learned(routing: Routing, weight: Any, seed: int = 3) -> list[Any]:
+    """What the routing learns: the prior of self-attention, for one."""
+    n, j, d, k = weight.shape
+    params = routing.params(VotesShape(n, j, d, k))
+    return [np.random.default_rng(seed).normal(size=param.shape) for param in params.values()]
+
+
+def generic(routing: Routing, u: Any, weight: Any, bias: Any, g: Any) -> list[Any]:
     """Outputs and gradients of the routing as it is written over the ops, by torch's engine in float64."""
     from capscore.backends import torch as caps
 
     leaves = [
-        None if x is None else torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (u, weight, bias)
+        None if x is None else torch.tensor(x, dtype=torch.float64, requires_grad=True)
+        for x in (u, weight, bias, *learned(routing, weight))
     ]
     n, j, d, k = weight.shape
     votes = LinearVotes(caps, leaves[0], leaves[1], leaves[2], (n, j, d, k))
-    v = dynamic_routing(caps, votes, routing.iterations, routing.leaky)
+    own = dict(zip(routing.params(VotesShape(n, j, d, k)), leaves[3:], strict=True))
+    v = routing(caps, votes, own, INFERENCE).pose
     v.backward(torch.tensor(g, dtype=torch.float64))
     gradients = [None if x is None else x.grad if x.grad is not None else torch.zeros_like(x) for x in leaves]
     return [None if x is None else x.detach().numpy() for x in (v, *gradients)]
 
 
-def streamed(caps: ModuleType, routing: DynamicRouting, u: Any, weight: Any, bias: Any, g: Any) -> list[Any]:
-    arrays = [None if x is None else caps.asarray(x) for x in (u, weight, bias)]
+def streamed(caps: ModuleType, routing: Routing, u: Any, weight: Any, bias: Any, g: Any) -> list[Any]:
+    own = learned(routing, weight)
+    arrays = [None if x is None else caps.asarray(x) for x in (u, weight, bias, *own)]
     kernel = streaming.Streaming(caps)
     v, kept = kernel.forward(routing, *arrays)
     gradients = kernel.backward(routing, caps.asarray(g), kept, *arrays)
@@ -65,12 +82,13 @@ def streamed(caps: ModuleType, routing: DynamicRouting, u: Any, weight: Any, bia
 
 @given(sizes=SIZES, routing=ROUTINGS, bias=st.booleans(), blocks=BLOCKS, seed=SEEDS)
 def test_forward_and_gradients_are_those_of_the_generic_routing(
-    caps: ModuleType, sizes: Any, routing: DynamicRouting, bias: bool, blocks: tuple[int, int], seed: int
+    caps: ModuleType, sizes: Any, routing: Routing, bias: bool, blocks: tuple[int, int, int], seed: int
 ) -> None:
     arrays = layer(sizes, seed, bias)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(streaming, "BLOCK_BYTES", blocks[0])
         patch.setattr(streaming, "KEPT_BYTES", blocks[1])
+        patch.setattr(streaming, "IMAGES", blocks[2])
         found = streamed(caps, routing, *arrays)
     for actual, desired in zip(found, generic(routing, *arrays), strict=True):
         assert (actual is None) == (desired is None)
@@ -80,14 +98,15 @@ def test_forward_and_gradients_are_those_of_the_generic_routing(
 
 @given(sizes=SIZES, routing=ROUTINGS, seed=SEEDS, dtype=DTYPES, votes_bytes=st.sampled_from([0, 1 << 20]))
 def test_inference_with_and_without_votes_in_memory(
-    caps: ModuleType, sizes: Any, routing: DynamicRouting, seed: int, dtype: str, votes_bytes: int
+    caps: ModuleType, sizes: Any, routing: Routing, seed: int, dtype: str, votes_bytes: int
 ) -> None:
     u, weight, bias, g = layer(sizes, seed, bias=True, scale=0.5)
     expected = generic(routing, *(x.astype(dtype) for x in (u, weight, bias)), g)[0]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(streaming, "VOTES_BYTES", votes_bytes)
         for _ in range(2):  # the second time, from weights that were rearranged the first time
-            v = caps.FUSED[DynamicRouting](routing, *(caps.asarray(x.astype(dtype)) for x in (u, weight, bias)))
+            arrays = [caps.asarray(x.astype(dtype)) for x in (u, weight, bias, *learned(routing, weight))]
+            v = caps.FUSED[type(routing)](routing, *arrays)
             close(caps.to_numpy(v), expected, TOLERANCE[dtype])
 
 
@@ -182,11 +201,12 @@ def test_the_operators_of_torch_keep_their_word() -> None:
 
     u, weight, bias, g = (torch.tensor(x) for x in layer((4, 6, 3, 4, 2), 0, bias=True))
     u = u.transpose(1, 2).contiguous().transpose(1, 2)  # as the primary capsules come
-    routing, back = torch.ops.capscore.dynamic_routing, torch.ops.capscore.dynamic_routing_backward
+    routing, back = torch.ops.capscore.routing, torch.ops.capscore.routing_backward
     tests = ["test_schema", "test_autograd_registration", "test_faketensor"]
+    how = json.dumps(write(DynamicRouting(3, leaky=True)))
     for leaves in ((u, weight, bias), (u, weight, None)):
         given = [None if x is None else x.clone().requires_grad_() for x in leaves]
-        torch.library.opcheck(routing, (*given, 3, True, True, "float32"), test_utils=tests)
-        torch.library.opcheck(routing, (*leaves, 3, False, False, "float32"), test_utils=tests)
-        kept = routing(*leaves, 3, True, True, "float32")[1]
-        torch.library.opcheck(back, (g, kept, *leaves, 3, True, "float32"), test_utils=[tests[0], tests[2]])
+        torch.library.opcheck(routing, (*given, [], how, True, "float32"), test_utils=tests)
+        torch.library.opcheck(routing, (*leaves, [], how, False, "float32"), test_utils=tests)
+        kept = routing(*leaves, [], how, True, "float32")[1]
+        torch.library.opcheck(back, (g, kept, *leaves, [], how, "float32"), test_utils=[tests[0], tests[2]])

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import unicodedata
@@ -252,6 +253,15 @@ def test_what_python_itself_prints_is_guarded(tmp_path: Path) -> None:
     said = done.stderr.decode("cp1252")
     assert [part in said for part in (r"UserWarning: \x1b]0;\x07", r"\u202e", r"ValueError: \x9b")] == [True] * 3
     assert not set(said) & {"\x1b", "\x07", "\u202e", "\x9b"}
+
+
+def test_a_pipe_that_nobody_reads_ends_the_command_quietly(folder: Path) -> None:
+    unread, pipe = os.pipe()
+    os.close(unread)
+    command = [sys.executable, "-m", "capscore", "inspect", folder / "m.safetensors"]
+    done = subprocess.run(command, stdout=pipe, stderr=subprocess.PIPE, timeout=60)
+    os.close(pipe)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
 
 
 def test_without_streams_there_is_nothing_to_guard(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -247,7 +247,7 @@ def test_the_compiler_keeps_the_operators(exportable: Any) -> None:
         return module.forward
 
     torch.compile(exportable, fullgraph=True, backend=look)(torch.zeros(9, 2, 20, 20))
-    assert "capscore.dynamic_routing.default" in seen
+    assert "capscore.routing.default" in seen
     assert ("capscore.fast_conv2d.default" in seen) == (exportable.fast_conv is not None)
 
 
@@ -393,9 +393,9 @@ def test_tf32_is_used_where_pytorch_allows_it_by_either_name(
             return torch.zeros_like(u), torch.zeros_like(weight), torch.zeros_like(bias)
 
     def loss(u: Any, weight: Any, bias: Any) -> Any:
-        return _torch_fused.dynamic_routing(DynamicRouting(2), u, weight, bias).sum()
+        return _torch_fused.route(DynamicRouting(2), u, weight, bias).sum()
 
-    monkeypatch.setattr(_torch_fused, "_kernels", lambda u, weight: Kernels)
+    monkeypatch.setattr(_torch_fused, "_kernels", lambda u, weight, routing: Kernels)
     shapes, before = ((2, 3, 4), (3, 5, 6, 4), (5, 6)), getattr(matmul, name)
     arrays = [torch.ones(shape, requires_grad=True) for shape in shapes]
     run = torch.compile(loss, backend="aot_eager", fullgraph=True) if compiled else loss

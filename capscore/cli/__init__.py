@@ -1,9 +1,12 @@
-"""The `capscore` command: one file for each of its own commands, train, eval and so on."""
+"""The `capscore` command: one file for each of its commands."""
 
 # isort: off - as help lists them
-from capscore.cli import bench, demo, eval, explore, export, inspect, predict, train, verify
+from capscore.cli import train, eval, predict, export, inspect, verify, bench, explore, import_, augment, demo
 from capscore.cli.app import app, main
 
 # isort: on
 
-__all__ = ["app", "bench", "demo", "eval", "explore", "export", "inspect", "main", "predict", "train", "verify"]
+__all__ = [
+    "app", "augment", "bench", "demo", "eval", "explore", "export", "import_", "inspect", "main", "predict", "train",
+    "verify",
+]  # fmt: skip

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any, TypeVar
 
-from capscore.data import Samples, balanced
+from capscore.data import AUGMENTATIONS, Augmentation, Samples, balanced
 from capscore.errors import CapscoreError, short
 from capscore.layer import Grid
 from capscore.losses import CrossEntropy, Loss, MarginLoss, SpreadLoss
 from capscore.net import CapsNetSpec
 from capscore.optim import SGD, Adam, AdamW, Cosine, Exponential, OneCycle, Optimiser, Schedule, Steps
-from capscore.values import Value
+from capscore.values import Value, read
 
 V = TypeVar("V", bound=Value)
 
@@ -40,6 +41,26 @@ def choose(what: str, kinds: Mapping[str, type[V]], name: str, **options: Any) -
             flag = "--" + option.replace("_", "-")
             raise CapscoreError(f"{flag} is for the {what} {' or '.join(having)}, not for {name}: leave it out")
     return kinds[name](**{FIELDS.get(option, option): value for option, value in given.items()})
+
+
+def choose_augment(text: str | None) -> tuple[Augmentation, ...]:
+    """Return the augmentations that a name or a JSON list describes; none for None."""
+    if text is None:
+        return ()
+    if text in AUGMENTATIONS:
+        return AUGMENTATIONS[text]
+    if not text.lstrip().startswith("["):
+        raise CapscoreError(
+            f"there is no augmentation {short(text)}; choose {' or '.join(AUGMENTATIONS)}, "
+            'or write a JSON list such as [{"type": "Rotation", "degrees": 10}]'
+        )
+    try:
+        found = read(json.loads(text), "augment")
+    except (ValueError, RecursionError) as error:
+        raise CapscoreError(f"augment cannot be read: {error}") from None
+    if strange := [each for each in found if not isinstance(each, Augmentation)]:
+        raise CapscoreError(f"{short(strange[0])} is no augmentation: see capscore.data.augment")
+    return tuple(found)
 
 
 def choose_loss(spec: CapsNetSpec, data: Samples, name: str | None, class_weights: str | None) -> Loss:

@@ -52,8 +52,8 @@ def export_command(
     sets = None if data is None else datasets(net, data, data_dir)
     shown = None
     if sets is not None:
-        some = np.random.default_rng(0).permutation(len(sets[0]))[:CALIBRATION]  # of every class, whatever the order
-        shown = sets[0].batch(some)[0]
+        index = np.random.default_rng(0).permutation(len(sets[0]))[:CALIBRATION]  # of every class, whatever the order
+        shown = sets[0].batch(index)[0]
     written: dict[str, Any] = {"batch": batch, "opset": opset, "verify": verify}
     told = export(net, target, precision=precision, outputs=chosen, byte_images=byte_images, calibration=shown,
                   fast_conv=fast_conv, json=json, **written)  # fmt: skip

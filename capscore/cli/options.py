@@ -14,6 +14,7 @@ import typer
 from capscore import PRESETS
 from capscore.cli.choices import LOSSES, OPTIMISERS, SCHEDULES
 from capscore.cli.shared import Backend, Data, DataDir
+from capscore.data import AUGMENTATIONS
 from capscore.train import Recipe
 
 Network = f"Network: {', '.join(PRESETS)}; else one like small that fits the data."
@@ -45,6 +46,7 @@ class TrainOptions:
     loss: Annotated[str | None, typer.Option(help=f"{', '.join(LOSSES)}; else the network's own.")] = None
     class_weights: Annotated[str | None, typer.Option(help="balanced: rare classes count as much as others.")] = None
     shift: Annotated[int | None, typer.Option(help="Random shift, pixels each way; else the dataset's own.")] = None
+    augment: Annotated[str | None, typer.Option(help=f"Changes of images: {', '.join(AUGMENTATIONS)}.")] = None
     reconstruction: Annotated[float, typer.Option(help="Weight of the reconstruction loss.")] = Recipe.reconstruction
     seed: Annotated[int, typer.Option(help="Of parameters, order and shifts.")] = Recipe.seed
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32"

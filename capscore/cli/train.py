@@ -11,7 +11,7 @@ import typer
 
 from capscore import PRESETS, CapsNetSpec, backend, modelfile
 from capscore.cli.app import app, say
-from capscore.cli.choices import OPTIMISERS, SCHEDULES, choose, choose_loss
+from capscore.cli.choices import OPTIMISERS, SCHEDULES, choose, choose_augment, choose_loss
 from capscore.cli.datasets import say_notes
 from capscore.cli.options import TrainOptions, taking
 from capscore.cli.shared import default_backend, preset, read_spec, size_text
@@ -152,6 +152,7 @@ def _recipe(options: TrainOptions, data: Samples) -> Recipe:
         seed=options.seed,
         optimiser=optimiser,
         average=options.average,
+        augment=choose_augment(options.augment),
     )
     falling: dict[str, Any] = {"decay": options.decay, "decay_steps": options.decay_steps, "floor": options.floor}
     if options.schedule == "exponential" and options.warmup is None:

@@ -12,8 +12,9 @@ from typing import Any
 import typer
 
 from capscore import backend as backend_named
-from capscore.cli.app import console, say
+from capscore.cli.app import console, errors
 from capscore.data import Samples
+from capscore.terminal import CLOSED_PIPE
 from capscore.train import LAST, Recipe, Reporter, Stopped, train
 from capscore.train.report import Screen, TensorBoard
 
@@ -72,7 +73,7 @@ def run_training(
         if learner.writes:
             saved = "everything is saved" if isinstance(stop, Stopped) else "at once, after the last checkpoint"
             go_on = f"{saved}. Go on with: capscore train --resume {shlex.quote(str(out))}"
-            say(f"stopped; {go_on if (out / LAST).exists() else 'nothing was saved yet'}")
-        raise typer.Exit(130) from None
+            errors.say(f"stopped; {go_on if (out / LAST).exists() else 'nothing was saved yet'}")
+        raise typer.Exit(CLOSED_PIPE if console.quiet else 130) from None
     finally:
         screen.close()

@@ -5,6 +5,7 @@ from pathlib import Path
 from capscore.data.affine import Affine
 from capscore.data.affnist import read_affnist_test
 from capscore.data.archive import read_npz
+from capscore.data.augment import AUGMENTATIONS, Augmentation, augmented
 from capscore.data.batch import Batch, targets_of
 from capscore.data.classes import absent, balanced, by_name
 from capscore.data.dataset import Dataset, Samples
@@ -23,9 +24,9 @@ from capscore.data.window import window
 from capscore.errors import DataError
 
 __all__ = [
-    "Affine", "Batch", "ByContent", "BySeed", "Dataset", "Framed", "Pairs", "Placed", "Resident", "Samples",
-    "absent", "balanced", "by_name", "changes", "fingerprint", "load", "read_idx", "read_image", "resident", "rule_of",
-    "standardised", "targets_of", "whole", "window",
+    "AUGMENTATIONS", "Affine", "Augmentation", "Batch", "ByContent", "BySeed", "Dataset", "Framed", "Pairs", "Placed",
+    "Resident", "Samples", "absent", "augmented", "balanced", "by_name", "changes", "fingerprint", "load", "read_idx",
+    "read_image", "resident", "rule_of", "standardised", "targets_of", "whole", "window",
 ]  # fmt: skip
 
 DIGITS = Path(__file__).with_name("digits.npz")
@@ -48,8 +49,7 @@ def load(
     Parameters
     ----------
     name
-        `digits` (5,000 + 1,000 MNIST images inside the package), a folder of images, an .npz
-        file, or a dataset of the paper:
+        `digits` (5,000 + 1,000 MNIST images inside the package), a folder of images, an .npz file, or one of these:
 
         - `mnist`, `fashion-mnist`: 28×28
         - `multimnist`: pairs of overlapping MNIST digits on 36×36, 1,000 for each digit; see `Pairs`
@@ -58,8 +58,7 @@ def load(
         - `mnist-affnist`: the training set of `mnist-40` and the test set of `affnist`, as in the paper
         - `affine-mnist`: MNIST under transformations like affNIST's, 40×40; see `Affine`
         - `cifar10`: patches of 24×24 of the 32×32 pixels: the centre, which training shifts by up to 4
-        - `smallnorb`: stereo pairs as two channels, halved to 48×48 as they are read; patches of 32×32: the
-          centre, which training shifts by up to 8
+        - `smallnorb`: stereo pairs as two channels, halved to 48×48; patches of 32×32, which training shifts by up to 8
         - `svhn`: cropped house numbers, 32×32
 
         A folder that is called like one of these is written `./mnist`. Intensities are the files' own, divided
@@ -91,17 +90,20 @@ def load(
     """
     try:
         train, test = _read(name, data_dir, size, seed, split or ByContent(), Budget(memory))
-        wanted = size or train.size
         for dataset in (train, test):
-            if dataset.size != wanted:
-                found, needed = ("×".join(map(str, shape)) for shape in (dataset.size, wanted))
-                raise DataError(
-                    f"images of {found} (C×H×W) where {needed} is needed: use a network with input {found}, "
-                    "or a folder of images, which are resized as they are read"
-                )
+            _check_size(dataset, size or train.size)
     except DataError as error:
         raise DataError(f"dataset {name}: {error}") from error
     return train, test
+
+
+def _check_size(dataset: Samples, wanted: tuple[int, int, int]) -> None:
+    if dataset.size != wanted:
+        found, needed = ("×".join(map(str, shape)) for shape in (dataset.size, wanted))
+        raise DataError(
+            f"images of {found} (C×H×W) where {needed} is needed: use a network with input {found}, "
+            "or a folder of images, which are resized as they are read"
+        )
 
 
 def _read(

@@ -70,7 +70,7 @@ def transform(
     images: NDArray[np.float32], matrix: NDArray[np.float64], origin: NDArray[np.float64], canvas: int
 ) -> NDArray[np.float32]:
     """Transform images [B, C, H, W] onto [B, C, canvas, canvas], bilinearly, with zeros around them."""
-    count, channels, height, width = images.shape
+    _, _, height, width = images.shape
     (a, b), (c, d) = matrix
     grid = np.arange(canvas)
     down = grid[:, None] - origin[0][:, None, None]
@@ -79,13 +79,21 @@ def transform(
     a, b, c, d = (entry[:, None, None] for entry in (a, b, c, d))
     y = (d * down - b * right) / determinant + (height - 1) / 2
     x = (a * right - c * down) / determinant + (width - 1) / 2
+    return sample(images, y, x)
+
+
+def sample(images: NDArray[np.float32], y: NDArray[np.float64], x: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Take images [B, C, H, W] at rows and columns [B, h, w], bilinearly, with zeros around them: [B, C, h, w]."""
+    count, channels, height, width = images.shape
     # Two zeros on every side: a pixel and its next neighbour then both exist for every place, clipped to there.
     padded = np.pad(images, ((0, 0), (0, 0), (2, 2), (2, 2)))
     top, left = np.clip(np.floor(y), -2, height), np.clip(np.floor(x), -2, width)
     lower, righter = y - top, x - left
-    which, rows, columns = np.arange(count)[:, None, None], top.astype(np.int64) + 2, left.astype(np.int64) + 2
-    moved = np.zeros((count, canvas, canvas, channels))
+    pixels, across = padded.transpose(0, 2, 3, 1).reshape(-1, channels), width + 4
+    row = np.arange(count)[:, None, None] * (height + 4) + top.astype(np.int64) + 2
+    place = row * across + left.astype(np.int64) + 2
+    taken = np.zeros((*y.shape, channels))
     for i, vertical in ((0, 1 - lower), (1, lower)):
         for j, horizontal in ((0, 1 - righter), (1, righter)):
-            moved += padded[which, :, rows + i, columns + j] * (vertical * horizontal)[..., None]
-    return np.ascontiguousarray(moved.transpose(0, 3, 1, 2), dtype=np.float32)
+            taken += pixels.take(place + (i * across + j), 0) * (vertical * horizontal)[..., None]
+    return np.ascontiguousarray(taken.transpose(0, 3, 1, 2), dtype=np.float32)

@@ -42,15 +42,15 @@ def _read_part(folder: Path, places: tuple[str, ...], classes: tuple[str, ...], 
         )
     for i, file in enumerate(track(files, f"affnist {places[0]}")):
         with memory.passing():
-            some, some_labels = _read_file(file, memory)
+            its_images, its_labels = _read_file(file, memory)
         if i == 0:  # joined as they come: all of them at once would be held twice
-            memory.take((len(files) + 1) * (some.nbytes + some_labels.nbytes), f"{place} with {len(files)} files")
-            images, labels = (np.empty((len(files), *array.shape), array.dtype) for array in (some, some_labels))
-        if some.shape != images.shape[1:]:
+            memory.take((len(files) + 1) * (its_images.nbytes + its_labels.nbytes), f"{place} with {len(files)} files")
+            images, labels = (np.empty((len(files), *array.shape), array.dtype) for array in (its_images, its_labels))
+        if its_images.shape != images.shape[1:]:
             raise DataError(
-                f"{file} has {len(some):,} images but {files[0].name} has {images.shape[1]:,}: fetch it again"
+                f"{file} has {len(its_images):,} images but {files[0].name} has {images.shape[1]:,}: fetch it again"
             )
-        images[i], labels[i] = some, some_labels
+        images[i], labels[i] = its_images, its_labels
     return Dataset(images.reshape(-1, *PIXELS), labels.ravel(), classes)
 
 

@@ -39,7 +39,7 @@ def read_npz(path: Path, size: tuple[int, int, int] | None, rule: Rule, memory: 
     what the file really holds, never with what its headers claim.
     """
     try:
-        with _File(path) as file, zipfile.ZipFile(file) as archive:
+        with File(path) as file, zipfile.ZipFile(file) as archive:
             members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
             layout = next((keys for keys in LAYOUTS if members.keys() >= {*keys}), None)
             if layout is None:
@@ -61,17 +61,19 @@ def read_npz(path: Path, size: tuple[int, int, int] | None, rule: Rule, memory: 
     return rule(sets[0])
 
 
-class _File(io.FileIO):
+class File(io.FileIO):
     """A file of which no more than a piece is read at once: zipfile would read a directory of any size at once."""
 
     def read(self, size: int | None = -1, /) -> bytes:
+        """Return up to `size` bytes, DataError for more than a piece."""
         data = super().read(size if size is not None and 0 <= size <= CHUNK else CHUNK + 1) or b""
         if len(data) > CHUNK:
             raise DataError(f"has a directory of more than {CHUNK:,} bytes: write it again with numpy.savez")
         return data
 
 
-def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, memory: Budget) -> NDArray[Any]:
+def read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, memory: Budget) -> NDArray[Any]:
+    """Read the array of numbers or strings that a member is. Raises DataError, ValueError or an error of zipfile."""
     name = member.filename
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         # zipfile unpacks the others without a bound on memory, and numpy writes only these two.
@@ -94,7 +96,7 @@ def _images(
     archive: zipfile.ZipFile, member: zipfile.ZipInfo, size: tuple[int, int, int] | None, memory: Budget
 ) -> NDArray[Any]:
     with memory.passing():
-        array = _channels_first(_read_array(archive, member, memory), size)
+        array = _channels_first(read_array(archive, member, memory), size)
         if array.dtype.kind == "f" and array.dtype != np.float32:
             memory.take(4 * array.size, member.filename)
             with np.errstate(over="ignore", invalid="ignore"):  # what overflows float32 fails the range check
@@ -123,7 +125,7 @@ def _channels_first(array: NDArray[Any], size: tuple[int, int, int] | None) -> N
 
 def _labels(archive: zipfile.ZipFile, member: zipfile.ZipInfo, memory: Budget) -> NDArray[np.int64]:
     with memory.passing():
-        array = _read_array(archive, member, memory)
+        array = read_array(archive, member, memory)
         if array.dtype.kind not in "iu":
             raise DataError(f"labels are {array.dtype}: store integers, numbered from 0")
         memory.take(8 * array.size, member.filename)
@@ -154,7 +156,7 @@ def _named(
 
 
 def _names(archive: zipfile.ZipFile, member: zipfile.ZipInfo, memory: Budget) -> tuple[str, ...]:
-    names = _read_array(archive, member, memory)
+    names = read_array(archive, member, memory)
     if names.dtype.kind != "U" or names.ndim != 1:
         raise DataError(f"classes are {names.dtype} {names.shape}: store strings, one for each class")
     _check_count(len(names))

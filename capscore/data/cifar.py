@@ -37,15 +37,15 @@ def read_cifar(folder: Path, classes: tuple[str, ...], memory: Budget) -> tuple[
                 f"{folder} has neither {TEST} nor {INSIDE}/ nor {ARCHIVE}: put the binary version there, or leave "
                 "out --data-dir and CAPSCORE_DATA to download it"
             )
-        memory.take(sum(some.nbytes for some in records.values()), folder)
+        memory.take(sum(part.nbytes for part in records.values()), folder)
         train, test = _dataset([records[name] for name in TRAIN], classes), _dataset([records[TEST]], classes)
     memory.take(train.images.nbytes + test.images.nbytes, folder)
     return train, test
 
 
 def _dataset(records: list[NDArray[np.uint8]], classes: tuple[str, ...]) -> Dataset:
-    images = np.concatenate([some[:, 1:] for some in records]).reshape(-1, *PIXELS)
-    return Dataset(images, np.concatenate([some[:, 0] for some in records]).astype(np.int64), classes)
+    images = np.concatenate([part[:, 1:] for part in records]).reshape(-1, *PIXELS)
+    return Dataset(images, np.concatenate([part[:, 0] for part in records]).astype(np.int64), classes)
 
 
 def _read_file(path: Path, memory: Budget) -> NDArray[np.uint8]:

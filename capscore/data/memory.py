@@ -36,7 +36,7 @@ class Budget:
         if self.held + count > self.limit:
             raise DataError(
                 f"{what} needs {count:,} bytes of memory beside the {self.held:,} in use: the limit is "
-                f"{self.limit:,}. If you trust the file, set {VARIABLE} to more, such as 8G, or give load() memory"
+                f"{self.limit:,}. If you trust the file, set {VARIABLE} to more, such as 8G, or pass memory="
             )
 
     def take(self, count: int, what: object) -> None:

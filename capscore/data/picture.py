@@ -158,8 +158,8 @@ def _decoded(file: "ImageFile", path: str | Path) -> "Picture":
     clear = file.info.get("transparency")
     if file.format == "PNG":
         bits, declared = _png_bits(path)
-        if bits == 16 and isinstance(clear, tuple):  # of a colour of 16 bits PIL keeps the upper 8
-            file.info["transparency"] = tuple(value >> 8 for value in clear)
+        if bits == 16 and file.mode in ("RGB", "RGBA"):
+            return _colours(file, path, declared)
     else:
         bits, declared = _tag(file, BITS, 8), max(_tag(file, tag, 0) for tag in MAX_VALUES).bit_length()
     if file.mode not in ("I", "F") and not file.mode.startswith("I;16"):
@@ -185,6 +185,31 @@ def _decoded(file: "ImageFile", path: str | Path) -> "Picture":
             alpha[rows] = np.where(block == clear, 0, 255)
     image = Image.fromarray(grey)
     return image if alpha is None else Image.merge("LA", (image, Image.fromarray(alpha)))
+
+
+def _colours(file: "ImageFile", path: str | Path, declared: int) -> "Picture":
+    """Return a PNG's colours of 16 bits, of which PIL keeps the upper 8, in 8: the upper ones of those it declares."""
+    from PIL import Image, ImageOps
+
+    image: Picture = file
+    colours, unused = np.array(file), 16 - declared
+    if not 0 < unused <= 8 or colours.max() >> (8 - unused):  # nothing is declared, or a value has more bits
+        unused = 0
+    else:
+        with Image.open(path, formats=("PNG",)) as again:  # for the lower 8 bits, which PIL reads if the tile says so
+            tiles: list[Any] = again.tile
+            grey = tiles[0][3] == "LA;16B"  # two bytes of grey and two of opacity, read as if they were colours
+            tiles[0] = (*tiles[0][:3], "RGBA" if grey else f"{file.mode};16L")
+            again.load()
+            ImageOps.exif_transpose(again, in_place=True)
+            low = np.array(again)[..., [1, 1, 1, 3] if grey else slice(None)]
+        colours <<= unused  # in place: a picture may be large
+        low >>= 8 - unused
+        colours |= low
+        image = Image.fromarray(colours)
+    if isinstance(clear := file.info.get("transparency"), tuple):
+        image.info["transparency"] = tuple(value << unused >> 8 for value in clear)
+    return image
 
 
 def _blocks(image: "Picture", signed: bool) -> Iterator[tuple[slice, NDArray[np.float64]]]:

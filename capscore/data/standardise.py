@@ -18,8 +18,8 @@ def standardised(dataset: Dataset) -> Dataset:
     """
     images = np.empty(dataset.images.shape, np.uint8)
     for start in range(0, len(dataset), BLOCK):
-        some, _ = dataset.batch(slice(start, start + BLOCK))
-        centred = some - some.mean((1, 2, 3), keepdims=True)
-        deviation = np.maximum(some.std((1, 2, 3), keepdims=True), some[0].size ** -0.5 / 255)
+        block, _ = dataset.batch(slice(start, start + BLOCK))
+        centred = block - block.mean((1, 2, 3), keepdims=True)
+        deviation = np.maximum(block.std((1, 2, 3), keepdims=True), block[0].size ** -0.5 / 255)
         images[start : start + BLOCK] = np.rint(255 * np.clip(0.5 + centred / (2 * REACH * deviation), 0, 1))
     return Dataset(images, dataset.labels, dataset.classes)

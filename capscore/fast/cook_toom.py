@@ -13,6 +13,7 @@ here is matrix products and changes of layout: it runs on every backend and in t
 from __future__ import annotations
 
 from dataclasses import astuple, dataclass
+from enum import Enum
 from fractions import Fraction
 from functools import cache
 from typing import Any
@@ -40,6 +41,12 @@ TILES = {"3x3": (3, 7), "6x6": (6, 10)}  # largest tile, and most points (∞ in
 CHANNELS = 96  # with fewer, the transforms cost what they save, or more
 FEWEST = 8  # images: with fewer, reading the transformed kernels, 2.5 and 4.9 times larger, costs more
 BLOCK_BYTES = 16 << 20  # of the transformed map at a time
+# What lies in memory on the way. Backward takes slots of the forward pass whose content it is done with.
+Slot = Enum(
+    "Slot",
+    "MAP MAP_Y MAP_X MAP_P KERNELS KERNELS_X KERNELS_Y KERNELS_P PRODUCTS TILES TILE OUTPUTS CROP_Y CROP_X "
+    "DKERNEL DKERNELS PLANE",
+)
 
 
 @dataclass(frozen=True)
@@ -181,27 +188,27 @@ class Transform:
     def kernels_x(self, w: Any) -> Any:
         """Return the kernels at the horizontal points, [k, Px·Fx·O·C]."""
         k = self.k
-        w = self.buffers.transpose("kernels", w, (2, 3, 0, 1))
-        w = self._times("kernels_x", self.x.kernel.reshape(-1, k), self.ops.reshape(w, (k, k, self.o * self.c)))
+        w = self.buffers.transpose(Slot.KERNELS, w, (2, 3, 0, 1))
+        w = self._times(Slot.KERNELS_X, self.x.kernel.reshape(-1, k), self.ops.reshape(w, (k, k, self.o * self.c)))
         return self.ops.reshape(w, (k, -1))
 
     def kernels(self, w: Any, rows: slice) -> Any:
         """Return those of `kernels_x` at some rows of vertical points too, [P, O, F·C]."""
         p = len(range(self.ny)[rows])
-        w = self._times("kernels_y", self.y.kernel[rows].reshape(-1, self.k), w)
+        w = self._times(Slot.KERNELS_Y, self.y.kernel[rows].reshape(-1, self.k), w)
         w = self.ops.reshape(w, (p, self.fy, self.nx, self.fx, self.o, self.c))
-        w = self.buffers.transpose("kernels_p", w, (0, 2, 4, 1, 3, 5))
+        w = self.buffers.transpose(Slot.KERNELS_P, w, (0, 2, 4, 1, 3, 5))
         return self.ops.reshape(w, (p * self.nx, self.o, self.fy * self.fx * self.c))
 
     def map_y(self, x: Any) -> Any:
         """Return the map, as [H, B, W, C], at the vertical points, [Py·Ty·Fy, B·W·C]."""
-        return self._times("map_y", self.y.data.reshape(-1, self.height), self.ops.reshape(x, (self.height, -1)))
+        return self._times(Slot.MAP_Y, self.y.data.reshape(-1, self.height), self.ops.reshape(x, (self.height, -1)))
 
     def map_x(self, x: Any, p: int) -> Any:
         """Return p rows of points of `map_y` at the horizontal points too, [p·Px, B·T, F·C]."""
-        x = self._times("map_x", self.x.data.reshape(-1, self.width), self.ops.reshape(x, (-1, self.width, self.c)))
+        x = self._times(Slot.MAP_X, self.x.data.reshape(-1, self.width), self.ops.reshape(x, (-1, self.width, self.c)))
         x = self.ops.reshape(x, (p, self.ty, self.fy, -1, self.nx, self.tx, self.fx, self.c))
-        x = self.buffers.transpose("map_p", x, (0, 4, 3, 1, 5, 2, 6, 7))  # [p, Px, B, Ty, Tx, Fy, Fx, C]
+        x = self.buffers.transpose(Slot.MAP_P, x, (0, 4, 3, 1, 5, 2, 6, 7))  # [p, Px, B, Ty, Tx, Fy, Fx, C]
         return self.ops.reshape(x, (p * self.nx, -1, self.fy * self.fx * self.c))
 
     def inverse(self, rows: slice) -> Matrix:
@@ -213,15 +220,15 @@ class Transform:
         """Return tiles [my·mx, B·T·O] as the map [B, H', W', O]."""
         ops, height, width = self.ops, self.ty * self.my, self.tx * self.mx
         y = ops.reshape(y, (self.my, self.mx, -1, self.ty, self.tx, self.o))
-        y = ops.reshape(self.buffers.transpose("outputs", y, (2, 3, 0, 4, 1, 5)), (-1, height, width, self.o))
+        y = ops.reshape(self.buffers.transpose(Slot.OUTPUTS, y, (2, 3, 0, 4, 1, 5)), (-1, height, width, self.o))
         if self.y.crop is not None:
-            y = self._times("crop_y", self.y.crop, ops.reshape(y, (-1, height, width * self.o)))
+            y = self._times(Slot.CROP_Y, self.y.crop, ops.reshape(y, (-1, height, width * self.o)))
         if self.x.crop is not None:
-            y = self._times("crop_x", self.x.crop, ops.reshape(y, (-1, width, self.o)))
+            y = self._times(Slot.CROP_X, self.x.crop, ops.reshape(y, (-1, width, self.o)))
         return ops.reshape(y, (-1, self.y.outputs, self.x.outputs, self.o))
 
-    def _times(self, name: str, m: Matrix, x: Any) -> Any:
-        return self.buffers.matmul(name, self.ops.asarray(m, self.like), x)
+    def _times(self, slot: Slot, m: Matrix, x: Any) -> Any:
+        return self.buffers.matmul(slot, self.ops.asarray(m, self.like), x)
 
 
 class WritableTransform(Transform):
@@ -245,12 +252,13 @@ class WritableTransform(Transform):
     def forward(self, x: Any, kernels: Any) -> Any:
         """Return the map [B, H', W', O] of x [B, C, H, W] and all kernels [Py·Px, O, F·C]."""
         ops, y = self.ops, None
-        planes = self.map_y(self.buffers.transpose("map", x, (2, 0, 3, 1)))
+        planes = self.map_y(self.buffers.transpose(Slot.MAP, x, (2, 0, 3, 1)))
         for rows in self.blocks(x.shape[0]):
             p = rows.stop - rows.start
             v = self.map_x(planes[self._lines(rows)], p)
-            m = self.buffers.matmul("products", v, ops.transpose(kernels[self._points(rows)], (0, 2, 1)))  # [P, B·T, O]
-            part = self._times("tiles" if y is None else "tile", self.inverse(rows), ops.reshape(m, (p * self.nx, -1)))
+            w = ops.transpose(kernels[self._points(rows)], (0, 2, 1))
+            m = ops.reshape(self.buffers.matmul(Slot.PRODUCTS, v, w), (p * self.nx, -1))  # [P, B·T·O]
+            part = self._times(Slot.TILES if y is None else Slot.TILE, self.inverse(rows), m)
             if y is None:
                 y = part
             else:
@@ -261,29 +269,29 @@ class WritableTransform(Transform):
         """Return the gradients of x [B, C, H, W] and weights [O, C, k, k] from that of the map, [B, H', W', O]."""
         ops, buffers = self.ops, self.buffers
         g = self._outputs_back(g)
-        planes = self.map_y(self.buffers.transpose("map", x, (2, 0, 3, 1)))
+        planes = self.map_y(self.buffers.transpose(Slot.MAP, x, (2, 0, 3, 1)))
         o, c = self.o, self.c
-        dkernels = buffers.take("dkernels", (self.ny, self.fy, self.nx, self.fx, o, c), kernels)
+        dkernels = buffers.take(Slot.DKERNELS, (self.ny, self.fy, self.nx, self.fx, o, c), kernels)
         for rows in self.blocks(x.shape[0]):
             p = rows.stop - rows.start
             v = self.map_x(planes[self._lines(rows)], p)
-            m = ops.reshape(self._times("products", self.inverse(rows).T, g), (p * self.nx, -1, o))
-            dk = buffers.matmul("dkernel", ops.transpose(m, (0, 2, 1)), v)  # [P, O, F·C]
+            m = ops.reshape(self._times(Slot.PRODUCTS, self.inverse(rows).T, g), (p * self.nx, -1, o))
+            dk = buffers.matmul(Slot.DKERNEL, ops.transpose(m, (0, 2, 1)), v)  # [P, O, F·C]
             dk = ops.reshape(dk, (p, self.nx, o, self.fy, self.fx, c))
             dkernels[rows] = ops.transpose(dk, (0, 3, 1, 4, 2, 5))
-            dv = buffers.matmul("map_p", m, kernels[self._points(rows)])
+            dv = buffers.matmul(Slot.MAP_P, m, kernels[self._points(rows)])
             dv = ops.reshape(dv, (p, self.nx, -1, self.ty, self.tx, self.fy, self.fx, c))
-            dv = buffers.transpose("map_x", dv, (0, 3, 5, 2, 1, 4, 6, 7))  # [p, Ty, Fy, B, Px, Tx, Fx, C]
+            dv = buffers.transpose(Slot.MAP_X, dv, (0, 3, 5, 2, 1, 4, 6, 7))  # [p, Ty, Fy, B, Px, Tx, Fx, C]
             dv = ops.reshape(dv, (-1, self.nx * self.tx * self.fx, c))
-            dv = self._times("plane", self.x.data.reshape(-1, self.width).T, dv)
+            dv = self._times(Slot.PLANE, self.x.data.reshape(-1, self.width).T, dv)
             planes[self._lines(rows)] = ops.reshape(dv, (p * self.ty * self.fy, -1))
         dx = ops.matmul(ops.asarray(self.y.data.reshape(-1, self.height).T, x), planes)
         dx = ops.transpose(ops.reshape(dx, (self.height, -1, self.width, c)), (1, 3, 0, 2))
         half = self._times(
-            "kernels_x", self.y.kernel.reshape(-1, self.k).T, ops.reshape(dkernels, (self.ny * self.fy, -1))
+            Slot.KERNELS_X, self.y.kernel.reshape(-1, self.k).T, ops.reshape(dkernels, (self.ny * self.fy, -1))
         )
         half = ops.reshape(half, (self.k, self.nx * self.fx, o * c))
-        half = self._times("kernels", self.x.kernel.reshape(-1, self.k).T, half)
+        half = self._times(Slot.KERNELS, self.x.kernel.reshape(-1, self.k).T, half)
         dw = ops.empty((o, c, self.k, self.k), x)  # of its own: what lies in buffers is not returned
         dw[...] = ops.transpose(ops.reshape(half, (self.k, self.k, o, c)), (2, 3, 0, 1))
         return dx, dw
@@ -291,11 +299,11 @@ class WritableTransform(Transform):
     def _outputs_back(self, g: Any) -> Any:
         ops, width = self.ops, self.tx * self.mx
         if self.x.crop is not None:
-            g = self._times("crop_x", self.x.crop.T, ops.reshape(g, (-1, self.x.outputs, self.o)))
+            g = self._times(Slot.CROP_X, self.x.crop.T, ops.reshape(g, (-1, self.x.outputs, self.o)))
         if self.y.crop is not None:
-            g = self._times("crop_y", self.y.crop.T, ops.reshape(g, (-1, self.y.outputs, width * self.o)))
+            g = self._times(Slot.CROP_Y, self.y.crop.T, ops.reshape(g, (-1, self.y.outputs, width * self.o)))
         g = ops.reshape(g, (-1, self.ty, self.my, self.tx, self.mx, self.o))
-        return ops.reshape(self.buffers.transpose("outputs", g, (2, 4, 0, 1, 3, 5)), (self.my * self.mx, -1))
+        return ops.reshape(self.buffers.transpose(Slot.OUTPUTS, g, (2, 4, 0, 1, 3, 5)), (self.my * self.mx, -1))
 
     def _points(self, rows: slice) -> slice:
         return slice(rows.start * self.nx, rows.stop * self.nx)

@@ -8,13 +8,13 @@ from typing import Any
 
 from capscore.layer import Grid, Layer, Plan, Run, Shape, misplaced
 from capscore.ops import A, Ops
-from capscore.values import Value, check_choice
+from capscore.values import Value, check_choice, check_numbers
 
 SLOPE = 0.01  # of leaky ReLU below zero
 
 
-def _leaky_relu(ops: Any, x: Any) -> Any:
-    return ops.relu(x) - ops.relu(x * -1.0) * SLOPE
+def _leaky_relu(ops: Any, x: Any, slope: float = SLOPE) -> Any:
+    return ops.relu(x) - ops.relu(x * -1.0) * slope
 
 
 def _elu(ops: Any, x: Any) -> Any:
@@ -52,13 +52,15 @@ def activate(ops: Ops[A], x: A, name: str) -> A:
 
 @dataclass(frozen=True)
 class Activation(Layer):
-    """An activation by itself."""
+    """An activation by itself; `slope` is that of "leaky_relu" below zero."""
 
     activation: str = "relu"
+    slope: float = SLOPE
 
     def __post_init__(self) -> None:
-        """Check the name."""
+        """Check every setting."""
         check_activation(self)
+        check_numbers(self, "slope", most=1)
 
     def plan(self, x: Shape) -> Plan:
         """Return the same shape."""
@@ -68,4 +70,6 @@ class Activation(Layer):
 
     def __call__(self, ops: Ops[A], p: Mapping[str, A], x: A, run: Run) -> A:
         """Return an array of the same shape."""
+        if self.activation == "leaky_relu":
+            return _leaky_relu(ops, x, self.slope)  # type: ignore[no-any-return]
         return activate(ops, x, self.activation)

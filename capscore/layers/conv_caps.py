@@ -11,7 +11,7 @@ from capscore.layer import Capsules, Grid, Map, Param, Plan, Run, Shape
 from capscore.ops import A, Ops
 from capscore.routing import DynamicRouting, LinearVotes, Routing, Votes, VotesShape
 from capscore.routing.windows import Sizes, Windows, windows
-from capscore.values import Pair, check_whole, pair
+from capscore.values import Pair, check_flags, check_whole, pair
 
 from .conv import check_window, margins, slide
 from .routed import RoutedCaps
@@ -23,6 +23,10 @@ class ConvCaps(RoutedCaps):
 
     Matrices are shared over the positions: weight [kernel · kernel · types below, types, dim, dim below], the window
     row by row, its types last. Padding adds capsules of zeros, whose activation is 0.
+
+    `scrambled` mixes the numbers of the windows up as the published code of inverted attention does, for its weights:
+    at each place in the window, the poses of all positions, [positions, dim below], are written down transposed and
+    read as if they were not.
     """
 
     types: int
@@ -34,10 +38,12 @@ class ConvCaps(RoutedCaps):
     bias: bool = True
     pose_rows: int = 1
     init: Init | None = None
+    scrambled: bool = False
 
     def __post_init__(self) -> None:
         """Check every setting."""
         check_whole(self, "types")
+        check_flags(self, "scrambled")
         check_window(self)
         super().__post_init__()
 
@@ -64,11 +70,20 @@ class ConvCaps(RoutedCaps):
 
     def votes(self, ops: Ops[A], p: Mapping[str, A], x: Capsules[A], run: Run) -> Votes[A]:
         """Return the votes of capsules [B, N, K] for every window of every image."""
-        found, grid = self.windows(run.input), self.grid(run.input)
-        pose = found.cut(ops, x.pose, grid.dim)
-        activation = None if x.activation is None else found.cut(ops, x.activation)
-        shape = self.sizes(run.input).weight
-        return LinearVotes(ops, pose, p["weight"], p.get("bias"), shape, activation, self.pose_rows, found)
+        return self._votes(ops, p, self._cut(ops, x, run), run)
+
+    def _cut(self, ops: Ops[A], x: Capsules[A], run: Run) -> Capsules[A]:
+        found, d = self.windows(run.input), self.grid(run.input).dim
+        pose = found.cut(ops, x.pose, d)
+        if self.scrambled:
+            pose = ops.transpose(ops.reshape(pose, (-1, found.positions, found.n_in, d)), (0, 2, 3, 1))
+            pose = ops.transpose(ops.reshape(pose, (-1, found.n_in, found.positions, d)), (0, 2, 1, 3))
+            pose = ops.reshape(pose, (-1, found.n_in, d))
+        return Capsules(pose, None if x.activation is None else found.cut(ops, x.activation))
+
+    def _votes(self, ops: Ops[A], p: Mapping[str, A], cut: Capsules[A], run: Run) -> Votes[A]:
+        found, shape = self.windows(run.input), self.sizes(run.input).weight
+        return LinearVotes(ops, cut.pose, p["weight"], p.get("bias"), shape, cut.activation, self.pose_rows, found)
 
     def __call__(self, ops: Ops[A], p: Mapping[str, A], x: Capsules[A], run: Run) -> Capsules[A]:
         """Turn capsules [B, N, K] of a grid into those of another, [B, N', D], by votes and routing.
@@ -77,7 +92,10 @@ class ConvCaps(RoutedCaps):
         """
         found = self.windows(run.input)
         inside = run._replace(trace=None if run.trace is None else [])
-        v = self.route(ops, p, self.votes(ops, p, x, run), inside)
+        cut = self._cut(ops, x, run)
+        v = self.fused(ops, p, cut.pose, run)
+        if v is None:
+            v = self.route(ops, p, self._votes(ops, p, cut, run), inside)
         for each in inside.trace or ():
             c, pairs = each.couplings, (found.positions * found.n_in, self.types)
             c = c if isinstance(c, float) else ops.reshape(c, (self.types, -1, pairs[0]))

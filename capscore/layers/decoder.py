@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 from capscore.errors import SpecError
 from capscore.layer import Layer, Map
-from capscore.values import Value, check_whole, sizes
+from capscore.values import Value, check_flags, check_whole, sizes
 
+from .chain import check_layers
 from .conv import Conv
 from .linear import Linear
 from .upsample import Upsample
@@ -19,13 +20,17 @@ class Drawing(Value, ABC):
     """A chain of layers from the numbers of the class capsules, [B, J·D], to an image in [0, 1].
 
     The image is of the network's input size unless `image` (channels, height, width) says otherwise. Then the input is
-    averaged to that size for the loss, so each size must divide the input's.
+    averaged to that size for the loss, so each size must divide the input's. If `class_independent`, the chain is given
+    the numbers [B, D] of the class capsule that is drawn, and not which class it is (Rajasegaran et al. 2019, section
+    3.4).
     """
 
     image: tuple[int, ...] | None = field(default=None, kw_only=True)
+    class_independent: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         """Check the image's size."""
+        check_flags(self, "class_independent")
         if self.image is not None:
             image = sizes(self.image, f"{type(self).__name__}: image")
             if len(image) != 3:
@@ -87,3 +92,19 @@ class ConvDecoder(Drawing):
         for size in later:
             made += [Upsample(2), Conv(size, self.kernel, padding="same")]
         return (*made, Upsample(2), Conv(image.channels, self.kernel, padding="same", activation="sigmoid"))
+
+
+@dataclass(frozen=True)
+class ChainDecoder(Drawing):
+    """The layers that are given, one after another; the last makes the image."""
+
+    chain: tuple[Layer, ...]
+
+    def __post_init__(self) -> None:
+        """Check that they are layers; any sequence is taken as a tuple."""
+        check_layers(self, "chain")
+        super().__post_init__()
+
+    def layers(self, image: Map) -> tuple[Layer, ...]:
+        """Return the layers, whatever the image."""
+        return self.chain

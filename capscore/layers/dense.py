@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from capscore.errors import SpecError
+from capscore.errors import SpecError, short
 from capscore.init import Constant, Init, TruncatedNormal
 from capscore.layer import Capsules, Grid, Param, Plan, Run, Shape
 from capscore.ops import A, Index, Ops
@@ -22,9 +22,10 @@ from .routed import RoutedCaps
 class DenseCaps(RoutedCaps):
     """`count` capsules of `dim` numbers, each seeing every capsule below through a matrix and the routing.
 
-    `shared`: capsules of one type share their matrices, wherever they lie. `coordinates`: votes are told where their
-    capsule lies, by (x + ½)/width added to the last number of their first row and (y + ½)/height to that of the second
-    (Hinton, Sabour, Frosst 2018, section 4). `vote_bias`: every vote has a learned number added to each of its own.
+    `shared`: capsules of one type share their matrices, wherever they lie; "all": capsules of all types share one for
+    each of the `count`. `coordinates`: votes are told where their capsule lies, by (x + ½)/width added to the last
+    number of their first row and (y + ½)/height to that of the second (Hinton, Sabour, Frosst 2018, section 4).
+    `vote_bias`: every vote has a learned number added to each of its own, shared as the matrices are.
     """
 
     count: int
@@ -32,7 +33,7 @@ class DenseCaps(RoutedCaps):
     routing: Routing = DynamicRouting()  # noqa: RUF009 - frozen, one for all is fine
     bias: bool = True
     pose_rows: int = 1
-    shared: bool = False
+    shared: bool | str = False
     coordinates: bool = False
     vote_bias: bool = False
     init: Init | None = None
@@ -40,7 +41,9 @@ class DenseCaps(RoutedCaps):
     def __post_init__(self) -> None:
         """Check every setting."""
         check_whole(self, "count")
-        check_flags(self, "shared", "coordinates", "vote_bias")
+        check_flags(self, "coordinates", "vote_bias")
+        if type(self.shared) is not bool and self.shared != "all":
+            raise SpecError(f'DenseCaps: shared must be true, false or "all", not {short(self.shared)}')
         super().__post_init__()
         if self.coordinates and self.pose_rows < 2:
             raise SpecError("DenseCaps: coordinates go to the first two rows of a pose: pose_rows must be at least 2")
@@ -50,10 +53,14 @@ class DenseCaps(RoutedCaps):
         x = self.grid(x)
         return VotesShape(x.dims[0], self.count, self.dim, x.dim, self.pose_rows)
 
+    def matrices(self, x: Grid) -> int:
+        """Return how many capsules of a grid have matrices of their own."""
+        return {False: x.dims[0], True: x.types, "all": 1}[self.shared]
+
     def plan(self, x: Shape) -> Plan:
         """Return a list of capsules. Under uniform couplings s has the same spread whatever the sizes."""
         x, votes = self.grid(x), self.sizes(x)
-        own = x.types if self.shared else votes.n_in  # capsules with a matrix of their own
+        own = self.matrices(x)
         std = 0.1 * math.sqrt(1152 / votes.n_in) * self.count / 10
         params = {"weight": Param((own, *votes.weight[1:]), self.init or TruncatedNormal(std))}
         if self.bias:
@@ -66,10 +73,11 @@ class DenseCaps(RoutedCaps):
     def votes(self, ops: Ops[A], p: Mapping[str, A], x: Capsules[A], run: Run) -> Votes[A]:
         """Return the votes of capsules u [B, N, K]."""
         grid, sizes = self.grid(run.input), self.sizes(run.input)
-        each = Index(np.repeat(np.arange(grid.types), grid.height * grid.width))  # the type of every capsule
+        own = self.matrices(grid)
+        each = Index(np.repeat(np.arange(own), sizes.n_in // own))  # whose matrices every capsule has
 
         def for_all(array: A) -> A:
-            return ops.take(array, each, 0) if self.shared and len(each.positions) > grid.types else array
+            return ops.take(array, each, 0) if own < sizes.n_in else array
 
         weight = for_all(p["weight"])
         votes: Votes[A] = LinearVotes(ops, x.pose, weight, p.get("bias"), sizes.weight, x.activation, self.pose_rows)
@@ -84,4 +92,6 @@ class DenseCaps(RoutedCaps):
 
     def __call__(self, ops: Ops[A], p: Mapping[str, A], x: Capsules[A], run: Run) -> Capsules[A]:
         """Turn capsules u [B, N, K] into v [B, J, D], by votes and routing."""
-        return self.route(ops, p, self.votes(ops, p, x, run), run)
+        plain = not (self.shared or self.coordinates or self.vote_bias)
+        v = self.fused(ops, p, x.pose, run) if plain else None
+        return self.route(ops, p, self.votes(ops, p, x, run), run) if v is None else v

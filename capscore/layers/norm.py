@@ -11,15 +11,19 @@ from capscore.errors import SpecError
 from capscore.init import Constant
 from capscore.layer import Layer, Map, Param, Plan, Run, Shape, need_map
 from capscore.ops import A, Ops
-from capscore.values import check_numbers, check_whole
+from capscore.squash import standardise
+from capscore.values import check_flags, check_numbers, check_whole
 
 from .activation import activate, check_activation
 from .conv import divisor
 
 
 def _scaled(ops: Ops[A], x: Any, p: Mapping[str, A], channels: int) -> Any:
+    """Return a map times its channels' weights, plus their biases, as far as there are any."""
     of_map = (1, channels, 1, 1)
-    return x * ops.reshape(p["weight"], of_map) + ops.reshape(p["bias"], of_map)
+    if "weight" in p:
+        x = x * ops.reshape(p["weight"], of_map)
+    return x + ops.reshape(p["bias"], of_map) if "bias" in p else x
 
 
 def _affine(channels: int) -> dict[str, Param]:
@@ -28,8 +32,9 @@ def _affine(channels: int) -> dict[str, Param]:
 
 @dataclass(frozen=True)
 class BatchNorm(Layer):
-    """Every channel at mean 0 and variance 1 over the batch (Ioffe, Szegedy 2015), then scaled and shifted.
+    """Every channel at mean 0 and variance 1 over the batch (Ioffe, Szegedy 2015).
 
+    Then each is scaled by a learned number, unless `scale` is False, and shifted by one, unless `shift` is.
     Training uses the batch's own statistics and moves the running ones towards them by `momentum`; everything else
     uses the running ones, so that an image's result depends on that image alone.
     """
@@ -37,9 +42,12 @@ class BatchNorm(Layer):
     momentum: float = 0.1
     epsilon: float = 1e-5
     activation: str = "none"
+    scale: bool = True
+    shift: bool = True
 
     def __post_init__(self) -> None:
         """Check every setting."""
+        check_flags(self, "scale", "shift")
         check_numbers(self, "momentum", most=1)
         check_numbers(self, "epsilon", least=1e-12, most=1)
         check_activation(self)
@@ -48,22 +56,21 @@ class BatchNorm(Layer):
         """Return the same shape. Running statistics are parameters that do not learn."""
         c = need_map(self, x).channels
         running = {"mean": Param((c,), Constant(0.0), False), "variance": Param((c,), Constant(1.0), False)}
-        return Plan(x, _affine(c) | running, 2 * c * x.dims[1] * x.dims[2])
+        learned = {name: p for name, p in _affine(c).items() if {"weight": self.scale, "bias": self.shift}[name]}
+        return Plan(x, learned | running, 2 * c * x.dims[1] * x.dims[2])
 
     def __call__(self, ops: Ops[A], p: Mapping[str, A], x: Any, run: Run) -> Any:
         """Return a map of the same shape."""
         c = run.input.dims[0]
-        if run.training:
-            mean = run.mean(ops, x, (0, 2, 3))  # [1, C, 1, 1]
-            centred = x - mean
-            variance = run.mean(ops, centred * centred, (0, 2, 3))
-            for name, found in (("mean", mean), ("variance", variance)):
-                run.renew(name, p[name] * (1 - self.momentum) + ops.reshape(found, (c,)) * self.momentum)
-            y = _scaled(ops, centred / ops.sqrt(variance + self.epsilon), p, c)
-        else:
-            scale = p["weight"] / ops.sqrt(p["variance"] + self.epsilon)
-            shift = p["bias"] - p["mean"] * scale
-            y = _scaled(ops, x, {"weight": scale, "bias": shift}, c)
+        of_map = (1, c, 1, 1)
+        mean, variance = run.moments(ops, x, (0, 2, 3), p, c, self.momentum)  # [1, C, 1, 1]
+        deviation: Any = ops.sqrt(variance + self.epsilon)
+        if run.training or not self.scale:
+            y = _scaled(ops, (x - mean) / deviation, p, c)
+        else:  # the statistics are known: a product and a sum
+            scale = ops.reshape(p["weight"], of_map) / deviation
+            shift = mean * scale * -1.0
+            y = x * scale + (ops.reshape(p["bias"], of_map) + shift if self.shift else shift)
         return activate(ops, y, self.activation)
 
 
@@ -95,9 +102,7 @@ class ImageNorm(Layer):
         c, h, w = run.input
         groups = self.count(c)
         size = c // groups * h * w
-        y: Any = ops.reshape(x, (-1, groups, size))
-        y = y - ops.sum(y, 2, keepdims=True) / size
-        y = y / ops.sqrt(ops.sum(y * y, 2, keepdims=True) / size + self.epsilon)
+        y = standardise(ops, ops.reshape(x, (-1, groups, size)), size, self.epsilon)
         return activate(ops, _scaled(ops, ops.reshape(y, (-1, c, h, w)), p, c), self.activation)
 
 

@@ -10,7 +10,7 @@ from capscore.errors import SpecError
 from capscore.init import Init
 from capscore.layer import Capsules, Grid, Layer, Param, Run, Shape
 from capscore.ops import A, Ops
-from capscore.routing import LinearVotes, Routing, Votes, VotesShape
+from capscore.routing import Routing, Votes, VotesShape
 from capscore.values import check_flags, check_kind, check_whole
 
 ROUTING = "routing."  # before the names of what a routing learns
@@ -37,6 +37,10 @@ class RoutedCaps(Layer):
         check_kind(self, "routing", Routing, "DynamicRouting()")
         check_kind(self, "init", Init, "HeNormal()", optional=True)
         check_flags(self, "bias")
+        if self.bias and not self.routing.biased:
+            raise SpecError(
+                f"{type(self).__name__}: {type(self.routing).__name__} adds no bias to its capsules: bias=False"
+            )
         if self.dim % self.pose_rows:
             raise SpecError(f"{type(self).__name__}: pose_rows {self.pose_rows} does not divide a pose of {self.dim}")
 
@@ -60,14 +64,27 @@ class RoutedCaps(Layer):
         """Return what the routing learns, under the layer's names for it."""
         return {ROUTING + name: param for name, param in self.routing.params(votes).items()}
 
-    def route(self, ops: Ops[A], p: Mapping[str, A], votes: Votes[A], run: Run) -> Capsules[A]:
-        """Route the votes.
+    def fused(self, ops: Ops[A], p: Mapping[str, A], pose: A, run: Run) -> Capsules[A] | None:
+        """Route by the backend's fused form, which has no votes; None where there is none.
 
-        A backend's fused form of the routing runs unless a trace is asked for: it computes the same and keeps none.
+        It computes the same and keeps no trace, so that it steps aside if one is asked for.
         """
-        if run.trace is None and type(votes) is LinearVotes and votes.rows == 1 and self.routing.fusible:
-            fused: Any = ops.FUSED.get(type(self.routing))
-            if fused is not None and (v := fused(self.routing, votes.pose, p["weight"], p.get("bias"))) is not None:
-                return Capsules(v)
-        own = {name.removeprefix(ROUTING): array for name, array in p.items() if name.startswith(ROUTING)}
-        return self.routing(ops, votes, own, run._replace(part=ROUTING))
+        if run.trace is not None or self.pose_rows > 1 or not self.routing.fusible:
+            return None
+        kernel: Any = ops.FUSED.get(type(self.routing))
+        v = None if kernel is None else kernel(self.routing, pose, p["weight"], p.get("bias"), *_own(p).values())
+        return None if v is None else Capsules(v)
+
+    def route(self, ops: Ops[A], p: Mapping[str, A], votes: Votes[A], run: Run) -> Capsules[A]:
+        """Route the votes."""
+        if run.parents is not None:
+            positions = 1 if votes.windows is None else votes.windows.positions
+            parents = ops.reshape(run.parents, (-1, votes.n_out, positions, self.dim))
+            parents = ops.reshape(ops.transpose(parents, (1, 0, 2, 3)), (votes.n_out, -1, self.dim))
+            run = run._replace(parents=parents)  # [J, B, D]: as a routing has them
+        return self.routing(ops, votes, _own(p), run._replace(part=ROUTING))
+
+
+def _own(p: Mapping[str, A]) -> dict[str, A]:
+    """Return what the routing learns, by its own names and in their order."""
+    return {name.removeprefix(ROUTING): array for name, array in p.items() if name.startswith(ROUTING)}

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from capscore.net import CapsNetSpec
 
-from . import sabour
+from . import deepcaps, efficient, em, heinsen, hvc, inverted, sabour, self_routing, variational
 
 
 class Presets(Mapping[str, CapsNetSpec]):
@@ -30,4 +30,14 @@ class Presets(Mapping[str, CapsNetSpec]):
         return len(self._makers)
 
 
-PRESETS = Presets(sabour.PRESETS)
+PRESETS = Presets(
+    sabour.PRESETS
+    | efficient.PRESETS
+    | em.PRESETS
+    | variational.PRESETS
+    | inverted.PRESETS
+    | deepcaps.PRESETS
+    | self_routing.PRESETS
+    | heinsen.PRESETS
+    | hvc.PRESETS
+)

@@ -2,10 +2,15 @@
 
 from .base import Routing, VotesShape
 from .dynamic import DynamicRouting, dynamic_routing
+from .em import EMRouting
+from .heinsen import HeinsenRouting
+from .inverted import InvertedAttention
 from .self_attention import SelfAttention
+from .self_routing import SelfRouting
+from .variational import VariationalBayes
 from .votes import ArrayVotes, LinearVotes, ShiftedVotes, Votes
 
 __all__ = [
-    "ArrayVotes", "DynamicRouting", "LinearVotes", "Routing", "SelfAttention", "ShiftedVotes", "Votes", "VotesShape",
-    "dynamic_routing",
+    "ArrayVotes", "DynamicRouting", "EMRouting", "HeinsenRouting", "InvertedAttention", "LinearVotes", "Routing",
+    "SelfAttention", "SelfRouting", "ShiftedVotes", "VariationalBayes", "Votes", "VotesShape", "dynamic_routing",
 ]  # fmt: skip

@@ -46,6 +46,8 @@ class Routing(Value, ABC):
     """A routing algorithm and its settings. Subclasses are frozen dataclasses of JSON values."""
 
     activates: ClassVar[bool] = False  # whether it gives its capsules activations
+    biased: ClassVar[bool] = True  # whether it adds the bias of the layer to its capsules
+    resumes: ClassVar[bool] = False  # whether it can go on from capsules [J, B, D], where `run.parents` brings some
 
     @property
     def fusible(self) -> bool:

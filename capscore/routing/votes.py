@@ -5,9 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, Generic
 
+from capscore.layer import Capsules
 from capscore.ops import A, Ops, scope
+from capscore.squash import presence
 
-from .windows import Windows
+from .windows import Windows, log_sum
 
 
 class Votes(ABC, Generic[A]):
@@ -36,14 +38,23 @@ class Votes(ABC, Generic[A]):
     def array(self) -> A:
         """Return the votes û [J, B, N, D] themselves, for routings that need more than the two products."""
 
-    def over_parents(self, logits: A) -> A:
+    @property
+    def presence(self) -> A:
+        """How present each input is, [B, N]: its activation, or its length if it has none."""
+        assert self.pose is not None
+        return presence(self.ops, Capsules(self.pose, self.activation))
+
+    def over_parents(self, logits: A, floor: float = 0.0) -> A:
         """Return couplings [J, B, N]: the softmax over all output capsules that see an input, of all types and windows.
 
-        (`ops.softmax(logits, 0)` is that over the types within each window.)
+        (`ops.softmax(logits, 0)` is that over the types within each window.) An input whose Σ e^logit is below `floor`
+        is divided by that instead: it fits no output capsule, and its couplings sum to less than 1.
         """
-        if self.windows is None:
+        if self.windows is not None:
+            return self.windows.softmax(self.ops, logits, self.n_out, floor)
+        if not floor:
             return self.ops.softmax(logits, 0)
-        return self.windows.softmax(self.ops, logits, self.n_out)
+        return self.ops.exp(logits - log_sum(self.ops, logits, (0,), floor))
 
     def among_parents(self, x: A) -> A:
         """Return x [1, B, N] in equal parts for all output capsules that see an input."""

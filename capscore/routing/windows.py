@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache, cached_property
 from typing import Any, NamedTuple
 
@@ -59,34 +60,44 @@ class Windows:
         index, most = self._of_place.back(self.places)
         return index, np.where(index.positions < 0, -1e30, 0.0).reshape(1, 1, self.places, most, 1)
 
-    def softmax(self, ops: Ops[A], logits: A, n_out: int) -> A:
-        """Return the softmax of logits [J, B·P, N] over the J types of all windows that see a capsule."""
+    def softmax(self, ops: Ops[A], logits: A, n_out: int, floor: float = 0.0) -> A:
+        """Return the softmax of logits [J, B·P, N] over the J types of all windows that see a capsule.
+
+        See `Votes.over_parents`.
+        """
         (index, absent), t = self._seen, self.sizes.types
         x = ops.reshape(logits, (n_out, -1, self.positions * self.n_in // t, t))  # [J, B, P·K, T]
         x = ops.reshape(ops.take(x, index, 2), (n_out, -1, self.places, absent.shape[3], t))
         if absent.any():
             x = x + ops.asarray(absent, logits)
-        largest = ops.max(ops.max(x, 3, keepdims=True), 0, keepdims=True)
-        total = ops.log(ops.sum(ops.exp(x - largest), (0, 3), keepdims=True)) + largest  # [1, B, places, 1, T]
+        total = log_sum(ops, x, (0, 3), floor)  # [1, B, places, 1, T]
         total = ops.transpose(ops.reshape(total, (-1, self.places, t)), (0, 2, 1))
         total = self.cut(ops, ops.reshape(total, (-1, t * self.places)))  # [B·P, N]
-        c = ops.exp(logits - ops.reshape(total, (1, -1, self.n_in)))
+        x = logits - ops.reshape(total, (1, -1, self.n_in))
         there = self.capsule.there
-        return c if there is None else self._times(ops, c, n_out, there * 1.0)
+        if there is not None:  # padding is coupled to nothing, and whatever its logits are, no exponential overflows
+            nothing = np.where(there, 0.0, -1e30).reshape(1, 1, self.positions, self.n_in)
+            x = ops.reshape(x, (n_out, -1, self.positions, self.n_in)) + ops.asarray(nothing, x)
+        return ops.exp(ops.reshape(x, (n_out, -1, self.n_in)))
 
-    def divide(self, ops: Ops[A], x: A, lead: int = 1) -> A:
-        """Return x [lead, B·P, N] divided by how many windows see each input."""
+    def divide(self, ops: Ops[A], x: A) -> A:
+        """Return x [1, B·P, N] divided by how many windows see each input."""
         seen = np.bincount(self.place.positions + 1, minlength=self.places + 1) // self.sizes.types
-        return self._times(ops, x, lead, 1 / np.maximum(seen[self.place.positions + 1], 1))
-
-    def _times(self, ops: Ops[A], x: A, lead: int, numbers: NDArray[Any]) -> A:
-        """Return x [lead, B·P, N] times a number [P·N] for each place of each window."""
-        by_window = ops.reshape(x, (lead, -1, self.positions, self.n_in))
-        numbers = numbers.reshape(1, 1, self.positions, self.n_in)
-        return ops.reshape(by_window * ops.asarray(numbers, x), (lead, -1, self.n_in))
+        share = (1 / np.maximum(seen[self.place.positions + 1], 1)).reshape(1, 1, self.positions, self.n_in)
+        by_window = ops.reshape(x, (1, -1, self.positions, self.n_in))
+        return ops.reshape(by_window * ops.asarray(share, x), (1, -1, self.n_in))
 
 
 @cache
 def windows(sizes: Sizes) -> Windows:
     """Return the windows of these sizes, which are worked out once."""
     return Windows(sizes)
+
+
+def log_sum(ops: Ops[A], x: A, axes: tuple[int, ...], floor: float = 0.0) -> A:
+    """Return log max(Σ e^x, floor) over `axes`, with kept dimensions."""
+    largest = x
+    for axis in axes:
+        largest = ops.max(largest, axis, keepdims=True)
+    total = ops.log(ops.sum(ops.exp(x - largest), axes, keepdims=True)) + largest
+    return ops.relu(total - math.log(floor)) + math.log(floor) if floor else total

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from capscore.data import Batch, Samples, by_name
+from capscore.data import Batch, Samples, augmented, by_name
 from capscore.errors import ShapeError, short
 from capscore.model import CapsNet
 from capscore.train.recipe import Recipe
@@ -16,13 +16,14 @@ from capscore.train.recipe import Recipe
 def batches(data: Samples, recipe: Recipe, epoch: int, skip: int = 0) -> Iterator[Batch]:
     """Yield the shuffled, shifted batches of one epoch from batch `skip` on.
 
-    Every image is moved by its own whole number of pixels, up to `recipe.shift` each way.
+    Every image is moved by its own whole number of pixels, up to `recipe.shift` each way, then augmented.
     """
     order = np.random.default_rng([recipe.seed, epoch]).permutation(len(data))
     for step in range(skip, recipe.per_epoch(len(data))):
         index = order[step * recipe.batch : (step + 1) * recipe.batch]
         rng = np.random.default_rng([recipe.seed, epoch, step])
-        yield data.moved(index, recipe.shift, *rng.integers(0, 2 * recipe.shift + 1, (2, len(index))))
+        batch = data.moved(index, recipe.shift, *rng.integers(0, 2 * recipe.shift + 1, (2, len(index))))
+        yield augmented(batch, recipe.augment, rng)
 
 
 def check_samples(data: Any, what: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from capscore.data import Samples, absent, fingerprint
 from capscore.errors import ShapeError, TrainingError
 from capscore.model import CapsNet, Learner
+from capscore.train.ahead import ahead
 from capscore.train.batches import batches, check_dataset, check_samples
 from capscore.train.checkpoint import restore
 from capscore.train.folder import LAST, locked, make
@@ -48,10 +49,10 @@ def train(
     with locked(folder) if learner.writes else nullcontext(), Interrupts() as interrupts:
         training = Training(net, learner, recipe, folder, len(data), Listeners(reporters, interrupts), resuming)
         _begin(training, data, held_out, resume)
-        data = learner.hold(data, recipe.shift)
+        data = data if recipe.augment else learner.to_device(data, recipe.shift)  # the host augments
         for epoch in range(training.progress.epoch, recipe.epochs):
             training.begin_epoch()
-            for batch in batches(data, recipe, epoch, training.progress.step):
+            for batch in ahead(batches(data, recipe, epoch, training.progress.step)):
                 training.step(batch)
                 stop = interrupts.asked
                 training.keep(checkpoint_seconds, save=stop)

@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from capscore.data import Augmentation
 from capscore.errors import SpecError, TrainingError, short
 from capscore.optim import Adam, Exponential, Optimiser, Schedule
 from capscore.values import read, write
 
+VALUES = ("optimiser", "schedule", "augment")  # fields that are values; all others are numbers
 WHOLES = {"epochs": 1, "batch": 1, "decay_steps": 1, "shift": 0, "seed": 0}  # fields that are whole numbers; the least
 
 
@@ -37,6 +39,7 @@ class Recipe:
     optimiser: Optimiser = field(default=Adam())
     schedule: Schedule | None = None
     average: float = 0.0
+    augment: tuple[Augmentation, ...] = ()  # how images are changed anew in every epoch, after the shift
 
     def __post_init__(self) -> None:
         """Check every field, naming the one that does not fit."""
@@ -44,7 +47,10 @@ class Recipe:
             raise TrainingError(f"optimiser must be one of capscore.optim, such as Adam(), not {short(self.optimiser)}")
         if not isinstance(self.schedule, Schedule | None):
             raise TrainingError(f"schedule must be one of capscore.optim, such as Cosine(), not {short(self.schedule)}")
-        for name in (each.name for each in fields(self) if each.name not in ("optimiser", "schedule")):
+        object.__setattr__(self, "augment", augment := tuple(self.augment))
+        if strange := [each for each in augment if not isinstance(each, Augmentation)]:
+            raise TrainingError(f"augment must be of capscore.data.augment, such as Flip(), not {short(strange[0])}")
+        for name in (each.name for each in fields(self) if each.name not in VALUES):
             value = getattr(self, name)
             if isinstance(value, np.generic):
                 value = value.item()

@@ -210,7 +210,7 @@ def training(s: Settings, backend: str = "torch", fast_conv: str | None = None, 
     learner = caps.Learner(caps.CapsNet(PRESETS[s.preset], fast_conv=fast_conv), **options)
     x, t = images(s), np.eye(10)[np.arange(s.batch) % 10]
     if s.device != "cpu":
-        x = caps.asarray(x, next(iter(learner.net.params.values())))  # as `Learner.hold` keeps them
+        x = caps.asarray(x, next(iter(learner.net.params.values())))  # as `Learner.to_device` keeps them
     return lambda: float(learner.step(x, t, 1e-3)[0])  # read, for a GPU to have done it
 
 

@@ -153,16 +153,29 @@ def scaling(settings: Settings, rounds: int) -> dict[str, Any]:
 
 
 def plots(results: dict[str, Any], folder: Path, name: str) -> None:
-    """Draw images per second against the batch, and the growth of the routing layer if it was measured.
-
-    A colour is an engine; dotted is the textbook, dashed the convolutions alone, both with open marks. The 3x3 tiles
-    are left to the tables.
-    """
+    """Draw images per second against the batch, and the growth of the routing layer if it was measured."""
     import matplotlib
 
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
-    from matplotlib.ticker import MaxNLocator
+
+    figures = {}
+    if tables := [t for t in results["tables"] if t["what"] in ("inference", "training")]:
+        figures["batch"] = _speeds(tables)
+    if grown := results.get("scaling"):
+        figures["scaling"] = _growth(grown)
+    for what, figure in figures.items():
+        files.write_figure(folder / f"{name}-{what}.png", figure, 120)
+        plt.close(figure)
+
+
+def _speeds(tables: list[dict[str, Any]]) -> Any:
+    """Return the figure of images per second against the batch.
+
+    A colour is an engine; dotted is the textbook, dashed the convolutions alone, both with open marks. The 3x3 tiles
+    are left to the tables.
+    """
+    import matplotlib.pyplot as plt
 
     from capscore.figures import BLUE, GREEN, ORANGE, PURPLE
 
@@ -173,46 +186,50 @@ def plots(results: dict[str, Any], folder: Path, name: str) -> None:
     def style(contender: str, of: dict[str, str], otherwise: str) -> str:
         return next((value for part, value in of.items() if part in contender), otherwise)
 
-    tables = [t for t in results["tables"] if t["what"] in ("inference", "training")]
     whats = sorted({t["what"] for t in tables})
-    if whats:
-        figure, axes = plt.subplots(1, len(whats), figsize=(7.5 * len(whats), 4.2), squeeze=False, layout="constrained")
-        for ax, what in zip(axes[0], whats, strict=True):
-            of = [t for t in tables if t["what"] == what]
-            batches = [t["batch"] for t in of]
-            speeds = {
-                contender: [t["batch"] / t["rows"][contender]["ms"] * 1e3 for t in of]
-                for contender in of[0]["rows"]
-                if "3x3" not in contender
-            }
-            for contender in sorted(speeds, key=lambda name: -speeds[name][-1]):  # the legend from fast to slow
-                ax.plot(
-                    batches,
-                    speeds[contender],
-                    color=style(contender, engines, BLUE),
-                    linestyle=style(contender, lines, "-"),
-                    marker=style(contender, markers, "o"),
-                    markersize=5,
-                    markerfacecolor=style(contender, dict.fromkeys(lines, "white"), style(contender, engines, BLUE)),
-                    label=contender,
-                )
-            ax.set(xscale="log", xlabel="images in a batch", ylabel="images per second", ylim=(0, None), title=what)
-            ax.set_xticks(batches, batches)
-            ax.minorticks_off()
-            ax.spines[["top", "right"]].set_visible(False)
-            ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-        files.write_figure(folder / f"{name}-batch.png", figure, 120)
-        plt.close(figure)
-    if grown := results.get("scaling"):
-        figure, axes = plt.subplots(1, len(grown), figsize=(4 * len(grown), 3.4), layout="constrained")
-        labels = {"batch": "images", "inputs": "input capsules", "iterations": "iterations"}
-        for ax, (what, rows) in zip(axes, grown.items(), strict=True):
-            ax.plot([row["value"] for row in rows], [row["ms"] for row in rows], color=BLUE, marker="o")
-            ax.set(xlabel=labels[what], ylabel="routing and gradient, ms", xlim=(0, None), ylim=(0, None))
-            ax.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
-            ax.xaxis.set_major_formatter("{x:,.0f}")
-        files.write_figure(folder / f"{name}-scaling.png", figure, 120)
-        plt.close(figure)
+    figure, axes = plt.subplots(1, len(whats), figsize=(7.5 * len(whats), 4.2), squeeze=False, layout="constrained")
+    for ax, what in zip(axes[0], whats, strict=True):
+        of = [t for t in tables if t["what"] == what]
+        batches = [t["batch"] for t in of]
+        speeds = {
+            contender: [t["batch"] / t["rows"][contender]["ms"] * 1e3 for t in of]
+            for contender in of[0]["rows"]
+            if "3x3" not in contender
+        }
+        for contender in sorted(speeds, key=lambda name: -speeds[name][-1]):  # the legend from fast to slow
+            ax.plot(
+                batches,
+                speeds[contender],
+                color=style(contender, engines, BLUE),
+                linestyle=style(contender, lines, "-"),
+                marker=style(contender, markers, "o"),
+                markersize=5,
+                markerfacecolor=style(contender, dict.fromkeys(lines, "white"), style(contender, engines, BLUE)),
+                label=contender,
+            )
+        ax.set(xscale="log", xlabel="images in a batch", ylabel="images per second", ylim=(0, None), title=what)
+        ax.set_xticks(batches, batches)
+        ax.minorticks_off()
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    return figure
+
+
+def _growth(grown: dict[str, Any]) -> Any:
+    """Return the figure of the routing layer's time against its sizes."""
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
+
+    from capscore.figures import BLUE
+
+    figure, axes = plt.subplots(1, len(grown), figsize=(4 * len(grown), 3.4), layout="constrained")
+    labels = {"batch": "images", "inputs": "input capsules", "iterations": "iterations"}
+    for ax, (what, rows) in zip(axes, grown.items(), strict=True):
+        ax.plot([row["value"] for row in rows], [row["ms"] for row in rows], color=BLUE, marker="o")
+        ax.set(xlabel=labels[what], ylabel="routing and gradient, ms", xlim=(0, None), ylim=(0, None))
+        ax.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
+        ax.xaxis.set_major_formatter("{x:,.0f}")
+    return figure
 
 
 def save(path: Path, results: dict[str, Any]) -> None:

@@ -9,7 +9,6 @@ from capscore.data import Affine, Framed, Placed, Samples, load
 from capscore.errors import DataError
 from capscore.train import accuracy
 from lab import baselines
-from lab.baselines import CNNSpec
 from lab.experiments.trials import Budget, Lab, Values
 
 BUDGETS = {
@@ -33,7 +32,7 @@ def run(lab: Lab) -> None:
         lab.say(f"the official affNIST is not at hand, so its transformations are drawn here: {error}")
     base = PRESETS["mnist" if lab.budget.paper else "small"]
     capsnet = replace(base, input=moved.size)
-    specs: dict[str, CapsNetSpec | CNNSpec] = {"CapsNet": capsnet, "CNN": baselines.like(capsnet)}
+    specs: dict[str, CapsNetSpec] = {"CapsNet": capsnet, "CNN": baselines.like(capsnet)}
     for seed in lab.seeds:
         for network, spec in specs.items():
             sizes = {"images": len(moved), "test": len(transformed), "parameters": spec.parameter_count}

@@ -9,7 +9,6 @@ import torch
 from numpy.typing import NDArray
 
 from capscore.data import Dataset
-from lab.baselines import CNN
 from lab.experiments.trials import Values, outputs
 
 STRENGTHS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3)  # ε, of intensities from 0 to 1
@@ -37,7 +36,7 @@ def attacked(
             x = (clean + strength * (2 * torch.rand(clean.shape, generator=generator) - 1).to(device)).clamp(0, 1)
         for _ in range(steps):
             x = x.detach().requires_grad_()
-            scores = net.scores(x)[0] if isinstance(net, CNN) else net(x).lengths
+            scores = net(x).scores
             wrong = torch.where(truth == 1, -torch.inf, scores).amax(1)
             (gradient,) = torch.autograd.grad((wrong - (scores * truth).sum(1)).sum(), x)
             x = x + gradient.sign() * (strength if steps == 1 else 2.5 * strength / steps)

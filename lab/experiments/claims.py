@@ -10,7 +10,6 @@ from capscore import PRESETS, CapsNetSpec
 from capscore.data import Dataset
 from capscore.train import accuracy
 from lab import baselines
-from lab.baselines import CNNSpec
 from lab.experiments import attack, efficiency, equivariance, pooling, quadrants
 from lab.experiments.trials import Budget, Lab, Values, subset
 
@@ -31,8 +30,8 @@ def run(lab: Lab) -> None:
     capsnet = PRESETS["small"]
     # As many last features as a capsule has numbers, to be compared with it; for its error alone the CNN needs none.
     narrow = baselines.like(capsnet, features=capsnet.capsules[-1].dim)
-    specs: dict[str, CapsNetSpec | CNNSpec] = {"CapsNet": capsnet, "CNN": narrow}
-    plain: dict[str, CapsNetSpec | CNNSpec] = {"CapsNet": capsnet, "CNN": baselines.like(capsnet)}
+    specs: dict[str, CapsNetSpec] = {"CapsNet": capsnet, "CNN": narrow}
+    plain: dict[str, CapsNetSpec] = {"CapsNet": capsnet, "CNN": baselines.like(capsnet)}
 
     @cache
     def net(network: str, seed: int) -> Any:

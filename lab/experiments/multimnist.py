@@ -11,7 +11,6 @@ from capscore import PRESETS, CapsNetSpec
 from capscore.data import Pairs
 from capscore.train import accuracy
 from lab import baselines
-from lab.baselines import CNNSpec
 from lab.experiments.trials import Budget, Lab, Values
 
 BUDGETS = {
@@ -34,7 +33,7 @@ def run(lab: Lab) -> None:
     held_out = Pairs(test, 1, 10 if lab.budget.paper else 1)
     capsnet = PRESETS["multimnist"] if lab.budget.paper else replace(PRESETS["small"], input=pairs.size)
     cnn = baselines.MULTIMNIST if lab.budget.paper else baselines.like(capsnet, exclusive=False)
-    specs: dict[str, CapsNetSpec | CNNSpec] = {"CapsNet": capsnet, "CNN": cnn}
+    specs: dict[str, CapsNetSpec] = {"CapsNet": capsnet, "CNN": cnn}
 
     def fit(network: str, seed: int) -> Any:
         weight = 0.0005 if lab.budget.paper else 0.002  # so that few epochs draw well

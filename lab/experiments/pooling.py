@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from capscore import MaxPool
+from capscore.agree import layers
 from capscore.data import Dataset
-from capscore.net import primary_capsules
-from lab.baselines import CNN
+from capscore.layer import Capsules
 from lab.experiments.linear import r_squared, read
 from lab.experiments.trials import Values
 
@@ -26,14 +27,16 @@ def stages(net: Any, images: NDArray[Any]) -> dict[str, NDArray[Any]]:
 
 @torch.inference_mode()
 def _stages(net: Any, images: NDArray[Any]) -> dict[str, Any]:
-    if isinstance(net, CNN):
-        maps = net.maps(images)
-        return {
-            f"{when} pool {i + 1}": pair[k] for i, pair in enumerate(maps) for k, when in enumerate(("before", "after"))
-        }
-    ops, spec, params = net.ops, net.spec, net.params
-    u = primary_capsules(ops, spec, params, ops.asarray(images, next(net.parameters())))
-    return {"primary capsules": u}
+    found: dict[str, Any] = {}
+    before: Any = None
+    for row, (_, x) in zip(net.spec.rows, layers(net, images, ()), strict=False):
+        if isinstance(x, Capsules):
+            return {"primary capsules": x.pose}
+        if isinstance(row.layer, MaxPool):
+            i = len(found) // 2 + 1
+            found |= {f"before pool {i}": before, f"after pool {i}": x}
+        before = x
+    return found
 
 
 def drawn_back(net: Any, digits: Dataset, shown: int) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:

@@ -7,7 +7,6 @@ from dataclasses import replace
 from capscore import PRESETS, CapsNetSpec, DynamicRouting
 from capscore.train import accuracy
 from lab import baselines
-from lab.baselines import CNNSpec
 from lab.experiments.trials import Budget, Lab, Values
 
 BUDGETS = {
@@ -22,7 +21,7 @@ def run(lab: Lab) -> None:
     """Train every row once for each seed: the rows take turns, so that a stopped run has as many of each."""
     data, learn, test = lab.digits()
     base = PRESETS["mnist" if lab.budget.paper else "small"]
-    rows: list[tuple[str, CapsNetSpec | CNNSpec, int, bool]] = [
+    rows: list[tuple[str, CapsNetSpec, int, bool]] = [
         ("CNN", baselines.MNIST if lab.budget.paper else baselines.like(base), 0, False)
     ]
     for routing in (1, 3):

@@ -9,6 +9,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,10 @@ from capscore.backends import torch as caps
 from capscore.data import Dataset, Samples, load
 from capscore.errors import BackendError, DataError, ModelFileError
 from capscore.export.machine import processor
+from capscore.layer import Grid
 from capscore.train import LAST, Recipe, train
 from capscore.train.report import Screen
 from lab import baselines, files
-from lab.baselines import CNNSpec
 
 Values = dict[str, float]
 
@@ -114,7 +115,7 @@ class Lab:
 
     def fit(
         self,
-        spec: CapsNetSpec | CNNSpec,
+        spec: CapsNetSpec,
         data: Samples,
         held_out: Samples,
         recipe: Recipe,
@@ -122,12 +123,9 @@ class Lab:
         fast_conv: str | None = None,
     ) -> Any:
         """Return a network trained by the recipe, in a folder `name`-…; one that was, on as much data, is only read."""
-        if isinstance(spec, CNNSpec):
-            net: Any = baselines.CNN(spec, seed=recipe.seed, classes=data.classes)
-            learner: Any = baselines.Learner(net, recipe.reconstruction, device=self.device)
-        else:
-            net = caps.CapsNet(spec, seed=recipe.seed, classes=data.classes, fast_conv=fast_conv)
-            learner = caps.Learner(net, recipe.reconstruction, device=self.device)
+        params = None if isinstance(spec.output, Grid) else baselines.init_params(spec, recipe.seed)
+        net = caps.CapsNet(spec, params, recipe.seed, classes=data.classes, fast_conv=fast_conv)
+        learner = caps.Learner(net, recipe.reconstruction, device=self.device)
         of = repr((spec, recipe, type(data).__name__, len(data), data.size))
         folder = self.runs / self.name / self.size / f"{name}-{hashlib.sha256(of.encode()).hexdigest()[:8]}"
         resume = (folder / LAST).exists()
@@ -189,9 +187,10 @@ def subset(data: Dataset, count: int | None, seed: int = 0) -> Dataset:
 
 
 def outputs(net: Any, images: NDArray[Any], batch: int = 250) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return lengths [N, J] and capsules [N, J, D] of images [N, C, H, W]; of a CNN [N, 1, D], its last features."""
+    """Return lengths [N, J] and capsules [N, J, D] of images [N, C, H, W]; of a CNN what `baselines.answers` does."""
+    said = net if isinstance(net.spec.output, Grid) else partial(baselines.answers, net)
     with torch.inference_mode():
-        found = [net(images[i : i + batch]) for i in range(0, len(images), batch)]
+        found = [said(images[i : i + batch]) for i in range(0, len(images), batch)]
     lengths, capsules = (np.concatenate([net.ops.to_numpy(o[k]) for o in found]) for k in (0, 1))
     return lengths, capsules
 

@@ -20,6 +20,7 @@ from PIL import Image
 from test_data_hostile import ARCHIVES, CLASSES, IDX, IMAGES, LABELS, npz
 from test_data_memory import png
 from test_data_paper_hostile import MATS, RECORDS, VARIABLES, archive, mat, norb, packed
+from test_data_pictures import png16
 
 from capscore.data import Dataset, load, read_idx, read_image
 from capscore.data.mat import read_mat
@@ -59,7 +60,8 @@ def frames(kind: str) -> bytes:
     return picture(kind, "RGB", save_all=True, append_images=[Image.new("RGB", (8, 9))])
 
 
-PNGS = [picture("PNG", mode) for mode in ("1", "L", "LA", "P", "RGB", "RGBA")] + [frames("PNG"), png(8, 9, 6, 9)]
+PNGS = [picture("PNG", mode) for mode in ("1", "L", "LA", "P", "RGB", "RGBA")]
+PNGS += [frames("PNG"), png(8, 9, 6, 9), *(png16(np.full((9, 8, n), 99), 12) for n in (2, 3, 4))]
 FORMATS: dict[str, list[bytes]] = {
     "png": PNGS,
     "jpeg": [picture("JPEG", mode) for mode in ("L", "RGB", "CMYK")] + [picture("JPEG", "RGB", progressive=True)],

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import strangers
 from conftest import need
 from mutate import survives
 
@@ -22,6 +23,7 @@ from capscore import CapsNetSpec, Conv, Decoder, DenseCaps, PrimaryCaps
 from capscore.backends import numpy as caps
 from capscore.data import Dataset
 from capscore.errors import CapscoreError, ModelFileError, SpecError
+from capscore.files.importers import convert
 from capscore.train import LAST, Recipe, train
 
 SPEC = CapsNetSpec((1, 5, 5), (Conv(1, kernel=2), PrimaryCaps(1, 2, kernel=3), DenseCaps(2, dim=2)), Decoder((2,)))
@@ -91,6 +93,27 @@ def test_checkpoints(stored: Path, tmp_path: Path) -> None:
 def test_specs() -> None:
     seeds = [SPEC.to_json().encode(), json.dumps(json.loads(SPEC.to_json()), indent=1).encode()]
     assert survives(CapsNetSpec.from_json, seeds, SpecError)
+
+
+@pytest.fixture(scope="module")
+def strange(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[bytes]]:
+    """Checkpoints of other people's code, by format."""
+    need("h5py", "h5py")
+    need("torch", "torch")
+    folder = tmp_path_factory.mktemp("strange")
+    keras, pytorch = strangers.guo_keras((1, 9, 9), 2)[0], strangers.gram_ai()[0]
+    old = {"_use_new_zipfile_serialization": False}
+    files = {
+        "hdf5": [strangers.keras_2(folder / "a", keras), strangers.keras_3(folder / "b", keras)],
+        "keras": [strangers.keras_archive(folder / "c.keras", keras)],
+        "pytorch": [strangers.pytorch(folder / "d", pytorch), strangers.pytorch(folder / "e", pytorch, **old)],
+    }
+    return {name: [path.read_bytes() for path in paths] for name, paths in files.items()}
+
+
+@pytest.mark.parametrize("name", ["hdf5", "keras", "pytorch"])
+def test_checkpoints_of_others(name: str, strange: dict[str, list[bytes]], tmp_path: Path) -> None:
+    assert survives(through(tmp_path / "m", convert), strange[name], ModelFileError)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,29 @@
+"""`capscore augment`: pictures of what augmentation makes of images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from capscore.cli.app import app, say
+from capscore.cli.choices import choose_augment
+from capscore.cli.shared import Data, DataDir
+from capscore.data import AUGMENTATIONS, load
+
+
+@app.command("augment")
+def augment_command(
+    name: Annotated[str, typer.Argument(help=f"{', '.join(AUGMENTATIONS)}, or JSON of capscore.data.augment.")],
+    data: Data = "digits",
+    data_dir: DataDir = None,
+    out: Annotated[Path, typer.Option(help="Picture to write.")] = Path("augmented.png"),
+) -> None:
+    """Draw images, and beside each what training with `train --augment` sees of it in eight epochs."""
+    from capscore.figures import augmentations, save
+
+    changes = choose_augment(name)
+    train_set, _ = load(data, data_dir=data_dir)
+    save(augmentations(train_set, changes), out)
+    say(str(out))

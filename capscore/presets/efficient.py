@@ -1,0 +1,76 @@
+"""The networks of "Efficient-CapsNet" (Mazzia, Salvetti, Chiaberge 2021), as the authors' code has them.
+
+Theirs starts the scales and shifts of the instance norms from uniform numbers in ±0.05; here they start at 1 and 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from capscore.init import HeNormal
+from capscore.layer import Layer
+from capscore.layers import (
+    Activation,
+    BatchNorm,
+    ChainDecoder,
+    Conv,
+    Decoder,
+    DenseCaps,
+    InstanceNorm,
+    Linear,
+    PrimaryCaps,
+    Upsample,
+)
+from capscore.net import CapsNetSpec
+from capscore.routing import SelfAttention
+
+
+def _features(windows: Iterable[tuple[int, int]], after: tuple[Layer, ...], activation: str) -> tuple[Layer, ...]:
+    """Return four convolutions of these kernels and strides, each followed by `after`."""
+    convs = zip((32, 64, 64, 128), windows, strict=True)
+    return tuple(
+        layer
+        for channels, window in convs
+        for layer in (Conv(channels, *window, activation=activation, init=HeNormal()), *after)
+    )
+
+
+def _capsules(classes: int, kernel: int, stride: int = 1) -> tuple[Layer, ...]:
+    """Return 16 capsules of a depthwise convolution over the whole map, and the class capsules (section 3)."""
+    return (
+        PrimaryCaps(types=16, dim=8, kernel=kernel, stride=stride, groups=128, squash="exponential"),
+        DenseCaps(classes, dim=16, routing=SelfAttention(), bias=False, init=HeNormal()),
+    )
+
+
+def _digits(size: int, strides: tuple[int, ...], kernel: int, stride: int = 1) -> CapsNetSpec:
+    norm = BatchNorm(momentum=0.01, epsilon=1e-3)  # Keras' own; after the ReLU
+    return CapsNetSpec(
+        input=(1, size, size),
+        layers=(
+            *_features(zip((5, 3, 3, 3), strides, strict=True), (norm,), "relu"),
+            *_capsules(10, kernel, stride),
+        ),
+        decoder=Decoder((512, 1024)),
+    )
+
+
+def smallnorb() -> CapsNetSpec:
+    """Stereo pairs, cropped to 48×48: 151,664 parameters, and 229,570 of the decoder."""
+    after = Activation("leaky_relu", slope=0.3), InstanceNorm(epsilon=1e-3)
+    leaky = Activation("leaky_relu", slope=0.2)
+    grown = (
+        layer for size in (64, 128, 128) for layer in (Upsample(2, "bilinear"), Conv(size, 3, activation="none"), leaky)
+    )
+    return CapsNetSpec(
+        input=(2, 48, 48),
+        layers=(*_features(((7, 2), (3, 1), (3, 1), (3, 2)), after, "none"), *_capsules(5, kernel=8)),
+        decoder=ChainDecoder((Linear((1, 8, 8), "none"), *grown, Conv(2, 3, activation="sigmoid"))),
+    )
+
+
+PRESETS: dict[str, Callable[[], CapsNetSpec]] = {
+    "efficient-mnist": lambda: _digits(28, (1, 1, 1, 2), kernel=9),  # 161,824 parameters, and the paper's decoder
+    "efficient-multimnist": lambda: _digits(36, (1, 1, 2, 2), kernel=5, stride=2),  # 154,656
+    "efficient-smallnorb": smallnorb,
+}

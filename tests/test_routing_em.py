@@ -1,0 +1,97 @@
+"""EM routing: see `routing_proof`. The loops are procedure 1 of "Matrix Capsules with EM Routing"."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import oracle
+from routing_proof import Proof
+
+from capscore import AsCaps, CapsNetSpec, Conv, ConvCaps, DenseCaps, EMRouting, PrimaryCaps, SpreadLoss
+from capscore.init import TruncatedNormal
+
+EPSILON = 1e-9
+
+
+def expectation_maximisation(how: Mapping[str, Any], p: Mapping[str, Any], bias: Any, seen: oracle.Seen) -> oracle.Caps:
+    """Parents are (position, type), children are numbered over the whole grid; padding is no child of anyone."""
+    positions, slots, count, dim = seen.votes.shape
+    parents = list(np.ndindex(positions, count))
+    votes: dict[int, dict[tuple[int, ...], Any]] = {}  # child → parent → vote
+    present: dict[int, float] = {}
+    for at, slot in np.ndindex(positions, slots):
+        child = int(seen.child[at, slot])
+        if child < 0:
+            continue
+        a = oracle.length(seen.pose[at, slot]) if seen.activation is None else seen.activation[at, slot]
+        present[child] = float(a)
+        for j in range(count):
+            votes.setdefault(child, {})[at, j] = seen.votes[at, slot, j]
+    assigned = {child: {parent: 1 / len(own) for parent in own} for child, own in votes.items()}
+    scale = 1.0 if how["information"] is None else how["information"] * count / slots
+    pose, activation = np.zeros((positions, count, dim)), np.zeros((positions, count))
+    variance = np.zeros((positions, count, dim))
+    for t in range(how["iterations"]):
+        for at, j in parents:
+            own = [(present[i] * assigned[i][at, j], votes[i][at, j]) for i in votes if (at, j) in votes[i]]
+            total = sum(r for r, _ in own)
+            pose[at, j] = sum(r * v for r, v in own) / (total + EPSILON)
+            variance[at, j] = sum(r * (v - pose[at, j]) ** 2 for r, v in own) / (total + EPSILON) + EPSILON
+            cost = sum((p["beta_u"][j] + math.log(math.sqrt(v))) * total * scale for v in variance[at, j])
+            temperature = how["inverse_temperature"] * (1 - how["decay"] ** (t + 1))
+            activation[at, j] = oracle.sigmoid(temperature * (p["beta_a"][j] - cost))
+        for i, own in votes.items():
+            logits = []
+            for parent, vote in own.items():
+                around = (vote - pose[parent]) ** 2 / (2 * variance[parent])
+                density = -around.sum() - 0.5 * np.log(2 * math.pi * variance[parent]).sum()
+                logits.append(math.log(activation[parent] + EPSILON) + density)
+            assigned[i] = dict(zip(own, oracle.softmax(logits, leaky=False), strict=True))
+    return oracle.Caps(pose, activation)
+
+
+def matrices(**how: Any) -> dict[str, Any]:
+    """Settings of a layer of 2×2 matrices, with votes of the size that the betas' first numbers are made for."""
+    return {"dim": 4, "routing": EMRouting(**how), "bias": False, "pose_rows": 2, "init": TruncatedNormal(1.0)}
+
+
+STEM = Conv(6, 5, stride=2)
+PRIMARY = Conv(3 * 5, 1, activation="none"), AsCaps(3, 4, squash="none", active=True)
+CLASSES: dict[str, Any] = {"shared": True, "coordinates": True}
+
+
+class TestEM(Proof):
+    ROUTINGS = {"EMRouting": expectation_maximisation}
+    SPECS = {
+        "list": CapsNetSpec((1, 11, 11), (STEM, *PRIMARY, DenseCaps(4, **CLASSES, **matrices())), None, SpreadLoss()),
+        "windows": CapsNetSpec(
+            (2, 15, 18),
+            (
+                STEM,
+                *PRIMARY,
+                ConvCaps(2, kernel=(3, 2), stride=2, **matrices()),
+                ConvCaps(3, kernel=2, **matrices(iterations=2)),
+                DenseCaps(4, **CLASSES, **matrices()),
+            ),
+            None,
+            SpreadLoss(smooth=True),
+        ),
+        "padded, as in the paper": CapsNetSpec(
+            (1, 13, 12),
+            (
+                STEM,
+                *PRIMARY,
+                ConvCaps(2, kernel=3, stride=(2, 1), padding=(1, 2), **matrices(information=None)),
+                DenseCaps(3, **CLASSES, **matrices(information=None, inverse_temperature=0.5, decay=0.0)),
+            ),
+            None,
+        ),
+        "lengths": CapsNetSpec(
+            (1, 13, 13),
+            (STEM, PrimaryCaps(3, 4, 2), DenseCaps(3, dim=6, routing=EMRouting(inverse_temperature=0.003))),
+            None,
+        ),
+    }
