@@ -39,8 +39,8 @@ def model(tmp_path_factory):
     part = {"train_images": train.images[:320], "train_labels": train.labels[:320]}
     np.savez(folder / "some.npz", **part, test_images=test.images[:80], test_labels=test.labels[:80])
     run = folder / "run"
-    said = capscore("train", "--data", folder / "some.npz", "--out", run, "--epochs", 2, "--batch", 32,
-                    "--backend", "numpy")  # fmt: skip
+    said = capscore("train", "--preset", "small", "--data", folder / "some.npz", "--out", run, "--epochs", 2,
+                    "--batch", 32, "--backend", "numpy")  # fmt: skip
     assert "471,216 parameters on numpy; 320 images to learn from, 80 held out" in said
     assert "epoch 2/2 loss" in said
     return run / "best.safetensors"
@@ -296,7 +296,7 @@ def wrong(tmp_path, model):
         (["eval", onnx, "--threads", "1000000"], "threads must be 0"),
         (["explore", onnx], "it is an export; this takes the .safetensors model"),
         (["eval", tmp_path / "empty"], "it is a folder"),
-        (["predict", model, tmp_path / "empty"], "empty is a folder: name files, PNG, JPEG"),
+        (["predict", model, tmp_path / "empty"], "empty has no images: they are .png"),
         (["verify", garbage], "cannot read the model"),
     ]
 

@@ -64,7 +64,7 @@ def export_command(
         from capscore.export.runtime import Session
 
         session = Session(target)
-        after = accuracy(TakesFloats(session) if byte_images else session, sets[1])
+        after = accuracy(TakesFloats(session, session.classes) if byte_images else session, sets[1])
         say(f"accuracy on {counted(sets[1:], 'held-out', data or '')}: {accuracy(net, sets[1]):.2%} before, "
             f"{after:.2%} exported")  # fmt: skip
     if triton is not None:
