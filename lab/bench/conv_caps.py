@@ -25,9 +25,9 @@ import numpy as np
 
 from capscore import CapsNetSpec, Conv, ConvCaps, DenseCaps, DynamicRouting, PrimaryCaps, SelfAttention
 from capscore.errors import CapscoreError
+from capscore.export.machine import about
 from capscore.net import init_params
 from lab import ROOT, files
-from lab.bench.machine import about
 
 SAMPLE = 300  # ms that a contender runs at a time, at least
 
