@@ -95,7 +95,7 @@ class TestEM(Proof):
         ),
         "lengths": CapsNetSpec(
             (1, 13, 13),
-            (STEM, PrimaryCaps(3, 4, 2), DenseCaps(3, dim=6, routing=EMRouting(inverse_temperature=0.003))),
+            (STEM, PrimaryCaps(3, 4, 2), DenseCaps(3, dim=6, routing=EMRouting(inverse_temperature=0.003), bias=False)),
             None,
         ),
     }

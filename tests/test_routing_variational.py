@@ -126,7 +126,7 @@ class TestVariationalBayes(Proof):
         ),
         "lengths": CapsNetSpec(
             (1, 13, 13),
-            (STEM, PrimaryCaps(3, 4, 2), DenseCaps(3, 6, VariationalBayes(), init=Uniform(4.0))),
+            (STEM, PrimaryCaps(3, 4, 2), DenseCaps(3, 6, VariationalBayes(), bias=False, init=Uniform(4.0))),
             None,
             LOSS,
         ),

@@ -31,6 +31,7 @@ class EMRouting(Routing):
     """
 
     activates: ClassVar[bool] = True
+    biased: ClassVar[bool] = False
 
     iterations: int = 3
     inverse_temperature: float = 0.01

@@ -29,6 +29,7 @@ class VariationalBayes(Routing):
     """
 
     activates: ClassVar[bool] = True
+    biased: ClassVar[bool] = False
 
     iterations: int = 3
     momentum: float = 0.1
