@@ -1,8 +1,8 @@
 """What PyTorch computes by capscore's own kernels: custom ops with their gradients, opaque to its compiler.
 
 `capscore::routing` is `capscore.fast.streaming`, or on a GPU Triton's where its kernels can, and
-`capscore::fast_conv2d` is `capscore.fast.cook_toom`. Under autocast both compute in float32; on a GPU, votes then are products of bfloat16, and of
-tf32 where `torch.backends.cuda.matmul` allows them.
+`capscore::fast_conv2d` is `capscore.fast.cook_toom`. Under autocast both compute in float32; on a GPU, votes then are
+products of bfloat16, and of tf32 where `torch.backends.cuda.matmul` allows them.
 """
 
 from __future__ import annotations

@@ -73,8 +73,8 @@ class LayerModule(nn.Module):
         return self.row.kind
 
     def extra_repr(self) -> str:
-        """Return the settings; layers within this one are printed as modules."""
-        shown = self.row.layer.settings().items()
+        """Return the settings that are not the usual ones; layers within this one are printed as modules."""
+        shown = self.row.layer.chosen().items()
         return ", ".join(f"{name}={value!r}" for name, value in shown if not _are_layers(value))
 
 
@@ -150,7 +150,7 @@ class _Chain:
     def __call__(self, ops: Any, p: Mapping[str, Tensor], x: Any, run: Run) -> Any:
         return through(ops, self.rows(run.input), p, x, run)
 
-    def settings(self) -> dict[str, Any]:
+    def chosen(self) -> dict[str, Any]:
         return {}
 
 

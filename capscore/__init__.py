@@ -10,7 +10,7 @@ import importlib
 import os
 import pkgutil
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import BackendError, CapscoreError
 from .layer import Capsules, Grid, Layer, Map, Vector
@@ -63,6 +63,11 @@ from .routing import (
     SelfRouting,
     VariationalBayes,
 )
+
+if TYPE_CHECKING:  # what `__getattr__` finds, as it is on NumPy
+    from .backends.numpy import CapsNet as CapsNet
+    from .backends.numpy import Learner as Learner
+    from .backends.numpy import load as load
 
 __version__ = "0.2.0"
 __all__ = [

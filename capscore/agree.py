@@ -8,7 +8,7 @@ first layer (or node of a graph) whose value differs is named.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -35,6 +35,7 @@ TOLERANCE = {
     "float32": 2e-6,
     "fp32": 2e-6,  # an exported file
     "fp16": 5e-3,
+    "int8-weights": 0.03,
     "int8": 0.2,
     "int8 as calibrated": 0.1,  # on images of the kind that showed it its ranges
     "6x6": 2e-5,  # fp32 with 6×6 tiles, whose transforms round more: see `capscore.fast.cook_toom`
@@ -48,6 +49,7 @@ SHARE = {
     "6x6": 2.5e-4,
     "fp32": 1e-4,  # the value of a graph's node
     "fp16": 3e-2,
+    "int8-weights": 0.1,
     "int8": 0.3,
 }
 ROUNDING = 4  # times what float32 costs NumPy itself is allowed where that is more: large weights, many iterations
@@ -228,10 +230,13 @@ def available_backends() -> Iterator[tuple[str, ModuleType]]:
         yield name, module
 
 
-def verify(model: Model, images: NDArray[Any] | None = None, seed: int = 0) -> list[Comparison]:
+def verify(
+    model: Model, images: NDArray[Any] | None = None, seed: int = 0, providers: Sequence[str] = ("cpu",)
+) -> list[Comparison]:
     """Run a model on every backend at hand, in both precisions, and exported on ONNX Runtime; return what differs.
 
-    `images` [B, C, H, W] in [0, 1] are added to black, white and noisy ones.
+    `images` [B, C, H, W] in [0, 1] are added to black, white and noisy ones. `providers` are those of ONNX Runtime, by
+    the names of `capscore.export.providers.PROVIDERS`; BackendError for one that is not here, where any is but the CPU.
     """
     given = [] if images is None else [images]
     expected = Truth(model.spec, model.params).expect(np.concatenate([*hard_images(model.spec.input, 2, seed), *given]))
@@ -241,16 +246,25 @@ def verify(model: Model, images: NDArray[Any] | None = None, seed: int = 0) -> l
         for dtype in ("float64", "float32")
     ]
     try:
-        from .export import check, onnx, runtime
+        from .export import onnx
     except BackendError:
+        if tuple(providers) != ("cpu",):
+            raise
         return found
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         onnx.export(expected.truth.single, path, verify=False)  # the table says it
-        told = _told(model.spec, runtime.Session(path, "cpu")(expected.images))
-        differences = expected.differences(told, "fp32")
-        first = None if _fit(differences) else check.where_it_differs(path, expected.truth.single, expected.images)
-    return [*found, Comparison("ONNX Runtime", "float32", differences, first)]
+        return [*found, *(_on_provider(expected, path, provider) for provider in providers)]
+
+
+def _on_provider(expected: Expected, path: Path, provider: str) -> Comparison:
+    from .export import check, runtime
+
+    session = runtime.Session(path, provider)
+    differences = expected.differences(_told(session.spec, session(expected.images)), "fp32")
+    first = None if _fit(differences) else check.where_it_differs(path, expected.truth.single, expected.images)
+    name = "ONNX Runtime" if provider == "cpu" else f"ONNX Runtime {provider}"
+    return Comparison(name, "float32", differences, first)
 
 
 def _on_backend(expected: Expected, name: str, net: Any, dtype: str) -> Comparison:

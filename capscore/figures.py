@@ -23,7 +23,7 @@ from .layer import Run
 from .model import CapsNet, Output, one_hot
 from .net import forward
 from .squash import lengths as lengths_of
-from .train import check_dataset, found_all
+from .train import check_dataset, found_all, right_for
 
 try:
     from matplotlib.axes import Axes
@@ -362,7 +362,7 @@ def overlapping(net: CapsNet[Any], pairs: Pairs, index: NDArray[np.int64]) -> Fi
 
 def augmentations(data: Samples, changes: Sequence[Augmentation], rows: int = 8, columns: int = 8) -> Figure:
     """Show images as they are, and beside each what training would see of it in as many epochs."""
-    index = _examples(data, rows)
+    index = examples(data, rows)
     rows = len(index)
     still = np.zeros((2, rows), np.int64)
     rounds = [
@@ -407,16 +407,16 @@ def explore(
     """
     data = check_dataset(net, data, "example")
     pairs = isinstance(data, Pairs)
-    index = np.arange(min(count, len(data))) if pairs else _examples(data, count)
+    index = np.arange(min(count, len(data))) if pairs else examples(data, count)
     images, classes = data.batch(index)
-    labels = None if pairs else classes
+    labels = None if classes.ndim > 1 else classes
     figures: dict[str, Figure] = {}
     if net.spec.decoder is not None:
         figures["reconstructions"] = reconstructions(net, images, labels)
         if isinstance(data, Pairs):
             figures["overlapping"] = overlapping(net, data, index)
         found = net.predict(images)
-        correct = found_all(found, targets_of(classes, net.spec.classes))
+        correct = right_for(data)(found, targets_of(classes, net.spec.classes))
         clearest = np.argsort(np.where(correct, -found.max(1), 0), kind="stable")[:3]
         figures["perturbations"] = perturbations(net, images[np.sort(clearest)])
     figures["couplings"] = couplings(net, images[:4])
@@ -429,12 +429,13 @@ def explore(
     return [Path(folder) / f"{name}.png" for name in figures]
 
 
-def _examples(data: Samples, count: int) -> NDArray[np.int64]:
+def examples(data: Samples, count: int) -> NDArray[np.int64]:
     """Return the indices of up to `count` images, one of each class in turn."""
     order = np.random.default_rng(0).permutation(len(data))
-    classes = [order[data.labels[order] == j] for j in range(len(data.classes))]
+    shown = data.labels[order] if data.labels.ndim > 1 else data.labels[order, None] == np.arange(len(data.classes))
+    classes = [order[shown[:, j]] for j in range(len(data.classes))]
     turns = (i for turn in itertools.zip_longest(*classes) for i in turn if i is not None)
-    return np.array(list(itertools.islice(turns, count)))
+    return np.array(list(itertools.islice(dict.fromkeys(turns), count)))  # each once, however many classes it shows
 
 
 class _Seen(NamedTuple):

@@ -74,6 +74,14 @@ class CapsNet(Generic[A]):
         arrays = init_params(spec, seed) if params is None else modelfile.check_params(spec, params)
         self._adopt({name: self.ops.asarray(array.astype(dtype)) for name, array in arrays.items()})
 
+    def __repr__(self) -> str:
+        """Return the layers, each in a line with what it makes, and the number of parameters."""
+        rows = (*self.spec.rows, *self.spec.decoder_rows)
+        lines = [f"  ({row.name}): {row.layer} → {'×'.join(map(str, row.output.dims))}" for row in rows]
+        size = "×".join(map(str, self.spec.input))
+        about = f"{size} images, {self.spec.classes} classes, {self.spec.parameter_count:,} parameters"
+        return "\n".join([f"{type(self).__name__}(  # {about}", *lines, ")"])
+
     def _adopt(self, params: dict[str, A]) -> None:
         self._params = params
 

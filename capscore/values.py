@@ -32,8 +32,12 @@ class Value:
 
     def __repr__(self) -> str:
         """Return how to make it: the settings that are not the usual ones."""
-        told = ((f.name, getattr(self, f.name), f.default) for f in fields(self))  # type: ignore[arg-type]
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value, usual in told if value != usual)})"
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.chosen().items())})"
+
+    def chosen(self) -> dict[str, Any]:
+        """Return those settings by name that are not the usual ones."""
+        usual = {field.name: field.default for field in fields(self)}  # type: ignore[arg-type]
+        return {name: value for name, value in self.settings().items() if value != usual[name]}
 
     def settings(self) -> dict[str, Any]:
         """Return every field by name."""

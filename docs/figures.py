@@ -627,7 +627,7 @@ def pose() -> Figure:
 def examples() -> tuple[NDArray[Any], NDArray[Any]]:
     """Return the test digits that `capscore explore` and `make demo` draw: one of each class, and their labels."""
     test = load("digits")[1]
-    return test.batch(figures._examples(test, 10))
+    return test.batch(figures.examples(test, 10))
 
 
 @picture

@@ -139,7 +139,13 @@ def _session(model: onnx.ModelProto, level: Any) -> Any:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = level
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    try:
+        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's errors share no base class
+        raise ModelFileError(
+            f"ONNX Runtime {onnxruntime.__version__} does not run opset {model.opset_import[0].version} here "
+            f"({str(error).splitlines()[0]:.160}); nothing was written: export it with the default opset, 17"
+        ) from None
 
 
 def _widened(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from json import dumps, loads
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +43,13 @@ try:
 except ModuleNotFoundError as error:
     raise BackendError("ONNX export needs the onnx package: pip install 'capscore[onnx]'") from error
 
-OPSETS = range(17, 24)
-PRECISIONS = ("fp32", "fp16", "int8")
+OPSETS = range(13, onnx.defs.onnx_opset_version() + 1)  # from 13 on, ReduceSum takes its axes as an input
+PRECISIONS = ("fp32", "fp16", "int8", "int8-weights")
 
 
-ARITHMETIC = {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": np.divide}  # of constants, done now
+# Of constants, done now.
+ARITHMETIC = {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": np.divide}
+REDUCTIONS: dict[str, Any] = {"ReduceSum": np.sum, "ReduceMax": np.max}
 
 
 class Value:
@@ -352,6 +355,9 @@ class Recorder:
 
     def _reduce(self, kind: str, x: Value, axes: Sequence[int], keepdims: bool, name: str) -> Value:
         x = self.cast(x, half=False)
+        if x.constant is not None and kind in REDUCTIONS:
+            array = REDUCTIONS[kind](x.constant, axis=tuple(axes), keepdims=keepdims)
+            return self.constant(array, f"{x.name}.{name}")
         settings: dict[str, Any] = {
             "keepdims": int(keepdims),
             "name": name,
@@ -424,6 +430,7 @@ def export(
     calibration: Any = None,
     fast_conv: str | None = None,
     verify: bool = True,
+    json: bool = False,
 ) -> Report:
     """Write a network of any backend as one ONNX file, and prove that it computes the same.
 
@@ -434,7 +441,8 @@ def export(
     Parameters
     ----------
     precision : "fp32"; "fp16", in which norms, squash and softmax stay float32; "int8", static quantisation of the
-        convolutions and the decoder, per channel, routing in float
+        convolutions and the decoder, per channel, routing in float; "int8-weights", a quarter of the file with all of
+        the arithmetic in float32, on any device and without calibration
     batch : a fixed number of images, which makes a single one faster; any number when None
     outputs : some of lengths, capsules, reconstruction, couplings (`couplings.{layer}.{iteration}` [batch, N, J]
         from the second iteration on; the first is uniform); all but couplings when None
@@ -445,6 +453,8 @@ def export(
         a file for a fixed smaller `batch` convolves directly. Their errors are those of `capscore.fast.cook_toom`, and
         the file holds the transformed weights, 2.5 and 4.9 times larger
     verify : run the graph in ONNX Runtime against NumPy in float64; on a mismatch nothing is written
+    json : write the metadata, with inputs and outputs, to a .json file of the same name too, for clients such as
+        browsers that cannot read it from the graph
 
     Raises
     ------
@@ -470,7 +480,11 @@ def export(
         from capscore.export.precision import quantize
 
         model = quantize(net.spec, plain, np.asarray(to_host(calibration)), byte_images)
-    return _finish(net, model, plain, path, precision, verify, calibration, fast_conv)
+    if precision == "int8-weights":
+        from capscore.export.precision import narrow
+
+        model = narrow(plain)
+    return _finish(net, model, plain, path, precision, verify, calibration, fast_conv, json)
 
 
 def _wanted(spec: CapsNetSpec, outputs: Sequence[str] | str | None) -> tuple[str, ...]:
@@ -503,7 +517,9 @@ def _graph(
     found = {name: value for name, value in found.items() if name in wanted}
     found |= _couplings(recorder, spec, run)
     if run.trace is not None and not any(name.startswith("couplings") for name in found):
-        raise CapscoreError("there are no couplings to export: those of the only iteration are uniform")
+        raise CapscoreError(
+            "no couplings to export: those of a first iteration are uniform, and layers within a layer keep theirs"
+        )
     return recorder.model({"images": spec.input}, found, byte_images)
 
 
@@ -583,6 +599,22 @@ def _slide(
     return y, x
 
 
+def _side(graph: onnx.GraphProto, text: str) -> str:
+    """Return the metadata as JSON, with the name, dtype and shape of what goes in and out; null is any batch."""
+
+    def told(values: Sequence[onnx.ValueInfoProto]) -> dict[str, Any]:
+        kinds = {value.name: value.type.tensor_type for value in values}
+        return {
+            name: {
+                "dtype": str(helper.tensor_dtype_to_np_dtype(kind.elem_type)),
+                "shape": [dim.dim_value or None for dim in kind.shape.dim],
+            }
+            for name, kind in kinds.items()
+        }
+
+    return dumps(loads(text) | {"inputs": told(graph.input), "outputs": told(graph.output)}, indent=1)
+
+
 def _finish(
     net: Any,
     model: onnx.ModelProto,
@@ -592,6 +624,7 @@ def _finish(
     verify: bool,
     examples: Any = None,
     fast_conv: str | None = None,
+    json: bool = False,
 ) -> Report:
     """Verify the graph, tell in its metadata what it is, and write it."""
     from capscore import __version__
@@ -609,5 +642,9 @@ def _finish(
     text = describe(net.spec, net.classes, {**net.provenance, "export": about})
     helper.set_model_props(model, {"capscore": text})
     content = model.SerializeToString(deterministic=True)
+    if json and Path(path).suffix.lower() == ".json":
+        raise ModelFileError(f"{path} would be written over by its own .json: name it .onnx")
     write_atomically(path, content)
+    if json:
+        write_atomically(Path(path).with_suffix(".json"), _side(model.graph, text).encode())
     return Report(Path(path), len(content), differences)

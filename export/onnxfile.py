@@ -92,6 +92,11 @@ def read(path: str | os.PathLike[str]) -> OnnxFile:
 def _check_one_flat_file(model: Any) -> None:
     """Refuse all that is not in a capscore model: another file's data, subgraphs, functions, what is unknown."""
     again = "`capscore export` writes it again"
+    if engines := [node.name for node in model.graph.node if node.op_type == "EPContext"]:
+        raise ModelFileError(
+            f"its node {short(engines[0])} holds code compiled for a device, or the path of some: take the plain file; "
+            "Session(..., cache=folder) keeps what is compiled of it"
+        )
     for where, message in _messages(model):
         kind = message.DESCRIPTOR.full_name.removeprefix("onnx.")
         if kind not in KINDS or (kind == "GraphProto" and where != ".graph"):

@@ -1,10 +1,10 @@
-"""Static int8 quantisation of an exported graph, by ONNX Runtime's own tools."""
+"""An exported graph in int8: static quantisation by ONNX Runtime's own tools, or the weights' storage alone."""
 
 from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +83,18 @@ def quantize(spec: CapsNetSpec, model: onnx.ModelProto, images: NDArray[Any], by
                 f"{largest[name]:.1e}, in {name}: export it as fp32"
             ) from None
         smaller = onnx.load(quantised)
-    _narrow(smaller, tuple(f"{row.name}.weight" for row in rows if not row.layer.quantises))
-    onnx.checker.check_model(smaller, full_check=True)
-    return smaller
+    kept = tuple(f"{row.name}.weight" for row in rows if not row.layer.quantises)
+    return _narrowed(
+        smaller, [tensor.name for tensor in smaller.graph.initializer if kept and tensor.name.startswith(kept)]
+    )
+
+
+def narrow(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the graph with all weights stored as int8, which computes in float32: for a GPU, and for a download."""
+    smaller = onnx.ModelProto()
+    smaller.CopyFrom(model)
+    weights = [x.name for x in model.graph.initializer if x.data_type == TensorProto.FLOAT and len(x.dims) > 1]
+    return _narrowed(smaller, weights)
 
 
 def _largest(tensor: TensorProto) -> float:
@@ -93,22 +102,25 @@ def _largest(tensor: TensorProto) -> float:
     return float(np.abs(array).max(initial=0)) if array.dtype.kind == "f" else 0.0
 
 
-def _narrow(model: onnx.ModelProto, weights: tuple[str, ...]) -> None:
-    """Store these weights as int8, a scale for each row, with a Cast and a Mul behind them.
+def _narrowed(model: onnx.ModelProto, weights: Collection[str]) -> onnx.ModelProto:
+    """Store these weights as int8, a scale for each row or kernel of an output, with a Cast and a Mul behind them.
 
     They hang on constants alone, so a runtime computes them when it loads: what is multiplied then is float32.
     """
-    before, narrowed = [], []
+    before, scales = [], []
     for tensor in model.graph.initializer:
-        if tensor.name.startswith(weights) and weights:
+        if tensor.name in weights:
             name, array = tensor.name, numpy_helper.to_array(tensor)
-            scale = np.maximum(np.abs(array).max(axis=-1, keepdims=True) / 127, np.finfo(np.float32).tiny)
+            together = (1, 2, 3) if array.ndim == 4 else -1
+            scale = np.maximum(np.abs(array).max(axis=together, keepdims=True) / 127, np.finfo(np.float32).tiny)
             tensor.CopyFrom(numpy_helper.from_array(np.round(array / scale).astype(np.int8), f"{name}_quantized"))
-            narrowed.append(numpy_helper.from_array(scale.astype(np.float32), f"{name}_scale"))
+            scales.append(numpy_helper.from_array(scale.astype(np.float32), f"{name}_scale"))
             wide = f"{name}.cast"
             before.append(helper.make_node("Cast", [f"{name}_quantized"], [wide], wide, to=TensorProto.FLOAT))
             before.append(helper.make_node("Mul", [wide, f"{name}_scale"], [name], f"{name}.mul"))
-    model.graph.initializer.extend(narrowed)
+    model.graph.initializer.extend(scales)
     nodes = list(model.graph.node)
     del model.graph.node[:]
     model.graph.node.extend(before + nodes)
+    onnx.checker.check_model(model, full_check=True)
+    return model

@@ -2,39 +2,38 @@
 
 from __future__ import annotations
 
+import json
 import os
-import sys
+import tempfile
 import threading
 import warnings
-from collections.abc import Sequence
-from contextlib import redirect_stdout
-from importlib import metadata
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from capscore.data.progress import track
 from capscore.errors import BackendError, CapscoreError, ModelFileError, ShapeError, check_whole, short
-from capscore.export import onnxfile
+from capscore.export import onnxfile, providers
 from capscore.export.binding import HOST, Bound, Captured, gpu_library, library_of
+from capscore.export.providers import CUDA, TENSORRT
 from capscore.model import Output, check_images, one_hot
 from capscore.ops import array, check_range, is_float, to_host
 
-try:
-    import onnxruntime
-except ModuleNotFoundError as error:
-    raise BackendError("running ONNX needs ONNX Runtime: pip install 'capscore[onnx]' or 'capscore[gpu]'") from error
-if not hasattr(onnxruntime, "InferenceSession"):  # what is left when one of two is uninstalled
-    raise BackendError(
-        "ONNX Runtime is installed but empty, as when one of two builds was uninstalled: "
-        "pip uninstall onnxruntime onnxruntime-gpu, then pip install 'capscore[onnx]' or 'capscore[gpu]'"
-    )
-
 MOST_THREADS = 1024  # more than any machine has use for; ONNX Runtime would try to start a million
-CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
-NAMES = {"cpu": (CPU,), "cuda": (CUDA,), "tensorrt": (TENSORRT, CUDA)}  # TensorRT leaves nodes it lacks to CUDA
+
+
+class Placement(NamedTuple):
+    """Where the nodes of a graph run, names of nodes by ONNX Runtime's name of a provider, and what that costs.
+
+    `copies` is how many arrays one run copies between host and device, inputs and outputs of the whole aside.
+    """
+
+    nodes: dict[str, tuple[str, ...]]
+    copies: int
 
 
 class _Session:
@@ -48,7 +47,9 @@ class _Session:
         provider: str | Sequence[str] = "auto",
         threads: int = 0,
         *,
-        device: int = 0,
+        device: int | str = 0,
+        options: Mapping[str, str] | None = None,
+        cache: str | os.PathLike[str] | None = None,
         cuda_graph: bool = False,
     ) -> None:
         self.file = onnxfile.read(path)
@@ -63,37 +64,65 @@ class _Session:
         self.path, self.spec, self.classes = self.file.path, self.file.spec, self.file.classes
         self.provenance, self.batch, self.dtype = self.file.provenance, self.file.batch, self.file.input.dtype
         self.device, self.precision = device, self.file.precision
+        self._gpu = device if isinstance(device, int) else 0  # whose arrays are read where they lie
         if not isinstance(threads, int) or not 0 <= threads <= MOST_THREADS:
             raise CapscoreError(
                 f"threads must be 0 (as many as there are cores) to {MOST_THREADS}, not {short(threads)}"
             )
-        wanted = _find(provider)
-        if cuda_graph and (wanted[0] != CUDA or self.batch is None):
+        wanted, self._threads = providers.find(provider), threads
+        if cuda_graph and (wanted[0].name != CUDA or self.batch is None):
             raise CapscoreError(
-                f"CUDA graphs need the provider cuda, not {wanted[0]}, and a fixed batch, "
+                f"CUDA graphs need the provider cuda, not {wanted[0].name}, and a fixed batch, "
                 f"not {'any' if self.batch is None else self.batch}: `capscore export --batch N` fixes it"
             )
-        of_cuda = {"device_id": str(device), "use_tf32": "0", "enable_cuda_graph": str(int(cuda_graph))}
-        settings = {CUDA: of_cuda, TENSORRT: {"device_id": str(device)}}
+        self._options = ({"enable_cuda_graph": "1"} if cuda_graph else {}) | dict(options or {})
+        self._cache = None if cache is None else Path(cache)
         try:
-            self._session = _start(self.path, [(name, settings.get(name, {})) for name in wanted], threads)
+            self._session = self._start(wanted)
         except BackendError as problem:
             if provider != "auto" or cuda_graph:
                 raise
             warnings.warn(f"running on the CPU: {problem}", RuntimeWarning, stacklevel=2)
-            wanted = NAMES["cpu"]
-            self._session = _start(self.path, [(CPU, {})], threads)
-        self.provider = wanted[0]
-        if TENSORRT in wanted and "NVIDIA_TF32_OVERRIDE" not in os.environ:  # ONNX Runtime has no option for it
-            warnings.warn(
-                "TensorRT may round the factors of float32 products to TF32, 11 bits: start Python with "
-                "NVIDIA_TF32_OVERRIDE=0 in the environment to forbid it to all of NVIDIA's libraries, "
-                "or with 1 to have no word of it",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+            wanted = providers.find("cpu")
+            self._session = self._start(wanted)
+        self._wanted, self.provider = wanted, wanted[0].name
+        providers.warn_of_tf32(wanted)
         self._cuda_graph, self._lock = cuda_graph, threading.Lock()
         self._captured: Captured | None = None
+
+    def _start(self, wanted: Sequence[providers.Provider], profile: str | None = None) -> Any:
+        return providers.start(self.path, wanted, self.device, self._options, self._threads, self._cache, profile)
+
+    def placement(self) -> Placement:
+        """Return which nodes run where, and how many copies between host and device there are.
+
+        A second session is started for it, and runs once, on zeros. Nodes that ONNX Runtime computes in advance run
+        nowhere. BackendError if ONNX Runtime is older than 1.24, which keeps no account of it.
+        """
+        if not hasattr(self._session, "get_provider_graph_assignment_info"):
+            raise BackendError("placement needs ONNX Runtime 1.24 or later: pip install -U onnxruntime")
+        zeros = np.zeros((self.batch or 1, *self.file.input.shape), self.dtype)
+        with tempfile.TemporaryDirectory() as folder:
+            session = self._start(self._wanted, str(Path(folder) / "profile"))
+            try:
+                session.run(None, {self.file.input.name: zeros})
+            except Exception as error:  # as in `_run`
+                raise self._problem(error) from None
+            finally:
+                written = Path(session.end_profiling())
+            events = json.loads(written.read_text())
+        nodes: dict[str, list[str]] = defaultdict(list)
+        for graph in session.get_provider_graph_assignment_info():
+            nodes[graph.ep_name] += [node.name for node in graph.get_nodes()]
+        ran = [event["args"].get("op_name", "") for event in events if event["name"].endswith("_kernel_time")]
+        copies = sum(name.startswith("Memcpy") for name in ran)
+        return Placement({name: tuple(those) for name, those in nodes.items()}, copies)
+
+    def _problem(self, error: Exception) -> CapscoreError:
+        """Return what to raise for an error of ONNX Runtime's while a graph runs."""
+        if cure := self._wanted[0].cure(error):
+            return BackendError(f"{self.provider} cannot run {self.path}: {cure}")
+        return ModelFileError(f"cannot run the ONNX model {self.path}: {providers.reason(error)}")
 
     def _run(self, x: Any) -> dict[str, Any]:
         """Return the outputs by name for a checked input; arrays on a GPU stay there if the session runs there."""
@@ -104,7 +133,7 @@ class _Session:
             )
         library = library_of(x) if self.provider in (CUDA, TENSORRT) else HOST
         try:
-            x = library.adopt(x, self.dtype, self.device)
+            x = library.adopt(x, self.dtype, self._gpu)
             if not self._cuda_graph:
                 found = self._bind(library, x).run()
             else:
@@ -113,18 +142,19 @@ class _Session:
                         lasting = gpu_library() if library is HOST else library
                         self._captured = Captured(self._bind(lasting, x, copy=True))
                 found = self._captured.run(x, self.dtype)
-                found = {name: library.adopt(y, "float32", self.device) for name, y in found.items()}
-            return found if self.precision != "int8" else _with_nan(x, found)
+                found = {name: library.adopt(y, "float32", self._gpu) for name, y in found.items()}
+            plain = self.precision != "int8" and self._wanted[0].module is None
+            return found if plain else _with_nan(x, found)
         except CapscoreError:
             raise
         except Exception as error:  # what a graph does not keep of its promises shows when it runs; so does memory
-            raise ModelFileError(f"cannot run the ONNX model {self.path}: {_reason(error)}") from None
+            raise self._problem(error) from None
 
     def _bind(self, library: Any, x: Any, copy: bool = False) -> Bound:
-        x = library.adopt(x, self.dtype, self.device)
+        x = library.adopt(x, self.dtype, self._gpu)
         shapes = {output.name: (x.shape[0], *output.shape) for output in self.file.outputs}
         name = self.file.input.name
-        return Bound(self._session, library, name, library.copy(x) if copy else x, shapes, self.device)
+        return Bound(self._session, library, name, library.copy(x) if copy else x, shapes, self._gpu)
 
 
 class Session(_Session):
@@ -138,11 +168,18 @@ class Session(_Session):
     ----------
     path : a file that `capscore export` wrote; others are refused with ModelFileError
     provider
-        "cpu", "cuda" or "tensorrt", or ONNX Runtime's own name or names in order of preference. One that is absent
-        or does not start is a BackendError, never a slower run. "auto" is CUDA if this ONNX Runtime has it, else the
-        CPU; not TensorRT, which spends minutes on building an engine when first called.
+        A name of `capscore.export.providers.PROVIDERS` (cpu, cuda, tensorrt, tensorrt-rtx, openvino, webgpu), or ONNX
+        Runtime's own name or names in order of preference. One that is absent or does not start is a BackendError,
+        never a slower run. "auto" is CUDA if this ONNX Runtime has it, else the CPU; not TensorRT, which spends
+        minutes on building an engine when first called.
     threads : of the CPU provider; 0 for as many as there are cores
-    device : number of the GPU
+    device : number of the GPU; of a plugin's devices the number, or a part of the name ("GPU", "NPU", "Intel")
+    options
+        The provider's own, as text. Float32 is computed as float32 unless they say otherwise (such as OpenVINO's
+        ``load_config``).
+    cache
+        A folder for what a plugin compiles from the graph: the next start with the same file, device and versions
+        takes it from there. Only for providers that compile (OpenVINO, TensorRT RTX). Others' code in it would run.
     cuda_graph
         Record what a model of a fixed batch does on the GPU and replay it: for small batches, where starting
         kernels takes longer than running them. Calls then run one at a time.
@@ -222,7 +259,7 @@ class DecoderSession(_Session):
 
 
 def _with_nan(x: Any, found: dict[str, Any]) -> dict[str, Any]:
-    """Return outputs that are NaN where the input was, for a graph of whole numbers, which have none.
+    """Return outputs that are NaN where the input was: whole numbers have none, and plugins make 0 of it.
 
     It is computed where the arrays lie, in any library, and nothing waits for it.
     """
@@ -230,74 +267,3 @@ def _with_nan(x: Any, found: dict[str, Any]) -> dict[str, Any]:
         return found
     nan = (x * 0.0).sum(axis=tuple(range(1, x.ndim)))  # [B], 0 where all is finite
     return {name: y + nan.reshape(-1, *[1] * (y.ndim - 1)) for name, y in found.items()}
-
-
-def _pair() -> str | None:
-    """Return what is wrong if both builds of ONNX Runtime have been installed over each other."""
-    try:
-        for name in ("onnxruntime", "onnxruntime-gpu"):
-            metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-    return (
-        "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files: pip uninstall both, "
-        "then install one: pip install 'capscore[onnx]' or 'capscore[gpu]'"
-    )
-
-
-def _find(provider: str | Sequence[str]) -> tuple[str, ...]:
-    """Return the names of ONNX Runtime's providers that are meant, or say which is absent and what brings it."""
-    there = onnxruntime.get_available_providers()
-    if provider == "auto":
-        if CUDA not in there and (problem := _pair()):
-            warnings.warn(f"running on the CPU: {problem}", RuntimeWarning, stacklevel=3)
-        return NAMES["cuda" if CUDA in there else "cpu"]
-    wanted = NAMES.get(provider, (provider,)) if isinstance(provider, str) else tuple(provider)
-    if not wanted:
-        raise BackendError("no provider is named; choose auto, cpu, cuda, tensorrt or ONNX Runtime's own names")
-    if absent := [name for name in wanted if name not in there]:
-        cure = "another build of ONNX Runtime brings it"
-        if absent[0] in (CUDA, TENSORRT):
-            cure = "pip uninstall onnxruntime, then pip install 'capscore[gpu]'"
-        raise BackendError(f"this ONNX Runtime has no {absent[0]}, only {', '.join(there)}; {_pair() or cure}")
-    return wanted
-
-
-def _start(path: Path, providers: list[tuple[str, dict[str, str]]], threads: int) -> Any:
-    """Return ONNX Runtime's session; ModelFileError if it is the file's fault, BackendError if a provider's."""
-    names = [name for name, _ in providers]
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 4  # what is an error is raised; it would also be printed, with names from the file
-    if CUDA in names and hasattr(onnxruntime, "preload_dlls"):
-        with redirect_stdout(sys.stderr):  # it prints what it cannot load
-            onnxruntime.preload_dlls()
-    try:
-        session = onnxruntime.InferenceSession(_source(path), options, providers, enable_fallback=0)
-        lost = [name for name in names if name not in session.get_providers()]
-        reason = "a library or the driver is missing"
-    except Exception as error:  # ONNX Runtime's errors share no base class; those of providers are plain ones
-        if names == [CPU] or not isinstance(error, RuntimeError | ValueError):
-            raise ModelFileError(f"cannot load the ONNX model {path}: {_reason(error)}") from None
-        lost, reason = names[:1], _reason(error)
-    if lost:
-        cures = {CUDA: "pip install 'onnxruntime-gpu[cuda,cudnn]'", TENSORRT: "pip install tensorrt"}
-        cure = f"; {cures[lost[0]]} brings the libraries" if lost[0] in cures else ""
-        raise BackendError(f"this ONNX Runtime has {lost[0]} but cannot start it: {reason}{cure}")
-    return session
-
-
-def _source(path: Path) -> str | bytes:
-    """Return the path, or the file itself where the path is not UTF-8, which ONNX Runtime cannot take."""
-    name = os.fspath(path)
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return path.read_bytes()
-    return name
-
-
-def _reason(error: Exception) -> str:
-    """Return the first line of an error; ONNX Runtime's go on for pages, with the reason at the line's end."""
-    line = next(iter(str(error).splitlines()), type(error).__name__)
-    return line if len(line) <= 300 else f"{line[:80]} … {line[-217:]}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import http.server
 import importlib
@@ -23,6 +24,7 @@ from hypothesis import strategies as st
 
 import capscore.backends.numpy
 from capscore import CapsNetSpec, Conv, Decoder, DenseCaps, DynamicRouting, PrimaryCaps, agree
+from capscore.errors import BackendError
 from capscore.fast import buffers
 from capscore.values import write
 
@@ -84,7 +86,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     skip_without_gpu(items)
 
 
-OPENVINO = ("test_export.py", "test_promises.py", "test_tools.py")
+OPENVINO = ("test_engines.py", "test_export.py", "test_promises.py", "test_tools.py")
 
 
 def keep_share(items: list[pytest.Item]) -> None:
@@ -132,6 +134,30 @@ def onnx_export() -> ModuleType:
 @pytest.fixture(scope="session")
 def runtime() -> ModuleType:
     return need("capscore.export.runtime", "onnx")
+
+
+CHROMIUM = Path("/usr/lib/chromium")  # Debian's: it brings a Vulkan driver that computes on the CPU, and a loader
+
+
+@pytest.fixture(scope="session")
+def webgpu(runtime: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The provider's name, where it can run: on the driver that VK_DRIVER_FILES names, else on Chromium's."""
+    need("onnxruntime_ep_webgpu", "webgpu")
+    providers, driver = need("capscore.export.providers", "onnx"), CHROMIUM / "vk_swiftshader_icd.json"
+    if driver.exists():
+        os.environ.setdefault("VK_DRIVER_FILES", str(driver))
+        ctypes.CDLL(str(CHROMIUM / "libvulkan.so.1"), ctypes.RTLD_GLOBAL)  # a system's own is taken where it is loaded
+    os.environ["ORT_WEBGPU_EP_ALLOW_SOFTWARE_ADAPTER"] = "1"
+    os.environ.setdefault("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("run")))  # the driver asks for one
+    try:
+        if "VK_DRIVER_FILES" not in os.environ:
+            raise BackendError(f"no Vulkan driver: apt-get install chromium brings {driver}, or set VK_DRIVER_FILES")
+        providers.devices(providers.PROVIDERS["webgpu"])
+    except BackendError as error:
+        if "webgpu" in REQUIRED:
+            pytest.fail(f"CAPSCORE_REQUIRE names webgpu: {error}")
+        pytest.skip(str(error))
+    return "webgpu"
 
 
 def backend(name: str) -> ModuleType:

@@ -437,9 +437,9 @@ def seen_by_all(how: Mapping[str, Any], p: Mapping[str, Array], x: Caps) -> Seen
             if how["vote_bias"]:
                 found[0, i, j] += p["vote_bias"][own, j]
             if how["coordinates"]:
-                width, start, scale = how["dim"] // how["pose_rows"], how["coordinate_start"], how["coordinate_scale"]
-                found[0, i, j, width - 1] += scale * (column + start) / w
-                found[0, i, j, 2 * width - 1] += scale * (row + start) / h
+                width = how["dim"] // how["pose_rows"]
+                found[0, i, j, width - 1] += (column + 0.5) / w
+                found[0, i, j, 2 * width - 1] += (row + 0.5) / h
     activation = None if x.activation is None else x.activation.reshape(1, -1)
     return Seen(found, np.arange(t * h * w)[None], x.pose.reshape(1, -1, k), activation)
 

@@ -153,6 +153,33 @@ class Proof:
             if port.any_name in ("lengths", "capsules", "scores"):
                 close(array, getattr(out, port.any_name), FLOAT32)
 
+    def test_its_export_by_opencv(self, tmp_path: Any, spec: CapsNetSpec) -> None:
+        cv2 = need("cv2", "opencv")
+        from capscore.export import onnx
+
+        net, x = NUMPY.CapsNet(spec, numbers(spec)), images(spec, 1, "float32")
+        out = net(x)
+        name = "scores" if out.capsules is None else "capsules"
+        onnx.export(net, tmp_path / "net.onnx", batch=1, outputs=[name], verify=False)
+        model = cv2.dnn.readNetFromONNX(str(tmp_path / "net.onnx"))
+        model.setInput(x, "images")
+        close(model.forward(name), getattr(out, name), FLOAT32)
+
+    def test_its_export_stays_on_a_gpu(
+        self, tmp_path: Any, webgpu: str, runtime: ModuleType, spec: CapsNetSpec
+    ) -> None:
+        from capscore.export import onnx
+
+        net, x = NUMPY.CapsNet(spec, numbers(spec)), images(spec, 1, "float32")
+        onnx.export(net, tmp_path / "net.onnx", verify=False)
+        session = runtime.Session(tmp_path / "net.onnx", webgpu)
+        found, wanted = session(x), net(x)
+        for name in ("scores", "lengths", "capsules"):
+            if getattr(wanted, name) is not None:
+                close(getattr(found, name), getattr(wanted, name), FLOAT32, name)
+        nodes, copies = session.placement()
+        assert (list(nodes), copies) == (["WebGpuExecutionProvider"], 0)
+
     @pytest.mark.parametrize("seed", range(10))
     def test_it_stays_finite(self, spec: CapsNetSpec, seed: int) -> None:
         net = NUMPY.CapsNet(spec, seed=seed)

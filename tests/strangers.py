@@ -272,6 +272,67 @@ def efficient(kind: str, seed: int = 0) -> Network:
     return p, capsules, draws
 
 
+def heinsen(seed: int = 0) -> Network:
+    """github.com/glassroom/heinsen_routing_2019_paper on 2×9×8 images: two convolutions, 2 parts, 3 classes."""
+    draw = Draw(seed)
+    p: Arrays = {}
+
+    def norm_and_convolution(norm: str, convolution: str, inputs: int, outputs: int, kernel: int) -> None:
+        p[f"{norm}.weight"], p[f"{norm}.bias"] = draw(inputs) + 1, draw(inputs)
+        p[f"{norm}.running_mean"], p[f"{norm}.running_var"] = draw(inputs), np.abs(draw(inputs)) + 0.5
+        p[f"{norm}.num_batches_tracked"] = np.array(7)
+        p[f"{convolution}.weight"], p[f"{convolution}.bias"] = draw(outputs, inputs, kernel, kernel), draw(outputs)
+
+    norm_and_convolution("convolve.0", "convolve.1", 4, 5, 3)
+    norm_and_convolution("convolve.3", "convolve.4", 5, 5, 3)
+    norm_and_convolution("compute_a.0", "compute_a.1", 5, 2, 1)
+    norm_and_convolution("compute_mu.0", "compute_mu.1", 5, 32, 1)
+    for i, (n, j) in enumerate(((1, 2), (2, 3))):
+        p[f"routings.{i}.W"], p[f"routings.{i}.B"] = draw(n, j, 4, 4, spread=0.5), draw(n, j, 4, 4)
+        p[f"routings.{i}.beta_use"], p[f"routings.{i}.beta_ign"] = draw(n, j), draw(n, j)
+        p[f"routings.{i}.CONST_one"] = np.array(1, "f4")
+
+    def standard(x: Array, name: str) -> Array:
+        scale, shift, mean, variance = (
+            p[f"{name}.{what}"][:, None, None] for what in ("weight", "bias", "running_mean", "running_var")
+        )
+        return (x - mean) / np.sqrt(variance + 1e-5) * scale + shift
+
+    def routing(i: int, a: Array, mu: Array) -> tuple[Array, Array]:
+        """Scores [B, N] and poses [B, N, 4, 4] to those of the next capsules."""
+        use, ignore = p[f"routings.{i}.beta_use"], p[f"routings.{i}.beta_ign"]
+        weight = np.broadcast_to(p[f"routings.{i}.W"], (mu.shape[1], *p[f"routings.{i}.W"].shape[1:]))
+        votes = np.einsum("ijdh,bicd->bijch", weight, mu) + p[f"routings.{i}.B"]
+        f = sigmoid(a)[:, :, None]
+        r = np.full(votes.shape[:3], 1 / votes.shape[2])
+        for _ in range(3):
+            share = f * r / ((f * r).sum(1, keepdims=True) + 1e-5)
+            out = (use * f * r - ignore * (f - f * r)).sum(1)
+            mean = np.einsum("bij,bijch->bjch", share, votes)
+            square = (votes - mean[:, None]) ** 2
+            variance = np.einsum("bij,bijch->bjch", share, square) + 1e-5
+            far = (square / (2 * variance[:, None])).sum((3, 4)) + np.log(np.sqrt(variance)).sum((2, 3))[:, None]
+            r = softmax(np.log(sigmoid(out))[:, None] - far, 2)  # for the next iteration
+        return out, mean
+
+    def capsules(images: Array) -> Array:
+        h, w = images.shape[2:]
+        grid = np.stack(np.meshgrid(np.linspace(-1, 1, h), np.linspace(-1, 1, w), indexing="ij"))
+        x = np.concatenate([images, np.broadcast_to(grid, (len(images), 2, h, w))], 1)
+        for i, stride in ((0, 1), (3, 2)):
+            x = standard(x, f"convolve.{i}")
+            x = correlate_nchw(x, p[f"convolve.{i + 1}.weight"], p[f"convolve.{i + 1}.bias"], stride)
+            x = x * sigmoid(x)
+        a = correlate_nchw(standard(x, "compute_a.0"), p["compute_a.1.weight"], p["compute_a.1.bias"])
+        mu = correlate_nchw(standard(x, "compute_mu.0"), p["compute_mu.1.weight"], p["compute_mu.1.bias"])
+        mu = mu.reshape(len(x), 2, 4, 4, *x.shape[2:]).transpose(0, 1, 4, 5, 2, 3).reshape(len(x), -1, 4, 4)
+        a, mu = routing(0, a.reshape(len(x), -1), mu)
+        a, mu = routing(1, a, mu)
+        return np.concatenate([mu.reshape(len(x), 3, 16), a[:, :, None]], 2)  # poses, and beside them the scores
+
+    return p, capsules, capsules
+
+
 # ------------------------------------------------------------------------------------------------------------- files
 
 

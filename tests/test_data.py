@@ -467,7 +467,7 @@ def test_npz_order_of_dimensions(
         ({"images": np.array([None] * 4)}, "images.npy holds object"),
         ({"images": np.zeros(4, "u1,u1")}, "images.npy holds"),
         ({"labels": np.zeros(4)}, "labels are float64: store integers"),
-        ({"labels": np.zeros((4, 1), np.int64)}, r"labels are int64 \(4, 1\)"),
+        ({"labels": np.zeros((4, 1, 1), np.int64)}, r"labels are int64 \(4, 1, 1\)"),
         ({"labels": np.array([0, 1, 2, -1])}, "from -1"),
         ({"labels": np.array([0, 1, 2, 2**63], np.uint64)}, "from -9"),
         ({"images": np.zeros((70_000, 1, 1), np.uint8), "labels": np.arange(70_000)}, "70,000 classes"),

@@ -31,6 +31,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capscore import PRESETS, CapsNetSpec, Conv, DenseCaps, PrimaryCaps
+from capscore.agree import allowed
 from capscore.errors import ShapeError
 from capscore.routing import LinearVotes, dynamic_routing
 
@@ -61,7 +62,7 @@ def test_every_backend_is_the_paper(caps: ModuleType, spec: CapsNetSpec, seed: i
         close(caps.to_numpy(net.reconstruct(out.capsules, labels)), drawn, TOLERANCE[dtype], "of the labels")
 
 
-@given(spec=specs(), seed=SEEDS, opset=st.sampled_from([None, 17, 20]))
+@given(spec=specs(), seed=SEEDS, opset=st.sampled_from([None, 13, 20]))
 def test_onnx_runtime_is_the_paper(
     onnx_export: ModuleType,
     runtime: ModuleType,
@@ -113,18 +114,20 @@ def test_presets_agree(
     spec = PRESETS[name]
     images = random_images(spec, 2, dtype="float32")
     net = NUMPY.CapsNet(spec, seed=1)
-    expected = net(images)
-    drawn = net.reconstruct(expected.capsules)
+    expected, exact = net(images), NUMPY.CapsNet(spec, seed=1, dtype="float64")(images)
     other = torch_caps.CapsNet(spec, seed=1)
     out = other(images)
-    close(torch_caps.to_numpy(out.lengths), expected.lengths, FLOAT32)
-    close(torch_caps.to_numpy(out.capsules), expected.capsules, FLOAT32)
-    close(torch_caps.to_numpy(other.reconstruct(out.capsules)), drawn, FLOAT32)
     onnx_export.export(net, tmp_path / "model.onnx", verify=False)
     deployed = runtime.Session(tmp_path / "model.onnx")(images)
-    close(deployed.lengths, expected.lengths, FLOAT32)
-    close(deployed.capsules, expected.capsules, FLOAT32)
-    close(deployed.reconstruction, drawn, FLOAT32)
+    for name in ("scores", "lengths", "capsules"):
+        wanted = getattr(exact, name)
+        tolerance = allowed("fp32", getattr(expected, name), wanted)  # a deep network's own rounding is larger
+        close(torch_caps.to_numpy(getattr(out, name)), wanted, tolerance)
+        close(getattr(deployed, name), wanted, tolerance)
+    if spec.decoder is not None:
+        drawn = net.reconstruct(expected.capsules)
+        close(torch_caps.to_numpy(other.reconstruct(out.capsules)), drawn, FLOAT32)
+        close(deployed.reconstruction, drawn, FLOAT32)
 
 
 # ------------------------------------------------------------------------------- weights trained by somebody else

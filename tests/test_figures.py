@@ -113,9 +113,9 @@ def test_entropy_of_couplings_that_are_decided_is_finite() -> None:
 def test_examples_take_the_classes_in_turn() -> None:
     labels = np.array([2, 2, 0, 0, 0, 2, 1], np.int64)
     data = Dataset(np.zeros((7, 1, 2, 2), np.uint8), labels, ("a", "b", "c", "none of these"))
-    assert labels[figures._examples(data, 5)].tolist() == [0, 1, 2, 0, 2]
-    assert sorted(figures._examples(data, 99)) == list(range(7))
-    np.testing.assert_array_equal(figures._examples(data, 5), figures._examples(data, 5))
+    assert labels[figures.examples(data, 5)].tolist() == [0, 1, 2, 0, 2]
+    assert sorted(figures.examples(data, 99)) == list(range(7))
+    np.testing.assert_array_equal(figures.examples(data, 5), figures.examples(data, 5))
 
 
 @pytest.mark.parametrize("iterations", [1, 3, 9])

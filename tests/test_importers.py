@@ -144,6 +144,19 @@ def test_efficient_capsnet_alone(tmp_path: Path) -> None:
         close(NUMPY.CapsNet(model.spec, model.params, dtype="float64")(images).capsules, capsules(images), 1e-6)
 
 
+def test_heinsen(tmp_path: Path) -> None:
+    arrays, capsules, _ = strangers.heinsen()
+    path = strangers.pytorch(tmp_path / "a.pt", arrays)
+    assert convert(path).spec.input == (2, 96, 96)
+    model = convert(path, input=(2, 9, 8))
+    assert (model.spec.classes, model.provenance["imported"]["notes"]) == (3, [])
+    images = np.random.default_rng(0).random((3, 2, 9, 8))
+    found, wanted = NUMPY.CapsNet(model.spec, model.params, dtype="float64")(images), capsules(images)
+    close(found.capsules, wanted[:, :, :16], 1e-6)
+    close(found.scores, wanted[:, :, 16], 1e-6)
+    assert convert(path, iterations=2).spec.layers[-1].routing.iterations == 2
+
+
 def test_iterations_are_told(tmp_path: Path) -> None:
     path = strangers.pytorch(tmp_path / "a.pt", strangers.gram_ai()[0])
     last = convert(path, iterations=2, classes=["a", "b", "c"])

@@ -73,10 +73,19 @@ LAYERS: list[tuple[Layer, Any]] = [
     (Activation("gelu"), MAP),
     (Activation("leaky_relu", 0.3), MAP),
     (Activation("silu"), Vector(5)),
+    (AsCaps(2, 2), MAP),
+    (AsCaps(1, 3, "none", active=True), MAP),
     (AveragePool(3, 2, 1), MAP),
     (BatchNorm(activation="relu"), MAP),
+    (CapsNorm(), GRID),
+    (CapsNorm("batch", affine=False), GRID),
+    (
+        Concurrent((ConvCaps(2, 4, (2, 1), routing=InvertedAttention(1)), DenseCaps(3, 4, InvertedAttention(1))), 3),
+        GRID,
+    ),
     (Conv(6, (3, 2), (2, 1), (1, 0), "leaky_relu", groups=2), MAP),
     (Conv(3, 2, bias=False), MAP),
+    (ConvCaps(2, 5, (2, 1)), GRID),
     (DenseCaps(3, 5), GRID),
     (DenseCaps(4, 6, DynamicRouting(2, leaky=True), bias=False), GRID),
     (DenseCaps(3, 5, DynamicRouting(2, over="inputs")), GRID),
@@ -89,6 +98,7 @@ LAYERS: list[tuple[Layer, Any]] = [
     (LayerNorm(activation="elu"), MAP),
     (Linear(5), MAP),
     (Linear((2, 3, 4), "sigmoid"), Vector(6)),
+    (Logits(), GRID),
     (MaxPool(3, 2, 1), MAP),
     (PrimaryCaps(3, 4, 3, 2), MAP),
     (BLOCK, MAP),
@@ -99,12 +109,8 @@ LAYERS: list[tuple[Layer, Any]] = [
     (BranchScores(), GRID),
     (SelfRoutedClasses(3), GRID),
     (Upsample(2, "bilinear"), MAP),
-    (AsCaps(2, 2), MAP),
     (AsMap(), GRID),
-    (CapsNorm(), GRID),
     (Concat((Conv(2, 3, padding="same"),)), MAP),
-    (Concurrent((DenseCaps(3, 4, InvertedAttention(1)),)), GRID),
-    (ConvCaps(2, 4, 2, padding=1), GRID),
     (ConvCaps(2, 4, 2, routing=SelfAttention(), bias=False, pose_rows=2), GRID),
     (ConvCaps3D(2, 3, 2), GRID),
     (ConvTranspose(3, 2), MAP),
@@ -145,9 +151,14 @@ def reference(module: Any, x: np.ndarray, run: Run = INFERENCE) -> np.ndarray:
     params = {name: array.detach().double().numpy() for name, array in module.state_dict().items()}
     given = Capsules(x) if isinstance(row.input, Grid) else x
     found = row.layer(NUMPY, params, given, run.inside(row.name, row.input, row.output))
-    if isinstance(found, Capsules):
-        return found.pose if found.activation is None else found.activation
-    return found
+    return outcome(found)
+
+
+def outcome(found: Any) -> Any:
+    """What a layer is compared by: activations where it makes some, else the poses, the map or the vector."""
+    if not isinstance(found, Capsules):
+        return found
+    return found.pose if found.activation is None else found.activation
 
 
 def test_every_layer_of_capscore_is_tested_here() -> None:
@@ -168,9 +179,7 @@ def test_a_layer_is_the_same_as_on_numpy_and_learns(layer: Layer, input: Any) ->
     for name, param in plan.params.items():  # the first numbers are those of every backend
         np.testing.assert_array_equal(module.state_dict()[name].numpy(), param.init.draw(rng, param.shape))
     x = torch.from_numpy(numbers(input)).requires_grad_()
-    found = module(x)
-    if isinstance(found, Capsules):  # whose activations are what the layer adds
-        found = found.activation
+    found = outcome(module(x))
     close(found.detach().numpy(), reference(module, x.detach().numpy()), FLOAT64)
     (found * found).sum().backward()
     assert torch.isfinite(x.grad).all()

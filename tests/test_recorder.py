@@ -125,7 +125,7 @@ def test_signature_and_metadata(export: Callable[..., Any]) -> None:
     assert [v.name for v in without.graph.output] == ["lengths", "capsules"]
 
 
-@pytest.mark.parametrize("opset", range(17, 24))
+@pytest.mark.parametrize("opset", range(13, onnx.defs.onnx_opset_version() + 1))
 def test_every_opset_offered(export: Callable[..., Any], runtime: ModuleType, tmp_path: Path, opset: int) -> None:
     spec = small_spec()
     model = export(spec, opset=opset)
@@ -134,9 +134,9 @@ def test_every_opset_offered(export: Callable[..., Any], runtime: ModuleType, tm
     close(runtime.Session(tmp_path / "model.onnx")(images).lengths, net(images).lengths, FLOAT32)
 
 
-@pytest.mark.parametrize("opset", [16, 24, 0, "18", None])
+@pytest.mark.parametrize("opset", [12, 99, 0, "18", None])
 def test_opsets_not_offered(onnx_export: ModuleType, tmp_path: Path, opset: Any) -> None:
-    with pytest.raises(CapscoreError, match="opset must be from 17 to 23"):
+    with pytest.raises(CapscoreError, match=f"opset must be from 13 to {onnx.defs.onnx_opset_version()}"):
         onnx_export.export(NUMPY.CapsNet(small_spec()), tmp_path / "a", opset=opset)
     assert list(tmp_path.iterdir()) == []
 

@@ -76,16 +76,21 @@ def variational(how: Mapping[str, Any], p: Mapping[str, Any], bias: Any, seen: o
 
 
 STEM = Conv(6, 5, stride=2, init=HeNormal())
-PRIMARY = Conv(3 * 5, 1, activation="none", bias=False, init=HeNormal()), AsCaps(3, 4, squash="none", active=True, norm=True)
+PRIMARY = (
+    Conv(3 * 5, 1, activation="none", bias=False, init=HeNormal()),
+    AsCaps(3, 4, squash="none", active=True, norm=True),
+)
 CAPS: dict[str, Any] = {"dim": 4, "bias": False, "pose_rows": 2, "init": Uniform(1.0)}
-CLASSES = CAPS | {"shared": True, "coordinates": True, "coordinate_start": 1.0, "coordinate_scale": 0.1}
+CLASSES = CAPS | {"shared": True, "coordinates": True}
 LOSS = CrossEntropy()
 
 
 class TestVariationalBayes(Proof):
     ROUTINGS = {"VariationalBayes": variational}
     SPECS = {
-        "list": CapsNetSpec((1, 11, 11), (STEM, *PRIMARY, DenseCaps(4, routing=VariationalBayes(epsilon=0.01), **CLASSES)), None, LOSS),
+        "list": CapsNetSpec(
+            (1, 11, 11), (STEM, *PRIMARY, DenseCaps(4, routing=VariationalBayes(epsilon=0.01), **CLASSES)), None, LOSS
+        ),
         "windows": CapsNetSpec(
             (2, 15, 18),
             (
@@ -110,7 +115,10 @@ class TestVariationalBayes(Proof):
             LOSS,
         ),
         "lengths": CapsNetSpec(
-            (1, 13, 13), (STEM, PrimaryCaps(3, 4, 2), DenseCaps(3, 6, VariationalBayes(), init=Uniform(4.0))), None, LOSS
+            (1, 13, 13),
+            (STEM, PrimaryCaps(3, 4, 2), DenseCaps(3, 6, VariationalBayes(), init=Uniform(4.0))),
+            None,
+            LOSS,
         ),
     }
 

@@ -44,6 +44,12 @@ def make(onnx_export: ModuleType, net: Any, tmp_path_factory: pytest.TempPathFac
     return export
 
 
+@pytest.fixture
+def providers(runtime: ModuleType) -> ModuleType:
+    """The table of providers."""
+    return need("capscore.export.providers", "onnx")
+
+
 def test_a_session_knows_its_network(runtime: ModuleType, make: Callable[..., Path], net: Any) -> None:
     session = runtime.Session(make(), "cpu", threads=1)
     assert (session.spec, session.classes, session.provider) == (SPEC, net.classes, "CPUExecutionProvider")
@@ -156,24 +162,26 @@ def test_threads_share_a_session(runtime: ModuleType, make: Callable[..., Path])
 
 
 def test_a_provider_that_is_absent_is_no_slower_run(
-    runtime: ModuleType, make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    runtime: ModuleType, providers: ModuleType, make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runtime.onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    monkeypatch.setattr(runtime, "_pair", lambda: None)
+    monkeypatch.setattr(providers.onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr(providers, "_pair", lambda: None)
     for name in ("cuda", "CUDAExecutionProvider", "tensorrt", ["CUDAExecutionProvider", "CPUExecutionProvider"]):
         with pytest.raises(BackendError, match=r"no (CUDA|Tensorrt)ExecutionProvider, only CPU.*capscore\[gpu\]"):
             runtime.Session(make(), name)
-    with pytest.raises(BackendError, match="has no NoSuchProvider, only CPUExecutionProvider; another build"):
+    with pytest.raises(
+        BackendError, match=r"has no NoSuchProvider, only CPUExecutionProvider and .*webgpu; another build"
+    ):
         runtime.Session(make(), "NoSuchProvider")
     with pytest.raises(BackendError, match="no provider is named"):
         runtime.Session(make(), [])
 
 
 def test_two_builds_in_one_folder_explain_themselves(
-    runtime: ModuleType, make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    runtime: ModuleType, providers: ModuleType, make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runtime.onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    monkeypatch.setattr(runtime.metadata, "version", lambda name: "1.0")
+    monkeypatch.setattr(providers.onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr(providers.metadata, "version", lambda name: "1.0")
     problem = "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files: pip uninstall both"
     with pytest.raises(BackendError, match=problem):
         runtime.Session(make(), "cuda")
@@ -193,12 +201,12 @@ class Dropped:
 
 
 def test_a_provider_that_does_not_start(
-    runtime: ModuleType, make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    runtime: ModuleType, providers: ModuleType, make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     there = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
-    monkeypatch.setattr(runtime.onnxruntime, "get_available_providers", lambda: there)
-    monkeypatch.setattr(runtime.onnxruntime, "preload_dlls", lambda: print("Failed to load libcublas"), raising=False)
-    monkeypatch.setattr(runtime.onnxruntime, "InferenceSession", Dropped)
+    monkeypatch.setattr(providers.onnxruntime, "get_available_providers", lambda: there)
+    monkeypatch.setattr(providers.onnxruntime, "preload_dlls", lambda: print("Failed to load libcublas"), raising=False)
+    monkeypatch.setattr(providers.onnxruntime, "InferenceSession", Dropped)
     with pytest.raises(BackendError, match=r"has CUDAExecutionProvider but cannot start it: a library or the driver"):
         runtime.Session(make(), "cuda")
     with pytest.warns(RuntimeWarning, match=r"running on the CPU: .*onnxruntime-gpu\[cuda,cudnn\]") as told:
@@ -209,7 +217,7 @@ def test_a_provider_that_does_not_start(
     def refuse(*args: Any, **options: Any) -> None:
         raise RuntimeError("Please install TensorRT libraries\nand more")
 
-    monkeypatch.setattr(runtime.onnxruntime, "InferenceSession", refuse)
+    monkeypatch.setattr(providers.onnxruntime, "InferenceSession", refuse)
     with pytest.raises(BackendError, match=r"cannot start it: Please install TensorRT libraries; pip install tensorrt"):
         runtime.Session(make(), "tensorrt")
 
@@ -222,13 +230,13 @@ class Started(Dropped):
 
 
 def test_float32_is_float32_or_a_word_is_said(
-    runtime: ModuleType, make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    runtime: ModuleType, providers: ModuleType, make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The CUDA provider has an option for TF32, TensorRT's listens to the environment alone."""
     there = ["TensorrtExecutionProvider", "CUDAExecutionProvider"]
-    monkeypatch.setattr(runtime.onnxruntime, "get_available_providers", lambda: there)
-    monkeypatch.setattr(runtime.onnxruntime, "preload_dlls", lambda: None, raising=False)
-    monkeypatch.setattr(runtime.onnxruntime, "InferenceSession", Started)
+    monkeypatch.setattr(providers.onnxruntime, "get_available_providers", lambda: there)
+    monkeypatch.setattr(providers.onnxruntime, "preload_dlls", lambda: None, raising=False)
+    monkeypatch.setattr(providers.onnxruntime, "InferenceSession", Started)
     monkeypatch.delenv("NVIDIA_TF32_OVERRIDE", raising=False)
     assert dict(runtime.Session(make(), "cuda")._session.asked)["CUDAExecutionProvider"]["use_tf32"] == "0"
     with pytest.warns(RuntimeWarning, match="TensorRT may round .* NVIDIA_TF32_OVERRIDE=0") as told:
@@ -248,7 +256,8 @@ def test_cuda_graphs_need_a_gpu_and_a_fixed_batch(runtime: ModuleType, make: Cal
 def test_an_onnxruntime_with_nothing_in_it(monkeypatch: pytest.MonkeyPatch, runtime: ModuleType) -> None:
     """What remains when one of two runtimes is uninstalled."""
     monkeypatch.setitem(sys.modules, "onnxruntime", types.ModuleType("onnxruntime"))
-    monkeypatch.delitem(sys.modules, "capscore.export.runtime")
+    for name in ("runtime", "providers"):
+        monkeypatch.delitem(sys.modules, f"capscore.export.{name}")
     with pytest.raises(
         BackendError, match="is installed but empty, as when one of two builds was uninstalled: pip uninstall"
     ):
@@ -582,6 +591,10 @@ REFUSED = {
     "a name in no encoding": (undecodable("output"), r"its \.graph\.output .*\.name is not UTF-8: b'len.*xff'"),
     "a node's name in no encoding": (undecodable("node"), r"its \.graph\.node .*\.output is not UTF-8: b'.*xff'"),
     "no metadata": (lambda m: m.ClearField("metadata_props"), "no capscore metadata"),
+    "code for a device": (
+        lambda m: m.graph.node.add(op_type="EPContext", name="engine", domain="com.microsoft"),
+        r"its node 'engine' holds code compiled for a device",
+    ),
     "metadata of another graph": (other_spec, r"its images are \[2, 7, 6\]; its spec says \[2, 9, 9\]"),
     "another output": (
         lambda m: m.graph.output.extend(m.graph.input),

@@ -1,14 +1,33 @@
-"""Other people's tools on exported files: what docs/deploy.md says of OpenCV, OpenVINO and scripts of ONNX Runtime."""
+"""Other people's tools on exported files: OpenCV, OpenVINO, simplifiers, scripts of ONNX Runtime, and JavaScript."""
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
+import subprocess
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import EXPORTED, FLOAT32, NUMPY, close, need, random_images, random_params, small_spec
+from conftest import EXPORTED, FLOAT32, NUMPY, REQUIRED, close, need, random_images, random_params, small_spec
+
+from capscore import (
+    AveragePool,
+    BatchNorm,
+    CapsNetSpec,
+    Conv,
+    Decoder,
+    DenseCaps,
+    GroupNorm,
+    InstanceNorm,
+    MaxPool,
+    PrimaryCaps,
+    Residual,
+    SelfAttention,
+)
 
 onnx = need("onnx", "onnx")
 ort = need("onnxruntime", "onnx")
@@ -61,6 +80,54 @@ def test_opencv_runs_a_file_of_a_fixed_batch(
             close(found, expected(x)[name], EXPORTED[precision], name)
 
 
+LAYERS = CapsNetSpec(
+    input=(3, 12, 12),
+    layers=(
+        Conv(8, kernel=3, padding="same", activation="none"),
+        BatchNorm(activation="relu"),
+        MaxPool(2),
+        Residual((Conv(8, kernel=3, padding="same"), InstanceNorm(), GroupNorm(2))),
+        AveragePool(2),
+        PrimaryCaps(types=4, dim=4, kernel=2, groups=8),
+        DenseCaps(6, dim=4, routing=SelfAttention()),
+        DenseCaps(3, dim=4),
+    ),
+    decoder=Decoder((8,)),
+)
+
+
+@pytest.mark.parametrize("opset", [13, 17, 23])
+def test_opencv_runs_layers_of_every_kind(onnx_export: ModuleType, tmp_path: Path, opset: int) -> None:
+    cv2, net = need("cv2", "opencv"), NUMPY.CapsNet(LAYERS)
+    onnx_export.export(net, tmp_path / "m.onnx", batch=1, opset=opset, verify=False)
+    x = random_images(LAYERS, 1, dtype="float32")
+    out = net(x)
+    model, names = cv2.dnn.readNetFromONNX(str(tmp_path / "m.onnx")), ["lengths", "capsules", "reconstruction"]
+    model.setInput(x, "images")
+    lengths, capsules, drawn = model.forward(names)
+    close(lengths, out.lengths, FLOAT32)
+    close(capsules, out.capsules, FLOAT32)
+    close(drawn, net.reconstruct(out.capsules), FLOAT32)
+
+
+@pytest.mark.parametrize("options", [{}, {"batch": 3}, {"opset": 13}, {"opset": 23}, {"precision": "fp16"},
+                                     {"precision": "int8"}, {"precision": "int8-weights"}], ids=str)  # fmt: skip
+@pytest.mark.parametrize("tool", ["onnxsim", "onnxslim"])
+def test_what_simplifiers_leave_is_the_same_model(
+    onnx_export: ModuleType, runtime: ModuleType, tmp_path: Path, tool: str, options: dict[str, Any]
+) -> None:
+    """With its metadata: a session opens it."""
+    simplify = {"onnxsim": lambda m: need("onnxsim", "onnxsim").simplify(m)[0],
+                "onnxslim": lambda m: need("onnxslim", "onnxslim").slim(m)}[tool]  # fmt: skip
+    path, x = write(onnx_export, tmp_path / "m.onnx", **options), random_images(SPEC, 3, dtype="float32")
+    before = onnx.load(path)
+    onnx.save(simplify(onnx.load(path)), tmp_path / "s.onnx")
+    assert len(onnx.load(tmp_path / "s.onnx").graph.node) <= len(before.graph.node)
+    out, wanted = runtime.Session(tmp_path / "s.onnx", "cpu", 1)(x), runtime.Session(path, "cpu", 1)(x)
+    for name in ("lengths", "capsules", "reconstruction"):
+        close(getattr(out, name), getattr(wanted, name), FLOAT32, name)
+
+
 @pytest.mark.parametrize("opset", [None, 18])
 @pytest.mark.parametrize("batch", [None, 3])
 def test_the_scripts_of_onnx_runtime(
@@ -102,3 +169,42 @@ def test_user_quantised_files_are_int8_to_a_session(
     quantization.quantize_dynamic(str(path), str(tmp_path / "q.onnx"))
     assert runtime.Session(path, "cpu", 1).precision == "fp32"
     assert runtime.Session(tmp_path / "q.onnx", "cpu", 1).precision == "int8"
+
+
+WEB = Path(__file__).parent.parent / "examples" / "web"
+MODULES = Path(os.environ.get("CAPSCORE_NODE", WEB)) / "node_modules"
+SCRIPT = """
+const [runtime, example, path, pixels] = process.argv.slice(2);
+const { createRequire } = await import("node:module");
+const { readFileSync } = await import("node:fs");
+const ort = createRequire(runtime)(runtime);
+const { Model } = await import(example);
+const about = JSON.parse(readFileSync(path.replace(/onnx$/, "json")));
+const session = await ort.InferenceSession.create(readFileSync(path));
+const { scores, drawn } = await new Model(ort, session, about).classify(new Uint8Array(readFileSync(pixels)));
+console.log(JSON.stringify({ scores: [...scores], drawn: drawn ? [...drawn] : null }));
+"""
+
+
+@pytest.mark.parametrize("options", [{}, {"byte_images": True}, {"batch": 1}, {"opset": 13}, {"precision": "int8"},
+                                     {"precision": "int8-weights"}], ids=str)  # fmt: skip
+@pytest.mark.parametrize("package", ["onnxruntime-web", "onnxruntime-node"])
+def test_javascript_runs_a_model_by_its_json_file(
+    onnx_export: ModuleType, tmp_path: Path, package: str, options: dict[str, Any]
+) -> None:
+    """The module of the web example, in Node: with WebAssembly, and with the native library."""
+    if shutil.which("node") is None or not (MODULES / package).is_dir():
+        if "node" in REQUIRED:
+            pytest.fail("CAPSCORE_REQUIRE names node")
+        pytest.skip(f"needs Node and npm install {package} in examples/web or in the folder CAPSCORE_NODE")
+    path = write(onnx_export, tmp_path / "m.onnx", json=True, **options)
+    pixels = np.random.default_rng(0).integers(0, 256, SPEC.input, np.uint8)
+    (tmp_path / "pixels").write_bytes(pixels.tobytes())
+    (tmp_path / "run.mjs").write_text(SCRIPT)
+    command = ["node", tmp_path / "run.mjs", MODULES / package, (WEB / "model.js").as_uri(), path, tmp_path / "pixels"]
+    ran = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    found, wanted = json.loads(ran.stdout), expected(pixels[None] / 255)
+    tolerance = EXPORTED[options.get("precision", "fp32")]
+    close(np.array(found["scores"]), wanted["lengths"][0], tolerance)
+    close(np.array(found["drawn"]).reshape(SPEC.input), wanted["reconstruction"][0], max(tolerance, FLOAT32))

@@ -71,9 +71,22 @@ def choose_loss(spec: CapsNetSpec, data: Samples, name: str | None, class_weight
         loss = CrossEntropy(SCALE if isinstance(spec.output, Grid) else 1.0, exclusive)
     elif name is not None:
         loss = choose("loss", LOSSES, name)
-    if class_weights not in (None, "balanced"):
-        raise CapscoreError(f"--class-weights takes balanced, not {short(class_weights)}")
-    return replace(loss, class_weights=balanced(data)) if class_weights else loss
+    if class_weights is None:
+        return loss
+    weights = balanced(data) if class_weights == "balanced" else _numbers(class_weights)
+    if len(weights) != len(data.classes):
+        raise CapscoreError(
+            f"--class-weights has {len(weights)} numbers for {len(data.classes)} classes: give one for each of "
+            f"{', '.join(data.classes):.200}, in this order"
+        )
+    return replace(loss, class_weights=weights)
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(number) for number in text.split(","))
+    except ValueError:
+        raise CapscoreError(f"--class-weights takes balanced or numbers such as 1,0.5,2, not {short(text)}") from None
 
 
 def _has(kind: type[Value], option: str) -> bool:

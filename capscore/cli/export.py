@@ -24,9 +24,9 @@ CALIBRATION = 512  # images that int8 is calibrated on
 def export_command(
     model: Weights,
     onnx: Annotated[Path | None, typer.Argument(help="The file to write; MODEL with .onnx if not given.")] = None,
-    precision: Annotated[str, typer.Option(help="fp32, fp16 or int8.")] = "fp32",
+    precision: Annotated[str, typer.Option(help="fp32, fp16, int8 or int8-weights.")] = "fp32",
     batch: Annotated[int | None, typer.Option(help="A fixed number of images; any number if not given.")] = None,
-    opset: Annotated[int, typer.Option(help="ONNX operator set, 17 or later.")] = 17,
+    opset: Annotated[int, typer.Option(help="ONNX operator set, 13 or later.")] = 17,
     outputs: Annotated[str | None, typer.Option(help="Some of lengths,capsules,reconstruction,couplings.")] = None,
     byte_images: Annotated[bool, typer.Option("--byte-images", help="Take uint8 images, 0 to 255.")] = False,
     decoder: Annotated[Path | None, typer.Option(help="Write the decoder as a model of its own here.")] = None,
@@ -35,6 +35,7 @@ def export_command(
     ] = None,
     data_dir: DataDir = None,
     fast_conv: Annotated[str | None, typer.Option(help="3x3 or 6x6: fp32 for large batches, in a larger file.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Tell browsers and the like in a .json beside it.")] = False,
     verify: Annotated[bool, typer.Option(help="Prove that the graph computes the same.")] = True,
     triton: Annotated[Path | None, typer.Option(help="A Triton model repository to put the file into, too.")] = None,
 ) -> None:
@@ -43,7 +44,8 @@ def export_command(
 
     net = backend("numpy").load(model)
     target = onnx or model.with_suffix(".onnx")
-    files = [path for path in (model, target, decoder) if path is not None]
+    side = target.with_suffix(".json") if json else None
+    files = [path for path in (model, target, decoder, side) if path is not None]
     if len({os.path.realpath(path) for path in files}) < len(files):
         raise ModelFileError(f"one file would be written over another: {', '.join(map(str, files))} must differ")
     chosen = None if outputs is None else [name.strip() for name in outputs.split(",")]
@@ -54,7 +56,7 @@ def export_command(
         shown = sets[0].batch(index)[0]
     written: dict[str, Any] = {"batch": batch, "opset": opset, "verify": verify}
     told = export(net, target, precision=precision, outputs=chosen, byte_images=byte_images, calibration=shown,
-                  fast_conv=fast_conv, **written)  # fmt: skip
+                  fast_conv=fast_conv, json=json, **written)  # fmt: skip
     _exported(told, model)
     if decoder is not None:
         _exported(export_decoder(net, decoder, precision="fp16" if precision == "fp16" else "fp32", **written), model)
@@ -62,7 +64,7 @@ def export_command(
         from capscore.export.runtime import Session
 
         session = Session(target)
-        after = accuracy(TakesFloats(session) if byte_images else session, sets[1])
+        after = accuracy(TakesFloats(session, session.classes) if byte_images else session, sets[1])
         say(f"accuracy on {counted(sets[1:], 'held-out', data or '')}: {accuracy(net, sets[1]):.2%} before, "
             f"{after:.2%} exported")  # fmt: skip
     if triton is not None:

@@ -30,10 +30,13 @@ class TrainOptions:
     data_dir: DataDir = None
     out: Annotated[Path, typer.Option(help="Folder for model, checkpoint and log.")] = Path("runs/capsnet")
     resume: Annotated[Path | None, typer.Option(help="Go on with the training in this folder, exactly.")] = None
-    epochs: Annotated[int | None, typer.Option(help=f"Passes over the data; {Recipe.epochs} if new.")] = None
-    batch: Annotated[int, typer.Option(help="Images per step.")] = Recipe.batch
-    rate: Annotated[float, typer.Option(help="Learning rate.")] = Recipe.rate
-    schedule: Annotated[str, typer.Option(help=f"How the rate goes: {', '.join(SCHEDULES)}.")] = "exponential"
+    config: Annotated[Path | None, typer.Option(help="Settings from the config.json of a training.")] = None
+    epochs: Annotated[int | None, typer.Option(help="Passes over the data; else by their number.")] = None
+    batch: Annotated[int | None, typer.Option(help="Images per step; else by their number.")] = None
+    rate: Annotated[float | None, typer.Option(help=f"Learning rate; else {Recipe.rate}, or what fits the data.")] = (
+        None
+    )
+    schedule: Annotated[str | None, typer.Option(help=f"How the rate goes: {', '.join(SCHEDULES)}.")] = None
     decay: Annotated[float | None, typer.Option(help=f"exponential: factor per decay-steps, {Recipe.decay}.")] = None
     decay_steps: Annotated[int | None, typer.Option(help=f"exponential: for it, {Recipe.decay_steps}.")] = None
     floor: Annotated[float | None, typer.Option(help=f"exponential: smallest rate, {Recipe.floor}.")] = None
@@ -44,10 +47,14 @@ class TrainOptions:
     clip: Annotated[float | None, typer.Option(help="Largest norm of all gradients together.")] = None
     average: Annotated[float, typer.Option(help="Decay of averaged weights, such as 0.998; 0: none.")] = Recipe.average
     loss: Annotated[str | None, typer.Option(help=f"{', '.join(LOSSES)}; else the network's own.")] = None
-    class_weights: Annotated[str | None, typer.Option(help="balanced: rare classes count as much as others.")] = None
+    class_weights: Annotated[str | None, typer.Option(help="balanced: rare classes count as much; or as 1,0.5,2.")] = (
+        None
+    )
+    sampling: Annotated[str | None, typer.Option(help="balanced: images of rare classes come more often.")] = None
     shift: Annotated[int | None, typer.Option(help="Random shift, pixels each way; else the dataset's own.")] = None
     augment: Annotated[str | None, typer.Option(help=f"Changes of images: {', '.join(AUGMENTATIONS)}.")] = None
     reconstruction: Annotated[float, typer.Option(help="Weight of the reconstruction loss.")] = Recipe.reconstruction
+    report: Annotated[bool, typer.Option("--report", help="Write report.html in the end, with pictures.")] = False
     seed: Annotated[int, typer.Option(help="Of parameters, order and shifts.")] = Recipe.seed
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32"
     backend_name: Backend = None

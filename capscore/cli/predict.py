@@ -2,47 +2,132 @@
 
 from __future__ import annotations
 
+import csv
+import glob
+import io
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import typer
+from numpy.typing import NDArray
 from rich.table import Table
 
-from capscore.cli.app import app, console
+from capscore import disk
+from capscore.cli.app import app, console, say
 from capscore.cli.shared import Backend, ModelPath, Provider, Threads, open_model, takes_bytes
 from capscore.data import read_image
+from capscore.data.images import SUFFIXES
+from capscore.data.progress import track
+from capscore.errors import CapscoreError, DataError
+from capscore.metrics import SHOWN
 from capscore.terminal import json_line
+
+BLOCK = 128  # images read at once
+KINDS = (".csv", ".json", ".jsonl")
+
+
+class Answer(NamedTuple):
+    """What a network says of a file."""
+
+    file: str  # JSON and CSV have no words for bytes that are not UTF-8: they are escaped
+    classes: tuple[str, ...]  # the one of the highest score, or all above 0.5 where images show several or none
+    scores: dict[str, float]
+
+    def as_json(self, several: bool) -> str:
+        """Return a line of JSON."""
+        said = {"classes": self.classes} if several else {"class": self.classes[0]}
+        return json_line({"file": self.file, **said, "lengths": self.scores})
 
 
 @app.command("predict")
 def predict_command(
     model: ModelPath,
-    images: Annotated[list[Path], typer.Argument(help="PNG, JPEG, BMP, GIF, TIFF or WebP files.", show_default=False)],
+    images: Annotated[
+        list[str],
+        typer.Argument(help="PNG, JPEG, BMP, GIF, TIFF or WebP files, folders or patterns.", show_default=False),
+    ],
     invert: Annotated[
         bool, typer.Option("--invert", help="The images are dark on light (transparency: white); the model's are not.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines: file, class, all lengths.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Write the answers into this .csv, .json or .jsonl file.")] = None,
     backend_name: Backend = None,
     provider: Provider = None,
     threads: Threads = None,
 ) -> None:
     """Say which class image files show, and how long its capsule is."""
+    if out is not None and out.suffix.lower() not in KINDS:
+        raise CapscoreError(f"cannot write answers as {out.name}: name a file that ends in {', '.join(KINDS)}")
     net = open_model(model, backend_name, provider, threads)
-    pixels = np.stack([read_image(path, net.spec.input, "white" if invert else None) for path in images])
-    pixels = 255 - pixels if invert else pixels
-    lengths = net.predict(pixels if takes_bytes(net) else pixels.astype(np.float32) / 255)
-    table = Table("file", "class", "length", "next", "length", box=None)
-    for path, row in zip(images, lengths, strict=True):
-        order = np.argsort(-row, kind="stable")
-        names = [net.classes[i] for i in order]
-        if as_json:
-            found = {net.classes[i]: round(float(n), 6) for i, n in enumerate(row)}
-            file = os.fsencode(path).decode("utf-8", "backslashreplace")  # JSON has no words for other bytes
-            print(json_line({"file": file, "class": names[0], "lengths": found}))
+    several = net.provenance.get("several") is True
+    answers = list(_answers(net, _files(images), invert, several))
+    if out is not None:
+        disk.write_atomically(out, _written(answers, net.classes, out.suffix.lower(), several).encode())
+        say(f"{out}: {len(answers):,} answers")
+    elif as_json:
+        for answer in answers:
+            print(answer.as_json(several))
+    else:
+        console.print(_table(answers, several))
+
+
+def _files(names: Sequence[str]) -> list[Path]:
+    """Return the files that arguments mean: themselves, all images below a folder, or what fits a pattern."""
+    files: list[Path] = []
+    for name in names:
+        path = Path(name)
+        if path.is_dir():
+            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+        elif not path.exists() and glob.has_magic(name):
+            found = sorted(map(Path, glob.glob(name, recursive=True)))
         else:
-            second = (names[1], f"{row[order[1]]:.3f}") if len(names) > 1 else ("", "")
-            table.add_row(str(path), names[0], f"{row[order[0]]:.3f}", *second)
-    if not as_json:
-        console.print(table)
+            found = [path]
+        if not found:
+            raise DataError(f"{name} has no images: they are {', '.join(SUFFIXES)} files")
+        files += found
+    return files
+
+
+def _answers(net: Any, files: list[Path], invert: bool, several: bool) -> Iterator[Answer]:
+    starts = range(0, len(files), BLOCK)
+    for start in track(starts, "images") if len(starts) > 1 else starts:
+        some = files[start : start + BLOCK]
+        pixels = np.stack([read_image(path, net.spec.input, "white" if invert else None) for path in some])
+        pixels = 255 - pixels if invert else pixels
+        scores: NDArray[Any] = net.predict(pixels if takes_bytes(net) else pixels.astype(np.float32) / 255)
+        for path, row in zip(some, scores, strict=True):
+            order = np.argsort(-row, kind="stable")
+            found = [i for i in order if row[i] > SHOWN] if several else order[:1]
+            told = {net.classes[i]: round(float(n), 6) for i, n in enumerate(row)}
+            file = os.fsencode(path).decode("utf-8", "backslashreplace")
+            yield Answer(file, tuple(net.classes[i] for i in found), told)
+
+
+def _table(answers: Sequence[Answer], several: bool) -> Table:
+    """Return the answers with the two highest scores of each, or the score of each class that was found."""
+    table = Table(*(("file", "classes") if several else ("file", "class", "length", "next", "length")), box=None)
+    for answer in answers:
+        if several:
+            told = ", ".join(f"{name} {answer.scores[name]:.3f}" for name in answer.classes)
+            table.add_row(answer.file, told or "none")
+        else:
+            best = sorted(answer.scores.items(), key=lambda item: -item[1])[:2]
+            table.add_row(answer.file, *(cell for name, score in best for cell in (name, f"{score:.3f}")))
+    return table
+
+
+def _written(answers: Sequence[Answer], classes: Sequence[str], kind: str, several: bool) -> str:
+    lines = [answer.as_json(several) for answer in answers]
+    if kind == ".jsonl":
+        return "".join(f"{line}\n" for line in lines)
+    if kind == ".json":
+        return "[\n" + ",\n".join(lines) + "\n]\n"
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["file", "classes" if several else "class", *classes])
+    for answer in answers:
+        table.writerow([answer.file, ";".join(answer.classes), *answer.scores.values()])
+    return text.getvalue()

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +21,7 @@ from capscore import PRESETS, CapsNetSpec, backend, modelfile
 from capscore.agree import verify
 from capscore.cli.app import console, say
 from capscore.data import NAMES
-from capscore.errors import CapscoreError, SpecError
+from capscore.errors import CapscoreError, SpecError, short
 
 ModelPath = Annotated[Path, typer.Argument(help="A .safetensors model or an .onnx export.", show_default=False)]
 Weights = Annotated[Path, typer.Argument(help="A .safetensors model.", show_default=False)]
@@ -28,9 +33,15 @@ Backend = Annotated[
 ]
 Provider = Annotated[
     str | None,
-    typer.Option(help=".onnx: auto (CUDA if it is there, else the CPU), cpu, cuda, tensorrt or ONNX Runtime's name."),
+    typer.Option(
+        help=".onnx: auto (CUDA if it is there, else the CPU), cpu, cuda, tensorrt, tensorrt-rtx, openvino, webgpu, or "
+        "ONNX Runtime's name."
+    ),
 ]
 Threads = Annotated[int | None, typer.Option(help=".onnx on the CPU: how many; all cores if not given.")]
+
+
+NETWORK = "network"  # what config.json calls the network among the settings
 
 
 def default_backend() -> str:
@@ -62,18 +73,31 @@ class TakesFloats:
     """A session that takes bytes, for a dataset that gives floats in [0, 1]."""
 
     session: Any
+    classes: tuple[str, ...]
 
     def predict(self, images: Any) -> Any:
         """Return the scores [N, J]."""
         return self.session.predict(np.rint(images * 255).astype(np.uint8))
 
 
-def read_spec(path: Path) -> CapsNetSpec:
-    """Read a network's JSON from a file."""
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object from a file."""
     try:
-        return CapsNetSpec.from_json(path.read_bytes())
+        told = json.loads(path.read_bytes())
     except OSError as error:
         raise SpecError(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise SpecError(f"{path} is not JSON: {error}") from None
+    if not isinstance(told, dict):
+        raise SpecError(f"{path} holds {short(told)}: a JSON object is needed")
+    return told
+
+
+def read_spec(path: Path) -> CapsNetSpec:
+    """Read a network's JSON from a file: its own, or the config.json of a training."""
+    told = read_object(path)
+    try:
+        return CapsNetSpec.from_json(json.dumps(told.get(NETWORK, told)))
     except SpecError as error:
         raise SpecError(f"{path}: {error}") from None
 
@@ -85,9 +109,9 @@ def preset(name: str) -> CapsNetSpec:
     return PRESETS[name]
 
 
-def show_agreement(model: modelfile.Model, images: Any) -> bool:
+def show_agreement(model: modelfile.Model, images: Any, providers: Sequence[str] = ("cpu",)) -> bool:
     """Print the table of differences; return whether all are within the tolerances."""
-    rows = verify(model, images)
+    rows = verify(model, images, providers=providers)
     outputs = [difference.output for difference in rows[0].differences]
     table = Table("engine", "dtype", *outputs, "", box=None)
     for row in rows:
@@ -98,6 +122,11 @@ def show_agreement(model: modelfile.Model, images: Any) -> bool:
         if not row.agrees:
             say(f"{row.engine} in {row.dtype}: the first that differs is {row.first}")
     return all(row.agrees for row in rows)
+
+
+def quoted(text: str) -> str:
+    """Return an argument as this system's shell takes it."""
+    return subprocess.list2cmdline([text]) if sys.platform == "win32" else shlex.quote(text)
 
 
 def size_text(shape: tuple[int, ...]) -> str:

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from capscore import PRESETS, CapsNetSpec, backend, modelfile
+from capscore import CapsNetSpec, backend, modelfile
 from capscore.cli.app import app, say
 from capscore.cli.choices import OPTIMISERS, SCHEDULES, choose, choose_augment, choose_loss
+from capscore.cli.config import CONFIG, Config, read_config
 from capscore.cli.datasets import say_notes
 from capscore.cli.options import TrainOptions, taking
-from capscore.cli.shared import default_backend, preset, read_spec, size_text
+from capscore.cli.shared import default_backend, preset, quoted, read_spec
 from capscore.cli.training import Setup, run_training
-from capscore.data import NAMES, Samples, load, rule_of
+from capscore.data import NAMES, Dataset, Samples, load, rule_of
 from capscore.data.images import size_that_fits
 from capscore.data.split import Rule
-from capscore.errors import ModelFileError, TrainingError
-from capscore.fit import fitted
+from capscore.errors import CapscoreError, ModelFileError, TrainingError, short
+from capscore.fit import fitted, pace
 from capscore.train import BEST, LAST, Recipe, read_last
 
-CHANGEABLE = {"resume", "epochs", "device", "backend_name", "data", "data_dir"}  # by who resumes
+CHANGEABLE = {"resume", "report", "epochs", "device", "backend_name", "data", "data_dir"}  # by who resumes
 
 
 @dataclass(frozen=True)
@@ -46,14 +47,19 @@ class Plan:
 def train_command(context: typer.Context, options: TrainOptions) -> None:
     """Train a network; Ctrl-C (or SIGTERM, or a closed terminal) saves and says how to go on.
 
-    Writes best.safetensors (highest held-out accuracy), last.safetensors (to resume from) and log.jsonl.
+    Writes best.safetensors (highest held-out accuracy), last.safetensors (to resume from), log.jsonl, and config.json:
+    the settings, those included that were chosen by the data. Edit it and give it back by --config.
     """
-    plan = _new(options) if options.resume is None else _resumed(context, options)
+    given = [name for name in context.params if "COMMANDLINE" in str(context.get_parameter_source(name))]
+    if options.config and not options.resume:
+        options = read_config(options.config, options, given)
+    plan = _new(options) if options.resume is None else _resumed(given, options)
     setup = plan.setup
     train_set, test_set = _data(plan)
     classes = plan.classes or train_set.classes
     net_spec = _network(plan, options, train_set, len(classes))
-    recipe = plan.recipe or _recipe(options, train_set)
+    options = _settled(options, plan, train_set)
+    recipe = plan.recipe or _recipe(options, len(train_set))
     about = modelfile.public(asdict(setup))
     net = backend(setup.backend).CapsNet(
         net_spec, seed=recipe.seed, dtype=plan.dtype, fast_conv=setup.fast_conv, classes=classes, provenance=about
@@ -61,11 +67,14 @@ def train_command(context: typer.Context, options: TrainOptions) -> None:
     learner = setup.learner(net, recipe)
     tell = say if learner.writes else str  # one of several processes that train together speaks
     say_notes(train_set, test_set, tell)
-    if plan.spec is None:
-        _tell_of_fitted(net_spec, tell)
+    if plan.recipe is None:
+        _say_settings(options, plan.out, tell)
     tell(f"{net_spec.parameter_count:,} parameters on {setup.backend}; {len(train_set):,} images to learn from, "
          f"{len(test_set):,} held out")  # fmt: skip
-    rows = run_training(net, learner, train_set, test_set, recipe, plan.out, options.resume is not None, setup)
+    config = () if plan.recipe else (Config(plan.out, options, net_spec),)
+    rows = run_training(net, learner, train_set, test_set, recipe, plan.out, bool(plan.recipe), setup, config)
+    if options.report and learner.writes:
+        tell(_report(plan.out, setup, test_set, rows))
     best = max(rows, key=lambda row: row["held_out_accuracy"])
     tell(f"best held-out accuracy {best['held_out_accuracy']:.2%} in epoch {best['epoch']}: {plan.out / BEST}")
 
@@ -82,9 +91,8 @@ def _new(options: TrainOptions) -> Plan:
     return Plan(setup, options.data, options.out, options.seed, options.dtype, spec)
 
 
-def _resumed(context: typer.Context, options: TrainOptions) -> Plan:
+def _resumed(given: Sequence[str], options: TrainOptions) -> Plan:
     """Return what the checkpoint in a folder says of its training, and the few things that may change."""
-    given = [name for name in context.params if "COMMANDLINE" in str(context.get_parameter_source(name))]
     if other := set(given) - CHANGEABLE:
         named = ", ".join("--" + name.replace("_", "-") for name in sorted(other))
         raise TrainingError(f"a training goes on as it began: without {named}, beside --resume")
@@ -115,8 +123,7 @@ def _lasting(data: str) -> str:
 def _data(plan: Plan) -> tuple[Samples, Samples]:
     """Return (train, test), of the classes that the training was of."""
     data, where = plan.data, plan.setup.data_dir
-    folder = data not in NAMES and Path(data).is_dir()
-    size = plan.spec.input if plan.spec else size_that_fits(Path(data)) if folder else None
+    size = plan.spec.input if plan.spec else None if data in NAMES else size_that_fits(Path(data))
     sets = load(data, data_dir=where, size=size, seed=plan.seed, split=plan.rule)
     if plan.classes and set(plan.classes) != set(sets[0].classes):
         raise TrainingError(f"the training was of the classes {', '.join(plan.classes)}; the data now has "
@@ -126,7 +133,7 @@ def _data(plan: Plan) -> tuple[Samples, Samples]:
 
 def _network(plan: Plan, options: TrainOptions, data: Samples, classes: int) -> CapsNetSpec:
     """Return the network that is trained: a preset gets as many class capsules as the data has classes."""
-    spec = fitted(data.size, classes) if plan.spec is None else plan.spec
+    spec = fitted(data.size, classes, len(data)) if plan.spec is None else plan.spec
     if plan.recipe:
         return spec
     spec = spec if options.spec else _for_classes(spec, classes)
@@ -137,35 +144,60 @@ def _for_classes(spec: CapsNetSpec, classes: int) -> CapsNetSpec:
     return spec.replace(layers=(*spec.layers[:-1], replace(spec.capsules[-1], count=classes)))
 
 
-def _recipe(options: TrainOptions, data: Samples) -> Recipe:
-    """Return the recipe of a new training."""
+def _settled(options: TrainOptions, plan: Plan, data: Samples) -> TrainOptions:
+    """Return the options with what the data decide where they say nothing."""
+    fits = pace(data.size, len(data))
+    usual: dict[str, Any] = {"batch": fits.batch, "epochs": fits.epochs, "shift": data.shift, "rate": Recipe.rate}
+    if plan.spec is None:
+        usual |= {"rate": fits.rate, "schedule": fits.schedule}
+        if isinstance(data, Dataset):  # others have a shift that goes with how they are drawn
+            usual["shift"] = fits.shift
+    if {options.decay, options.decay_steps, options.floor} != {None}:
+        usual["schedule"] = "exponential"
+    left = {name: value for name, value in usual.items() if getattr(options, name) is None}
+    return replace(options, data=plan.setup.data, backend_name=plan.setup.backend, **left)
+
+
+def _recipe(options: TrainOptions, images: int) -> Recipe:
+    """Return the recipe of a new training, of settled options."""
+    if options.sampling not in (None, "balanced"):
+        raise CapscoreError(f"--sampling takes balanced, not {short(options.sampling)}")
     optimiser = choose(
         "optimiser", OPTIMISERS, options.optimiser,
         momentum=options.momentum, weight_decay=options.weight_decay, clip=options.clip,
     )  # fmt: skip
+    settled = {name: getattr(options, name) for name in ("epochs", "batch", "rate", "shift")}
     recipe = Recipe(
-        epochs=Recipe.epochs if options.epochs is None else options.epochs,
-        batch=options.batch,
-        rate=options.rate,
-        shift=data.shift if options.shift is None else options.shift,
+        **settled,
         reconstruction=options.reconstruction,
         seed=options.seed,
         optimiser=optimiser,
         average=options.average,
         augment=choose_augment(options.augment),
+        balanced=options.sampling is not None,
     )
     falling: dict[str, Any] = {"decay": options.decay, "decay_steps": options.decay_steps, "floor": options.floor}
-    if options.schedule == "exponential" and options.warmup is None:
+    name = options.schedule or "exponential"
+    if name == "exponential" and options.warmup is None:
         return replace(recipe, **{name: value for name, value in falling.items() if value is not None})
-    total = recipe.total(len(data))
-    at = (max(1, total // 2), max(1, total * 3 // 4)) if options.schedule == "steps" else None
-    schedule = choose("schedule", SCHEDULES, options.schedule, **falling, warmup=options.warmup, at=at)
+    total = recipe.total(images)
+    at = (max(1, total // 2), max(1, total * 3 // 4)) if name == "steps" else None
+    schedule = choose("schedule", SCHEDULES, name, **falling, warmup=options.warmup, at=at)
     return replace(recipe, schedule=schedule)
 
 
-def _tell_of_fitted(spec: CapsNetSpec, tell: Callable[[str], object]) -> None:
-    """Say which network was made for data that need another one than `small`."""
-    if spec != _for_classes(PRESETS["small"], spec.classes):
-        tell("no network was named: this one is like small and fits the data; saved as a file, it is one for --spec")
-        tell(spec.to_json())
-        tell(f"kept of every image: its {spec.input[0]} channels, {size_text(spec.input[1:])} pixels")
+def _report(out: Path, setup: Setup, data: Samples, rows: list[dict[str, Any]]) -> str:
+    """Write the report of the best model, and say where it is."""
+    from capscore import report
+
+    report.write(out / "report.html", backend(setup.backend).load(out / BEST), data, rows)
+    return f"a report with pictures: {out / 'report.html'}"
+
+
+def _say_settings(options: TrainOptions, out: Path, tell: Callable[[str], object]) -> None:
+    """Say how a training is set, as a command that sets it so, and where to edit it."""
+    told = {name: getattr(options, name) for name in ("data", "epochs", "batch", "rate", "schedule", "shift")}
+    flags = " ".join(f"--{name} {quoted(str(value))}" for name, value in told.items() if value is not None)
+    config = quoted(str(out / CONFIG))
+    tell(f"settings: capscore train --spec {config} {flags}")
+    tell(f"all of them are in {config}: edit it, and capscore train --config {config} --out …")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -13,6 +12,7 @@ import typer
 
 from capscore import backend as backend_named
 from capscore.cli.app import console, errors
+from capscore.cli.shared import quoted
 from capscore.data import Samples
 from capscore.terminal import CLOSED_PIPE
 from capscore.train import LAST, Recipe, Reporter, Stopped, train
@@ -60,19 +60,20 @@ def run_training(
     out: Path,
     resume: bool,
     setup: Setup,
+    others: tuple[Reporter, ...] = (),
 ) -> list[dict[str, Any]]:
     """Train with a bar, and TensorBoard where it is installed; Ctrl-C ends with the command that goes on."""
     screen = Screen(console)
     reporters: list[Reporter] = []
     if learner.writes:
-        reporters = [screen, *([TensorBoard(out)] if importlib.util.find_spec("tensorboard") else [])]
+        reporters = [screen, *([TensorBoard(out)] if importlib.util.find_spec("tensorboard") else []), *others]
     try:
         return train(net, learner, train_set, test_set, recipe, out, resume, tuple(reporters), resuming=asdict(setup))
     except KeyboardInterrupt as stop:
         screen.close()
         if learner.writes:
             saved = "everything is saved" if isinstance(stop, Stopped) else "at once, after the last checkpoint"
-            go_on = f"{saved}. Go on with: capscore train --resume {shlex.quote(str(out))}"
+            go_on = f"{saved}. Go on with: capscore train --resume {quoted(str(out))}"
             errors.say(f"stopped; {go_on if (out / LAST).exists() else 'nothing was saved yet'}")
         raise typer.Exit(CLOSED_PIPE if console.quiet else 130) from None
     finally:

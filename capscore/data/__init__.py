@@ -7,13 +7,14 @@ from capscore.data.affnist import read_affnist_test
 from capscore.data.archive import read_npz
 from capscore.data.augment import AUGMENTATIONS, Augmentation, augmented
 from capscore.data.batch import Batch, targets_of
-from capscore.data.classes import absent, balanced, by_name
+from capscore.data.classes import absent, balanced, by_name, even_chances, several
 from capscore.data.dataset import Dataset, Samples
 from capscore.data.fingerprint import changes, fingerprint
 from capscore.data.idx import read_idx, read_idx_folder
-from capscore.data.images import read_folder
+from capscore.data.items import Items
 from capscore.data.memory import Budget
 from capscore.data.pairs import Pairs
+from capscore.data.path import read_path
 from capscore.data.picture import read_image
 from capscore.data.place import Framed, Placed
 from capscore.data.resident import Resident, resident
@@ -24,15 +25,16 @@ from capscore.data.window import window
 from capscore.errors import DataError
 
 __all__ = [
-    "AUGMENTATIONS", "Affine", "Augmentation", "Batch", "ByContent", "BySeed", "Dataset", "Framed", "Pairs", "Placed",
-    "Resident", "Samples", "absent", "augmented", "balanced", "by_name", "changes", "fingerprint", "load", "read_idx",
-    "read_image", "resident", "rule_of", "standardised", "targets_of", "whole", "window",
+    "AUGMENTATIONS", "Affine", "Augmentation", "Batch", "ByContent", "BySeed", "Dataset", "Framed", "Items", "Pairs",
+    "Placed", "Resident", "Samples", "absent", "augmented", "balanced", "by_name", "changes", "even_chances",
+    "fingerprint", "load", "read_idx", "read_image", "resident", "rule_of", "several", "standardised", "targets_of",
+    "whole", "window",
 ]  # fmt: skip
 
 DIGITS = Path(__file__).with_name("digits.npz")
 DRAWN = ("multimnist", "mnist-40", "mnist-affnist", "affine-mnist")
 NAMES = ("digits", *SOURCES, *DRAWN)
-KINDS = f"{', '.join(NAMES)}, a folder of images or an .npz file"
+KINDS = f"{', '.join(NAMES)}, a folder of images, or an .npz, .npy, .csv, .json or IDX file"
 
 
 def load(
@@ -138,8 +140,6 @@ def _read(
             case _:
                 folder = source_folder("affnist", data_dir)
                 return Framed(train, 40, 40), read_affnist_test(folder, SOURCES["affnist"].classes, memory)
-    if Path(name).is_dir():
-        return read_folder(Path(name), size, rule, memory)
-    if Path(name).is_file():
-        return read_npz(Path(name), size, rule, memory)
+    if Path(name).exists():
+        return read_path(Path(name), size, rule, memory)
     raise DataError(f"not a name and no such path: use {KINDS}")

@@ -15,7 +15,7 @@ SHEAR = 0.2  # pixels to the side for each pixel down, each way
 SCALE = (0.8, 1.2)  # of height and of width, each for itself
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Affine(OnCanvas):
     """Every image scaled, sheared, rotated and moved, all drawn at random, on `canvas`×`canvas` pixels.
 

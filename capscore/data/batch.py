@@ -14,7 +14,9 @@ class Batch(NamedTuple):
     parts: tuple[tuple[NDArray[np.float64], Any], ...] = ()  # targets and images of every object alone, if known
 
 
-def targets_of(labels: NDArray[np.integer], classes: int) -> NDArray[np.float64]:
-    """Return the targets [B, J] of labels [B], or [B, n] of images that show n classes each."""
+def targets_of(labels: NDArray[Any], classes: int) -> NDArray[np.float64]:
+    """Return the targets [B, J] of labels: [B], or [B, n] of images that show n classes each, or flags [B, J]."""
+    if labels.dtype == np.bool_:
+        return labels.astype(np.float64)
     targets: NDArray[np.float64] = np.eye(classes)[labels.reshape(len(labels), -1)].sum(1)
     return targets

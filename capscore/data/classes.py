@@ -7,6 +7,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from capscore.data.batch import targets_of
 from capscore.data.dataset import Dataset, Samples
 from capscore.data.pairs import Pairs
 from capscore.data.place import Redrawn
@@ -65,17 +66,37 @@ def balanced(data: Samples) -> tuple[float, ...]:
     return tuple(float(mean / count) if count else 1.0 for count in counts)
 
 
+def several(data: Samples) -> bool:
+    """Whether images may show several classes or none: labels that are flags."""
+    return data.batch(slice(0, 1))[1].dtype == np.bool_
+
+
+def even_chances(data: Samples) -> NDArray[np.float64]:
+    """Return a chance [N] for each image to be drawn, by which all classes are drawn alike; they sum to 1."""
+    targets = targets_of(data.labels, len(data.classes))
+    weights = targets / np.maximum(targets.sum(0), 1)
+    chances: NDArray[np.float64] = weights.sum(1) / np.maximum(targets.sum(1), 1)
+    chances += np.where(targets.any(1), 0, 1 / len(data))  # an image that shows no class is as likely as ever
+    return chances / chances.sum()
+
+
 def _counts(data: Samples) -> NDArray[np.int64]:
     """Return how many images show each class; of images that are drawn, how many of their source do."""
     while isinstance(data, Redrawn | Pairs):  # whose labels are those of their source, or drawn from all of them
         data = data.source
+    if data.labels.dtype == np.bool_:
+        return data.labels.sum(0)
     return np.bincount(np.ravel(data.labels), minlength=len(data.classes))
 
 
 def _renumbered(data: S, classes: tuple[str, ...]) -> S:
     if isinstance(data, Dataset):
         table = np.array([classes.index(name) for name in data.classes], np.int64)
-        return replace(data, labels=table[data.labels], classes=classes)
+        if data.labels.dtype != np.bool_:
+            return replace(data, labels=table[data.labels], classes=classes)
+        flags = np.zeros((len(data), len(classes)), np.bool_)
+        flags[:, table] = data.labels
+        return replace(data, labels=flags, classes=classes)
     if isinstance(data, Redrawn | Pairs):
         return replace(data, source=_renumbered(data.source, classes))
     raise DataError(

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from capscore.data.batch import Batch, targets_of
+from capscore.data.rows import Rows
+from capscore.data.shown import Shown
 from capscore.data.window import shifted
 from capscore.errors import DataError
 
@@ -24,8 +26,8 @@ class Samples(Protocol):
         """Class names."""
 
     @property
-    def labels(self) -> NDArray[np.int64]:
-        """[N], indices into `classes`; or [N, 2], the two classes that an image shows."""
+    def labels(self) -> NDArray[Any]:
+        """[N], indices into `classes`; or [N, 2], the two classes that an image shows; or flags [N, J], bool."""
 
     @property
     def size(self) -> tuple[int, int, int]:
@@ -38,8 +40,8 @@ class Samples(Protocol):
     def __len__(self) -> int:
         """Return the number of images, N."""
 
-    def batch(self, index: Index, margin: int = 0) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Images as float32 in [0, 1], a new array, and their int64 labels [B] or [B, 2].
+    def batch(self, index: Index, margin: int = 0) -> tuple[NDArray[np.float32], NDArray[Any]]:
+        """Images as float32 in [0, 1], a new array, and their labels [B], [B, 2] or [B, J].
 
         The images are [B, C, H, W], or larger by `margin` pixels on each of the four sides: by what a crop
         has left out there, otherwise by zeros. A window of H×W in that, at random, is an image shifted.
@@ -52,7 +54,18 @@ class Samples(Protocol):
         """
 
 
-class Moved:
+class Single(Shown):
+    """Base of samples that can be asked for one by one, as PyTorch's DataLoader does."""
+
+    def __getitem__(self: Samples, index: int) -> tuple[NDArray[np.float32], Any]:
+        """Return an image [C, H, W] and its label: a number, or an array of images that show several classes."""
+        if not -len(self) <= index < len(self):  # where iteration ends
+            raise IndexError(f"there is no image {index}: there are {len(self):,}")
+        images, labels = self.batch(np.array([index % len(self)]))
+        return images[0], labels[0] if labels.ndim > 1 else int(labels[0])
+
+
+class Moved(Single):
     """Base of samples that are moved within what `batch` puts around them."""
 
     def moved(self: Samples, index: Index, reach: int, down: NDArray[np.integer], across: NDArray[np.integer]) -> Batch:
@@ -61,16 +74,16 @@ class Moved:
         return Batch(shifted(images, reach, down, across), targets_of(labels, len(self.classes)))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Dataset(Moved):
     """Labelled images, checked when they are put together.
 
     Parameters
     ----------
     images
-        [N, C, H, W], uint8 in 0..255 or float32 in [0, 1]; N, C, H and W are at least 1.
+        [N, C, H, W], uint8 in 0..255 or float32 in [0, 1]; N, C, H and W are at least 1. Or `Rows`, on disk.
     labels
-        [N] int64, each an index into `classes`.
+        [N] int64, each an index into `classes`; or [N, J] bool, the classes that each image shows, several or none.
     classes
         Class names, distinct.
     split
@@ -84,8 +97,8 @@ class Dataset(Moved):
         An array has another dtype, shape or range, or a class name appears twice.
     """
 
-    images: NDArray[np.uint8] | NDArray[np.float32]
-    labels: NDArray[np.int64]
+    images: NDArray[np.uint8] | NDArray[np.float32] | Rows
+    labels: NDArray[np.int64] | NDArray[np.bool_]
     classes: tuple[str, ...]
     split: Mapping[str, Any] | None = None
     notes: tuple[str, ...] = ()
@@ -96,13 +109,13 @@ class Dataset(Moved):
         """Check the arrays."""
         images, labels, classes = self.images, self.labels, self.classes
         for name, given in (("images", images), ("labels", labels)):
-            if not isinstance(given, np.ndarray):
+            if not isinstance(given, np.ndarray | (Rows if name == "images" else np.ndarray)):
                 raise DataError(f"{name} are a {type(given).__name__}: make them a NumPy array")
         if images.dtype not in (np.uint8, np.float32):
             raise DataError(f"images are {images.dtype}: store uint8 in 0..255 or float32 in [0, 1]")
         if images.ndim != 4 or 0 in images.shape:
             raise DataError(f"images have shape {images.shape}: it must be [N, C, H, W] with nothing empty")
-        if images.dtype == np.float32:
+        if isinstance(images, np.ndarray) and images.dtype == np.float32:
             with np.errstate(invalid="ignore"):
                 low, high = images.min(), images.max()
             if not (low >= 0 and high <= 1):  # NaN fails this too
@@ -112,15 +125,17 @@ class Dataset(Moved):
                 elif not np.isfinite(images).all():
                     cure = "replace what is not finite"
                 raise DataError(f"images reach from {low:g} to {high:g}: floats must lie in [0, 1], {cure}")
-        if labels.dtype != np.int64 or labels.shape != images.shape[:1]:
+        several = labels.dtype == np.bool_
+        wanted = (len(images), len(classes)) if several else (len(images),)
+        if labels.dtype not in (np.int64, np.bool_) or labels.shape != wanted:
             raise DataError(
-                f"labels are {labels.dtype} {labels.shape}: "
-                f"{len(images)} images need int64 labels of shape ({len(images)},)"
+                f"labels are {labels.dtype} {labels.shape}: {len(images)} images need int64 labels of shape "
+                f"({len(images)},), or bool {(len(images), len(classes))} where they show several of the classes"
             )
         if len(set(classes)) != len(classes):
             name, count = Counter(classes).most_common(1)[0]
             raise DataError(f"{count} classes are called {name!r}: give each class its own name")
-        if labels.min() < 0 or labels.max() >= len(classes):
+        if not several and (labels.min() < 0 or labels.max() >= len(classes)):
             raise DataError(
                 f"labels reach from {labels.min()} to {labels.max()} but there are {len(classes)} classes: "
                 "number the classes from 0 and name each of them"
@@ -136,8 +151,8 @@ class Dataset(Moved):
         _, channels, height, width = self.images.shape
         return channels, height, width
 
-    def batch(self, index: Index, margin: int = 0) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Images as float32 in [0, 1], a new array, and their int64 labels [B].
+    def batch(self, index: Index, margin: int = 0) -> tuple[NDArray[np.float32], NDArray[Any]]:
+        """Images as float32 in [0, 1], a new array, and their labels [B] or [B, J].
 
         The images are [B, C, H, W], or larger by `margin` pixels of zeros on each of the four sides.
         """

@@ -1,6 +1,7 @@
 """IDX files, the format of MNIST and Fashion-MNIST."""
 
 import math
+import re
 from pathlib import Path
 from typing import IO
 
@@ -8,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from capscore.data.dataset import Dataset
+from capscore.data.labels import settled
 from capscore.data.memory import Budget
+from capscore.data.split import Rule
 from capscore.data.stream import opened, read_up_to
 from capscore.errors import DataError
 
@@ -72,3 +75,30 @@ def _read_file(folder: Path, file: str, rank: int, memory: Budget) -> NDArray[np
     if array.ndim != rank:
         raise DataError(f"{path} has shape {array.shape}: {rank} dimensions are needed, fetch the file again")
     return array
+
+
+def idx_pairs(folder: Path) -> list[tuple[Path, Path]]:
+    """Return the pairs of IDX files of images and labels in a folder, by their names; training before test."""
+    pairs = []
+    for images in sorted(folder.iterdir()):
+        if "images" in images.name and "idx" in images.name:
+            named = re.sub(r"idx\d", "idx1", images.name.replace("images", "labels"))
+            stem = named.removesuffix(".gz")
+            if labels := next((p for p in (folder / stem, folder / f"{stem}.gz") if p.is_file()), None):
+                pairs.append((images, labels))
+    return sorted(pairs, key=lambda pair: any(word in pair[0].name for word in ("test", "t10k")))
+
+
+def read_idx_pairs(folder: Path, rule: Rule, memory: Budget) -> tuple[Dataset, Dataset]:
+    """Read (train, test) from two pairs of IDX files, or from one, which `rule` parts."""
+    pairs = idx_pairs(folder)
+    if len(pairs) > 2:
+        raise DataError(
+            f"{folder} has {len(pairs)} pairs of IDX files: put one or two of them into a folder of their own"
+        )
+    images = [_read(images, memory) for images, _ in pairs]
+    classes, labels, notes = settled([_read(labels, memory) for _, labels in pairs], None, memory)
+    sets = [
+        Dataset(x[:, None] if x.ndim == 3 else x, y, classes, notes=notes) for x, y in zip(images, labels, strict=True)
+    ]
+    return (sets[0], sets[1]) if len(sets) == 2 else rule(sets[0])

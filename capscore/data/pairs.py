@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from capscore.data.batch import Batch, targets_of
-from capscore.data.dataset import Index, Samples, positions
+from capscore.data.dataset import Index, Samples, Single, positions
 from capscore.data.draws import Seed, draws, integers_below
 from capscore.data.window import shifted, window
 from capscore.errors import DataError
@@ -15,8 +15,8 @@ from capscore.errors import DataError
 BLOCK = 1 << 20  # pairs whose labels are drawn at once
 
 
-@dataclass(frozen=True, eq=False)
-class Pairs:
+@dataclass(frozen=True, eq=False, repr=False)
+class Pairs(Single):
     """Two images of different classes on top of each other, summed and clipped at 1; drawn when asked for.
 
     Image k shows image k mod n of the source, which has n, and another one, drawn from all of other classes.

@@ -1,6 +1,7 @@
 """Images on another canvas: cropped or padded around the centre, or placed at random."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,7 @@ from capscore.data.window import window
 from capscore.errors import DataError
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Redrawn(Moved):
     """Base of those that show every image of a source in another way, under its label."""
 
@@ -23,7 +24,7 @@ class Redrawn(Moved):
         return self.source.classes
 
     @property
-    def labels(self) -> NDArray[np.int64]:
+    def labels(self) -> NDArray[Any]:
         """The labels of the source."""
         return self.source.labels
 
@@ -32,7 +33,7 @@ class Redrawn(Moved):
         return len(self.source)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Framed(Redrawn):
     """The `height`×`width` pixels around the centre of every image: a crop, or with zeros around it.
 
@@ -59,7 +60,7 @@ class Framed(Redrawn):
         _, height, width = self.source.size
         return min(abs(height - self.height), abs(width - self.width)) // 2
 
-    def batch(self, index: Index, margin: int = 0) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    def batch(self, index: Index, margin: int = 0) -> tuple[NDArray[np.float32], NDArray[Any]]:
         """Images [B, C, height, width], larger by `margin` on each side, and their labels."""
         images, labels = self.source.batch(index)
         _, height, width = self.source.size
@@ -68,7 +69,7 @@ class Framed(Redrawn):
         return window(images, top, left, self.height + 2 * margin, self.width + 2 * margin), labels
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class OnCanvas(Redrawn):
     """Base of those that draw where every image comes to lie on `canvas`×`canvas` pixels."""
 
@@ -83,7 +84,7 @@ class OnCanvas(Redrawn):
         return self.source.size[0], self.canvas, self.canvas
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Placed(OnCanvas):
     """Every image at a place of its own, drawn at random, on `canvas`×`canvas` pixels of zeros."""
 
@@ -92,7 +93,7 @@ class Placed(OnCanvas):
         if self.canvas < max(self.source.size[1:]):
             raise DataError(f"images of {self.source.size} (C×H×W) do not fit a canvas of {self.canvas} pixels")
 
-    def batch(self, index: Index, margin: int = 0) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    def batch(self, index: Index, margin: int = 0) -> tuple[NDArray[np.float32], NDArray[Any]]:
         """Images [B, C, canvas, canvas], larger by `margin` on each side, and their labels."""
         index = positions(index, len(self))
         images, labels = self.source.batch(index)

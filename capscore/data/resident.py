@@ -17,7 +17,7 @@ LARGEST = 4 << 30  # bytes held; larger sets are sent batch by batch
 BLOCK = 4096  # images sent at once
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Resident(Redrawn):
     """All images of a source as one array on a device; what it sends there goes through `put`, which does not wait."""
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from capscore.data.dataset import Dataset
+from capscore.data.rows import Rows, part
 from capscore.errors import DataError, short
 
 Rule = Callable[[Dataset], tuple[Dataset, Dataset]]  # parts one set into (train, test)
@@ -56,6 +57,8 @@ class BySeed:
 
     def __call__(self, data: Dataset) -> tuple[Dataset, Dataset]:
         """Return (train, test), in the order of `data`. Raises DataError if one of them would have no image."""
+        if data.labels.dtype == np.bool_:
+            raise DataError("a model that knows one class an image is asked about images that show several")
         counts = np.bincount(data.labels)
         quota = np.where(counts > 1, np.maximum(1, np.rint(counts / 5)), 0)
         grouped = np.lexsort((np.random.default_rng(self.seed).random(len(data)), data.labels))
@@ -99,7 +102,7 @@ def seed_of(provenance: Mapping[str, Any]) -> int | None:
     return seed if type(seed) is int and seed >= 0 else None
 
 
-def hashes(images: NDArray[Any], salt: bytes = b"") -> NDArray[np.uint64]:
+def hashes(images: NDArray[Any] | Rows, salt: bytes = b"") -> NDArray[np.uint64]:
     """Return a number [N] for each of images [N, …], of its bytes."""
     rows = (np.ascontiguousarray(image).data.cast("B") for image in images)
     numbers = b"".join(hashlib.blake2b(row, digest_size=8, salt=salt).digest() for row in rows)
@@ -118,13 +121,14 @@ def _held_out(found: NDArray[np.uint64], moved: NDArray[np.uint64]) -> NDArray[n
     return (found < LIMIT) ^ np.isin(found, moved)
 
 
-def _moved(found: NDArray[np.uint64], labels: NDArray[np.int64]) -> NDArray[np.uint64]:
+def _moved(found: NDArray[np.uint64], labels: NDArray[Any]) -> NDArray[np.uint64]:
     """Return the hashes that must change sides for every class to have images on both."""
     moved = np.empty(0, np.uint64)
-    for label in np.unique(labels):
-        mine = np.unique(found[labels == label])  # in ascending order
+    flags = labels.T if labels.dtype == np.bool_ else (labels == label for label in np.unique(labels))
+    for shown in flags:
+        mine = np.unique(found[shown])  # in ascending order
         out, free = _held_out(mine, moved), mine[~np.isin(mine, moved)]
-        if out.all():
+        if len(mine) and out.all():
             moved = np.append(moved, free[-1:])
         elif len(mine) > 1 and not out.any():
             moved = np.append(moved, free[:1])
@@ -139,7 +143,7 @@ def _parted(data: Dataset, chosen: NDArray[np.bool_], told: dict[str, Any]) -> t
             "to measure a model with all of them, capscore eval --split all"
         )
     sides = (~chosen, chosen)
-    train, test = (replace(data, images=data.images[m], labels=data.labels[m], split=told) for m in sides)
+    train, test = (replace(data, images=part(data.images, m), labels=data.labels[m], split=told) for m in sides)
     return train, test
 
 

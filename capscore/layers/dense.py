@@ -13,7 +13,7 @@ from capscore.init import Constant, Init, TruncatedNormal
 from capscore.layer import Capsules, Grid, Param, Plan, Run, Shape
 from capscore.ops import A, Index, Ops
 from capscore.routing import DynamicRouting, LinearVotes, Routing, ShiftedVotes, Votes, VotesShape
-from capscore.values import check_flags, check_numbers, check_whole
+from capscore.values import check_flags, check_whole
 
 from .routed import RoutedCaps
 
@@ -24,9 +24,8 @@ class DenseCaps(RoutedCaps):
 
     `shared`: capsules of one type share their matrices, wherever they lie; "all": capsules of all types share one for
     each of the `count`. `coordinates`: votes are told where their capsule lies, by (x + ½)/width added to the last
-    number of their first row and (y + ½)/height to that of the second (Hinton, Sabour, Frosst 2018, section 4); others
-    count from `coordinate_start` instead of ½, or add `coordinate_scale` times as much. `vote_bias`: every vote has a
-    learned number added to each of its own, shared as the matrices are.
+    number of their first row and (y + ½)/height to that of the second (Hinton, Sabour, Frosst 2018, section 4).
+    `vote_bias`: every vote has a learned number added to each of its own, shared as the matrices are.
     """
 
     count: int
@@ -38,14 +37,11 @@ class DenseCaps(RoutedCaps):
     coordinates: bool = False
     vote_bias: bool = False
     init: Init | None = None
-    coordinate_start: float = 0.5
-    coordinate_scale: float = 1.0
 
     def __post_init__(self) -> None:
         """Check every setting."""
         check_whole(self, "count")
         check_flags(self, "coordinates", "vote_bias")
-        check_numbers(self, "coordinate_start", "coordinate_scale")
         if type(self.shared) is not bool and self.shared != "all":
             raise SpecError(f'DenseCaps: shared must be true, false or "all", not {short(self.shared)}')
         super().__post_init__()
@@ -90,8 +86,7 @@ class DenseCaps(RoutedCaps):
         if self.coordinates:
             y, x_ = np.indices((grid.height, grid.width)).reshape(2, -1)
             places = np.zeros((grid.types, len(y), self.pose_rows, self.dim // self.pose_rows))
-            places[:, :, 0, -1] = (x_ + self.coordinate_start) / grid.width * self.coordinate_scale
-            places[:, :, 1, -1] = (y + self.coordinate_start) / grid.height * self.coordinate_scale
+            places[:, :, 0, -1], places[:, :, 1, -1] = (x_ + 0.5) / grid.width, (y + 0.5) / grid.height
             votes = ShiftedVotes(votes, ops.asarray(places.reshape(1, -1, self.dim), weight))
         return votes
 

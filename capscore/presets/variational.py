@@ -22,9 +22,8 @@ def matrices(types: int, types_below: int, kernel: int = 1) -> dict[str, Any]:
 def network(size: tuple[int, int, int], classes: int, widths: tuple[int, int, int, int]) -> CapsNetSpec:
     """Return the network of three capsule layers, of A channels and B, C and D types of capsules.
 
-    The class capsules' coordinates are (x + 1)/(10·width), (y + 1)/(10·height). The authors add the row's to the first
-    row of a vote and the column's to the second; here it is the other way round, as in EM routing: the same network of
-    transposed images.
+    Coordinates are those of EM routing. (The authors' code is about to add a tenth as much, but takes all capsules to
+    lie at one position, and adds 0.1 to both places of every vote.)
     """
     a, b, c, d = widths
     return CapsNetSpec(
@@ -36,14 +35,7 @@ def network(size: tuple[int, int, int], classes: int, widths: tuple[int, int, in
             AsCaps(b, 16, squash="none", active=True, norm=True),
             ConvCaps(c, kernel=3, stride=2, **matrices(c, b, 3)),
             ConvCaps(d, kernel=3, **matrices(d, c, 3)),
-            DenseCaps(
-                classes,
-                shared=True,
-                coordinates=True,
-                coordinate_start=1.0,
-                coordinate_scale=0.1,
-                **matrices(classes, d),
-            ),
+            DenseCaps(classes, shared=True, coordinates=True, **matrices(classes, d)),
         ),
         decoder=None,
         loss=CrossEntropy(),

@@ -19,9 +19,10 @@ from capscore.train.interrupts import Stopped
 from capscore.train.listeners import Reporter
 from capscore.train.loop import train
 from capscore.train.recipe import Recipe
-from capscore.train.score import Predictor, accuracy, found_all
+from capscore.train.score import Predictor, accuracy, found_all, measure, right_for
 
 __all__ = [
     "BEST", "LAST", "LOG", "Predictor", "Recipe", "Reporter", "Stopped", "accuracy", "batches", "check_dataset",
-    "found_all", "locked", "read_last", "train",
+    "found_all", "locked", "measure", "read_last", "right_for",
+    "train",
 ]  # fmt: skip

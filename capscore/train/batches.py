@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from capscore.data import Batch, Samples, augmented, by_name
+from capscore.data import Batch, Items, Samples, augmented, by_name, even_chances
 from capscore.errors import ShapeError, short
 from capscore.model import CapsNet
 from capscore.train.recipe import Recipe
@@ -16,9 +16,13 @@ from capscore.train.recipe import Recipe
 def batches(data: Samples, recipe: Recipe, epoch: int, skip: int = 0) -> Iterator[Batch]:
     """Yield the shuffled, shifted batches of one epoch from batch `skip` on.
 
-    Every image is moved by its own whole number of pixels, up to `recipe.shift` each way, then augmented.
+    With `recipe.balanced` images are drawn, those of rare classes more often. Every image is moved by its own whole
+    number of pixels, up to `recipe.shift` each way, then augmented.
     """
-    order = np.random.default_rng([recipe.seed, epoch]).permutation(len(data))
+    drawn = np.random.default_rng([recipe.seed, epoch])
+    order = (
+        drawn.choice(len(data), len(data), p=even_chances(data)) if recipe.balanced else drawn.permutation(len(data))
+    )
     for step in range(skip, recipe.per_epoch(len(data))):
         index = order[step * recipe.batch : (step + 1) * recipe.batch]
         rng = np.random.default_rng([recipe.seed, epoch, step])
@@ -26,13 +30,21 @@ def batches(data: Samples, recipe: Recipe, epoch: int, skip: int = 0) -> Iterato
         yield augmented(batch, recipe.augment, rng)
 
 
-def check_samples(data: Any, what: str) -> None:
-    """Raise ShapeError unless `data` are `Samples`."""
+def as_samples(data: Any, what: str) -> Samples:
+    """Return `data` as `Samples`: as they are, or a dataset of PyTorch's kind; raise ShapeError for anything else."""
+    by_position = (
+        hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, list | tuple | dict)
+    )
+    if hasattr(data, "batch_size") or (
+        by_position and not isinstance(data, Samples | str) and not hasattr(data, "dtype")
+    ):
+        return Items(data)
     if not isinstance(data, Samples):
         raise ShapeError(
             f"the {what} set is {short(data)}, a {type(data).__name__}: give a capscore.data.Dataset(images, labels, "
             "classes) of NumPy arrays, or what capscore.data.load returns; training shuffles and batches it itself"
         )
+    return data
 
 
 def check_dataset(
@@ -42,7 +54,7 @@ def check_dataset(
 
     Raises ShapeError unless these are `Samples`, of the network's size, and DataError if the classes are others.
     """
-    check_samples(data, what)
+    data = as_samples(data, what)
     if not len(data):
         raise ShapeError(f"the {what} set has no images")
     if data.size != net.spec.input:

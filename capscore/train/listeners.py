@@ -22,7 +22,10 @@ class Reporter(Protocol):
         """Hear of a step, with the epoch's mean loss and accuracy so far."""
 
     def end(self, row: dict[str, Any]) -> None:
-        """Hear of the end of an epoch: the row that the log gets."""
+        """Hear of the end of an epoch: the row that the log gets.
+
+        A reporter that has a method `note` hears there, as a line of text, what training suffers from.
+        """
 
 
 class Listeners:
@@ -35,7 +38,8 @@ class Listeners:
         """Call the method `what` of every reporter."""
         for reporter in tuple(self.reporters):
             try:
-                getattr(reporter, what)(*about)
+                if what != "note" or hasattr(reporter, "note"):
+                    getattr(reporter, what)(*about)
             except OSError as error:
                 if error.errno not in CLOSED:
                     raise

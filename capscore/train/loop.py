@@ -7,16 +7,19 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from capscore.data import Samples, absent, fingerprint
+from capscore.data import Samples, absent, fingerprint, several
 from capscore.errors import ShapeError, TrainingError
 from capscore.model import CapsNet, Learner
+from capscore.terminal import Terminal
 from capscore.train.ahead import ahead
-from capscore.train.batches import batches, check_dataset, check_samples
+from capscore.train.batches import as_samples, batches, check_dataset
 from capscore.train.checkpoint import restore
 from capscore.train.folder import LAST, locked, make
 from capscore.train.interrupts import Interrupts, Stopped
 from capscore.train.listeners import Listeners, Reporter
 from capscore.train.recipe import Recipe
+from capscore.train.report import Screen
+from capscore.train.score import right_for
 from capscore.train.training import Training, provenance
 
 
@@ -28,7 +31,7 @@ def train(
     recipe: Recipe,
     folder: str | Path,
     resume: bool = False,
-    reporters: tuple[Reporter, ...] = (),
+    reporters: tuple[Reporter, ...] | None = None,
     checkpoint_seconds: float = 60.0,
     resuming: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
@@ -36,7 +39,8 @@ def train(
 
     `folder` receives the files that `capscore.train` lists. With `resume` training goes on from `last.safetensors`, to
     the bit on a CPU with as many threads; a TrainingWarning tells of others. What was frozen stays frozen. Classes are
-    matched by name. `resuming` are JSON values that only the checkpoint keeps, such as the path of the data.
+    matched by name. Without `reporters` a bar, in a notebook too, or plain lines tell of progress on standard error;
+    () is silence. `resuming` are JSON values that only the checkpoint keeps, such as the path of the data.
 
     Raises TrainingError (the loss is not finite, nothing can learn, there is one class, the checkpoint is damaged or
     belongs to other settings or data), Stopped (after a checkpoint: by Ctrl-C, SIGTERM, SIGHUP or a reporter whose
@@ -47,7 +51,8 @@ def train(
     if not resume:
         make(folder)
     with locked(folder) if learner.writes else nullcontext(), Interrupts() as interrupts:
-        training = Training(net, learner, recipe, folder, len(data), Listeners(reporters, interrupts), resuming)
+        listeners = Listeners(_usual(learner) if reporters is None else reporters, interrupts)
+        training = Training(net, learner, recipe, folder, len(data), listeners, resuming, right_for(data))
         _begin(training, data, held_out, resume)
         data = data if recipe.augment else learner.to_device(data, recipe.shift)  # the host augments
         for epoch in range(training.progress.epoch, recipe.epochs):
@@ -62,12 +67,17 @@ def train(
     return training.rows
 
 
+def _usual(learner: Learner[Any]) -> tuple[Reporter, ...]:
+    """Return who tells of progress where nobody was named: of several processes, one."""
+    return (Screen(Terminal(stderr=True)),) if learner.writes else ()
+
+
 def _fitting(
     net: CapsNet[Any], learner: Learner[Any], data: Samples, held_out: Samples, recipe: Recipe
 ) -> tuple[Samples, Samples]:
     """Return both sets with their labels numbered as the network's classes, or say what does not fit together."""
+    data, held_out = as_samples(data, "training"), as_samples(held_out, "held-out")
     for dataset, what in ((data, "training"), (held_out, "held-out")):
-        check_samples(dataset, what)
         if len(dataset.classes) != net.spec.classes:
             raise ShapeError(f"the {what} set has {len(dataset.classes)} classes; the network has {net.spec.classes}")
     data, held_out = check_dataset(net, data, "training"), check_dataset(net, held_out, "held-out")
@@ -98,4 +108,4 @@ def _begin(training: Training, data: Samples, held_out: Samples, resume: bool) -
         raise TrainingError(f"{folder} already holds a training: resume it, or choose another folder")
     split = getattr(held_out, "split", None) or {"rule": "own"}
     net.provenance |= provenance(recipe, len(data)) | {"split": dict(split), "fingerprints": known}
-    net.provenance |= learner.workers
+    net.provenance |= learner.workers | {"several": several(data)}

@@ -15,7 +15,7 @@ from capscore.errors import SpecError, TrainingError, short
 from capscore.optim import Adam, Exponential, Optimiser, Schedule
 from capscore.values import read, write
 
-VALUES = ("optimiser", "schedule", "augment")  # fields that are values; all others are numbers
+NO_NUMBERS = ("optimiser", "schedule", "augment", "balanced")
 WHOLES = {"epochs": 1, "batch": 1, "decay_steps": 1, "shift": 0, "seed": 0}  # fields that are whole numbers; the least
 
 
@@ -40,6 +40,7 @@ class Recipe:
     schedule: Schedule | None = None
     average: float = 0.0
     augment: tuple[Augmentation, ...] = ()  # how images are changed anew in every epoch, after the shift
+    balanced: bool = False  # draw images so that all classes come alike, instead of every image once an epoch
 
     def __post_init__(self) -> None:
         """Check every field, naming the one that does not fit."""
@@ -50,7 +51,7 @@ class Recipe:
         object.__setattr__(self, "augment", augment := tuple(self.augment))
         if strange := [each for each in augment if not isinstance(each, Augmentation)]:
             raise TrainingError(f"augment must be of capscore.data.augment, such as Flip(), not {short(strange[0])}")
-        for name in (each.name for each in fields(self) if each.name not in VALUES):
+        for name in (each.name for each in fields(self) if each.name not in NO_NUMBERS):
             value = getattr(self, name)
             if isinstance(value, np.generic):
                 value = value.item()
@@ -59,6 +60,8 @@ class Recipe:
             if type(value) not in kinds or not least <= value < math.inf:
                 kind = "a whole number" if name in WHOLES else "a number"
                 raise TrainingError(f"{name} must be {kind} of at least {least}, not {short(value)}")
+        if type(self.balanced) is not bool:
+            raise TrainingError(f"balanced must be True or False, not {short(self.balanced)}")
         if self.decay > 1:
             raise TrainingError(f"decay must be at most 1, not {self.decay}: the rate is multiplied by it")
         if self.average >= 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,14 @@ from capscore.errors import TrainingError
 
 
 class Screen:
-    """A live bar for each epoch on a terminal; elsewhere a plain line now and then, and one per epoch."""
+    """A live bar for each epoch on a terminal, and in a notebook that has ipywidgets; else a plain line now and then.
+
+    One line stays of every epoch.
+    """
 
     def __init__(self, console: Console, every_seconds: float = 10.0) -> None:
+        widgets = console.is_jupyter and find_spec("ipywidgets") is not None
+        self.live = console.is_terminal or widgets
         self.console, self.every = console, every_seconds
         self.bar: Progress | None = None
         self.task: TaskID | None = None
@@ -27,7 +33,7 @@ class Screen:
         self.name, self.steps, self.done = f"epoch {epoch}/{epochs}", steps, step
         self.started = self.told = time.monotonic()
         self.images = 0
-        if self.console.is_terminal:
+        if self.live:
             columns = (
                 "loss {task.fields[loss]:.4f}",
                 "accuracy {task.fields[accuracy]:.2%}",
@@ -61,6 +67,10 @@ class Screen:
             f"{self.name} loss {row['loss']:.4f} accuracy {row['accuracy']:.2%} "
             f"held-out {row['held_out_accuracy']:.2%} {row['images_per_second']:.0f} img/s {row['seconds']:.1f} s"
         )
+
+    def note(self, text: str) -> None:
+        """Print what training suffers from."""
+        self._print(f"note: {text}")
 
     def close(self) -> None:
         """Take the bar away, also when an epoch broke off."""

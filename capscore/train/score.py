@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from capscore.data import Samples, by_name, targets_of
+from capscore.data import Samples, by_name, several, targets_of
+from capscore.metrics import SHOWN, Measures
+
+Right = Callable[[NDArray[Any], NDArray[Any]], NDArray[np.bool_]]  # of scores and targets [B, J], for each image
 
 
 class Predictor(Protocol):
@@ -25,12 +29,39 @@ def found_all(scores: NDArray[Any], targets: NDArray[Any]) -> NDArray[np.bool_]:
     return same
 
 
+def found_exactly(scores: NDArray[Any], targets: NDArray[Any]) -> NDArray[np.bool_]:
+    """Say for scores [B, J] whether those above 0.5 are those of the classes that an image shows, and no others."""
+    same: NDArray[np.bool_] = ((scores > SHOWN) == (targets > 0)).all(1)
+    return same
+
+
+def right_for(data: Samples) -> Right:
+    """Return what says whether the answer for an image of these is right."""
+    return found_exactly if several(data) else found_all
+
+
 def accuracy(net: Predictor, data: Samples, batch: int = 128) -> float:
-    """Return the share of images whose highest scores are those of their labels; by name, if `net` has `classes`."""
-    correct = 0
+    """Return the share of images whose highest scores are those of their labels; by name, if `net` has `classes`.
+
+    Of images that may show several classes or none, those of scores above 0.5 must be just these.
+    """
+    right = right_for(data)
+    found = (right(scores, targets).sum() for scores, targets in _scored(net, data, batch))
+    return int(sum(found)) / len(data)
+
+
+def measure(net: Predictor, data: Samples, batch: int = 128) -> Measures:
+    """Return accuracy, what each class reaches, confusions and more; by name, if `net` has `classes`."""
+    scores, targets = (np.concatenate(parts) for parts in zip(*_scored(net, data, batch), strict=True))
+    classes = tuple(getattr(net, "classes", data.classes))
+    count = None if several(data) else data.batch(slice(0, 1))[1].size
+    return Measures(scores.astype(np.float32), targets.astype(np.int8), classes, count)
+
+
+def _scored(net: Predictor, data: Samples, batch: int) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+    """Yield scores [B, J] and targets [B, J] of all images in their order."""
     data, _ = by_name(data, getattr(net, "classes", data.classes), "test")
     for start in range(0, len(data), batch):
         images, labels = data.batch(slice(start, start + batch))
         scores = net.predict(images)
-        correct += int(found_all(scores, targets_of(labels, scores.shape[1])).sum())
-    return correct / len(data)
+        yield scores, targets_of(labels, scores.shape[1])

@@ -17,12 +17,13 @@ from capscore import __version__, modelfile
 from capscore.data import Batch, Samples
 from capscore.errors import TrainingError
 from capscore.model import CapsNet, Learner
+from capscore.train.advice import Watch
 from capscore.train.checkpoint import Rows, check_finite, write_log
 from capscore.train.folder import BEST, LAST
 from capscore.train.listeners import Listeners
 from capscore.train.progress import Progress
 from capscore.train.recipe import Recipe
-from capscore.train.score import accuracy, found_all
+from capscore.train.score import Right, accuracy, found_all
 
 READ_SECONDS = 0.1  # how long losses may stay unread on a device: it would stand idle whenever one is waited for
 
@@ -42,9 +43,11 @@ class Training:
         images: int,
         listeners: Listeners,
         resuming: Mapping[str, Any] | None = None,
+        right: Right = found_all,
     ) -> None:
         self.net, self.learner, self.recipe, self.folder = net, learner, recipe, folder
         self.images, self.listeners, self.resuming = images, listeners, dict(resuming or {})
+        self.right, self.watch = right, Watch(net.classes)
         self.progress, self.rows = Progress(), Rows()
         self.unread: list[tuple[Any, Any, NDArray[Any]]] = []  # loss, scores and targets of the last steps
         self.began = self.saved = self.looked = time.monotonic()
@@ -86,7 +89,9 @@ class Training:
             progress.step += 1
             progress.steps += 1
             progress.loss += loss * len(targets)
-            progress.correct += int(found_all(self.net.ops.to_numpy(scores), targets).sum())
+            said = self.net.ops.to_numpy(scores)
+            progress.correct += int(self.right(said, targets).sum())
+            self.watch.see(said, targets)
             progress.seconds = time.monotonic() - self.began
             seen = min(progress.step * self.recipe.batch, self.images)
             self.listeners.tell("step", len(targets), progress.loss / seen, progress.correct / seen)
@@ -138,6 +143,9 @@ class Training:
         if self.learner.writes:
             write_log(self.folder, self.rows)
         self.listeners.tell("end", row)
+        if note := self.watch.advice(self.rows, self.recipe):
+            self.listeners.tell("note", note)
+        self.watch.forget()
 
     def _rate(self, step: int) -> float:
         return self.recipe.rate_at(step, self.recipe.total(self.images))

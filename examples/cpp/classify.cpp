@@ -1,8 +1,9 @@
-// Classify an 8-bit PGM or PPM image (P5, P6) of the network's size with an exported model:
+// Classify an 8-bit PGM or PPM image (P5, P6) with an exported model:
 //
 //     classify digits.onnx digit.pgm
 //
-// prints the length of every class capsule. Needs ONNX Runtime's C++ headers and library, 1.14 or later.
+// prints the score of every class, by name. Size, colours, class names and scale are those of the model's own metadata.
+// Needs ONNX Runtime's C++ headers and library, 1.14 or later, and nlohmann/json.
 
 #include <onnxruntime_cxx_api.h>
 
@@ -10,33 +11,54 @@
 #include <cstdio>
 #include <exception>
 #include <fstream>
+#include <nlohmann/json.hpp>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
-// Pixels as [C, H, W] in [0, 1]; the file has them as [H, W, C] in 0..255.
-std::vector<float> read_image(const char* path, const std::vector<int64_t>& shape) {
+struct Image {
+    int64_t channels, height, width;
+    std::vector<unsigned char> bytes;  // [C, H, W]
+};
+
+// The file has its pixels as [H, W, C].
+Image read_image(const char* path) {
     std::ifstream file(path, std::ios::binary);
     std::string magic;
-    int64_t width = 0, height = 0, largest = 0;
-    file >> magic >> width >> height >> largest;
+    Image image{};
+    int64_t largest = 0;
+    file >> magic >> image.width >> image.height >> largest;
     file.get();  // the one white space before the pixels
-    const int64_t channels = magic == "P5" ? 1 : magic == "P6" ? 3 : 0;
-    if (!file || largest != 255 || channels != shape[1] || height != shape[2] || width != shape[3]) {
-        throw std::runtime_error(std::string(path) + ": not an 8-bit PGM or PPM of " + std::to_string(shape[1]) + "x" +
-                                 std::to_string(shape[2]) + "x" + std::to_string(shape[3]));
+    image.channels = magic == "P5" ? 1 : magic == "P6" ? 3 : 0;
+    if (!file || largest != 255 || !image.channels || image.width < 1 || image.height < 1) {
+        throw std::runtime_error(std::string(path) + ": not an 8-bit PGM or PPM");
     }
-    std::vector<unsigned char> bytes(channels * height * width);
-    if (!file.read(reinterpret_cast<char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()))) {
+    const int64_t size = image.height * image.width;
+    std::vector<unsigned char> pixels(image.channels * size);
+    if (!file.read(reinterpret_cast<char*>(pixels.data()), static_cast<std::streamsize>(pixels.size()))) {
         throw std::runtime_error(std::string(path) + ": the pixels are cut short");
     }
-    std::vector<float> pixels(bytes.size());
-    for (int64_t c = 0; c < channels; ++c) {
-        for (int64_t i = 0; i < height * width; ++i) {
-            pixels[c * height * width + i] = bytes[i * channels + c] / 255.0f;
+    image.bytes.resize(pixels.size());
+    for (int64_t c = 0; c < image.channels; ++c) {
+        for (int64_t i = 0; i < size; ++i) {
+            image.bytes[c * size + i] = pixels[i * image.channels + c];
         }
     }
-    return pixels;
+    return image;
+}
+
+std::string size_of(int64_t channels, int64_t height, int64_t width) {
+    return std::to_string(channels) + "x" + std::to_string(height) + "x" + std::to_string(width);
+}
+
+// What the model says of itself: the JSON that capscore writes into every export.
+nlohmann::json about(const Ort::Session& session, const char* path) {
+    Ort::AllocatorWithDefaultOptions allocator;
+    auto text = session.GetModelMetadata().LookupCustomMetadataMapAllocated("capscore", allocator);
+    if (!text) {
+        throw std::runtime_error(std::string(path) + ": it has no capscore metadata; `capscore export` writes files that do");
+    }
+    return nlohmann::json::parse(text.get());
 }
 
 int main(int argc, char** argv) try {
@@ -47,26 +69,44 @@ int main(int argc, char** argv) try {
     Ort::SessionOptions options;
     // On a GPU: OrtCUDAProviderOptions cuda; options.AppendExecutionProvider_CUDA(cuda);
     Ort::Session session(env, argv[1], options);
+    const nlohmann::json model = about(session, argv[1]);
+    const std::vector<std::string> classes = model.at("classes");
+    const float scale = model.at("preprocessing").at("scale");
 
     Ort::TypeInfo taken = session.GetInputTypeInfo(0);
     std::vector<int64_t> shape = taken.GetTensorTypeAndShapeInfo().GetShape();
-    if (shape.size() != 4 || shape[0] > 1 ||
-        taken.GetTensorTypeAndShapeInfo().GetElementType() != ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT) {
-        throw std::runtime_error(std::string(argv[1]) + ": not an export that takes images one at a time, as floats");
+    if (shape.size() != 4 || shape[0] > 1) {
+        throw std::runtime_error(std::string(argv[1]) + ": not an export that takes images one at a time");
     }
     shape[0] = 1;  // the batch: -1 in the file, any number will do
-    std::vector<float> pixels = read_image(argv[2], shape);
+    Image image = read_image(argv[2]);
+    if (image.channels != shape[1] || image.height != shape[2] || image.width != shape[3]) {
+        throw std::runtime_error(std::string(argv[2]) + ": it is " + size_of(image.channels, image.height, image.width) +
+                                 ", the model takes " + size_of(shape[1], shape[2], shape[3]));
+    }
+    std::vector<float> pixels(image.bytes.begin(), image.bytes.end());
+    for (float& pixel : pixels) {
+        pixel *= scale;
+    }
     Ort::MemoryInfo memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
-    Ort::Value images =
-        Ort::Value::CreateTensor<float>(memory, pixels.data(), pixels.size(), shape.data(), shape.size());
+    const bool bytes = taken.GetTensorTypeAndShapeInfo().GetElementType() == ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
+    Ort::Value images = bytes ? Ort::Value::CreateTensor<uint8_t>(memory, image.bytes.data(), image.bytes.size(),
+                                                                  shape.data(), shape.size())
+                              : Ort::Value::CreateTensor<float>(memory, pixels.data(), pixels.size(), shape.data(),
+                                                                shape.size());
 
+    Ort::AllocatorWithDefaultOptions allocator;
+    std::string score = "lengths";  // of the capsules, unless the network has scores of its own
+    for (size_t i = 0; i < session.GetOutputCount(); ++i) {
+        if (session.GetOutputNameAllocated(i, allocator).get() == std::string("scores")) {
+            score = "scores";
+        }
+    }
     const char* inputs[] = {"images"};
-    const char* outputs[] = {"lengths"};
+    const char* outputs[] = {score.c_str()};
     std::vector<Ort::Value> found = session.Run(Ort::RunOptions{nullptr}, inputs, &images, 1, outputs, 1);
-    const float* lengths = found[0].GetTensorData<float>();
-    const size_t classes = found[0].GetTensorTypeAndShapeInfo().GetElementCount();
-    for (size_t j = 0; j < classes; ++j) {
-        std::printf("%zu %.6f\n", j, lengths[j]);
+    for (size_t j = 0; j < classes.size(); ++j) {
+        std::printf("%s %.6f\n", classes[j].c_str(), found[0].GetTensorData<float>()[j]);
     }
     return 0;
 } catch (const std::exception& error) {

@@ -20,11 +20,11 @@ import onnxruntime
 from onnx import TensorProto, helper
 
 from capscore.backends import numpy as reference
+from capscore.export.machine import about
 from capscore.export.onnx import Recorder, Value
 from capscore.routing import ArrayVotes, LinearVotes, Votes, dynamic_routing
 from capscore.squash import squash
 from lab import files
-from lab.bench.machine import about
 
 N, J, D, K, ITERATIONS = 1152, 10, 16, 8, 3
 

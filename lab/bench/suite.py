@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from capscore.errors import CapscoreError
+from capscore.export.machine import about
 from lab import ROOT, files
 from lab.bench.contenders import Settings, contenders
-from lab.bench.machine import about
 
 SAMPLE = 200  # ms that a contender runs at a time, warm as in a loop of a user's
 PAUSE = 0.1  # seconds: the threads of the one before still spin, waiting for work

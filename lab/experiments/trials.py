@@ -23,11 +23,11 @@ from capscore import CapsNetSpec, disk
 from capscore.backends import torch as caps
 from capscore.data import Dataset, Samples, load
 from capscore.errors import BackendError, DataError, ModelFileError
+from capscore.export.machine import processor
 from capscore.layer import Grid
 from capscore.train import LAST, Recipe, train
 from capscore.train.report import Screen
 from lab import baselines, files
-from lab.bench.machine import processor
 
 Values = dict[str, float]
 

@@ -1,4 +1,4 @@
-"""What every benchmark says of where it ran."""
+"""What every measurement says of where it was made."""
 
 from __future__ import annotations
 
@@ -8,10 +8,17 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from capscore import __version__
+
 
 def about(*packages: str) -> dict[str, Any]:
-    """Return the hardware and the versions of `packages`."""
-    found = {name: importlib.metadata.version(name) for name in ("numpy", *packages)}
+    """Return the hardware, and the versions of capscore, NumPy and those of `packages` that are installed."""
+    found = {"capscore": __version__}
+    for name in ("numpy", *packages):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
     return {"cpu": processor(), "cores": os.cpu_count(), "python": platform.python_version(), **found}
 
 

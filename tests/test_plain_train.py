@@ -1,0 +1,109 @@
+"""The plain command on a folder of pictures: what it chooses, what it writes, how well it learns."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pictures import folder
+from typer.testing import CliRunner
+
+from capscore import PRESETS, cli, modelfile
+from capscore.data import load
+from capscore.errors import CapscoreError
+from capscore.fit import fitted, pace
+from capscore.train import BEST, LAST, Recipe
+
+
+def run(*args: Any, code: int = 0) -> str:
+    """Run the command in this process; return what it said, or its error."""
+    result = CliRunner().invoke(cli.app, list(map(str, args)))
+    if code:
+        assert isinstance(result.exception, CapscoreError), result.output
+        return str(result.exception)
+    if result.exception:
+        raise result.exception
+    return result.output
+
+
+def test_160_pictures_are_learned_by_one_plain_command(tmp_path: Path) -> None:
+    data = folder(tmp_path / "shapes", 40)
+    learn, test = load(str(data))
+    x, rest = (each.batch(slice(None))[0].reshape(len(each), -1) for each in (learn, test))
+    gram = x @ x.T + np.eye(len(x))  # ridge regression: a linear model guesses
+    scores = rest @ x.T @ np.linalg.solve(gram, np.eye(4)[learn.labels])
+    assert (scores.argmax(1) == test.labels).mean() < 0.6
+    run("train", "--data", data, "--out", tmp_path / "run")
+    assert modelfile.read(tmp_path / "run" / BEST).provenance["held_out_accuracy"] >= 0.85
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A training of one epoch without another option, and what it said."""
+    root = tmp_path_factory.mktemp("plain")
+    folder(root / "shapes", 8, 32)
+    said = run("train", "--data", root / "shapes", "--out", root / "run", "--epochs", 1, "--backend", "numpy")
+    return root, said
+
+
+def test_what_was_chosen_is_a_command_and_a_file(plain: tuple[Path, str], tmp_path: Path) -> None:
+    root, said = plain
+    (line,) = [line for line in said.splitlines() if line.startswith("settings: capscore ")]
+    again = line.removeprefix("settings: capscore ").split()
+    assert again[again.index("--schedule") + 1] == "cosine"
+    first = modelfile.read(root / "run" / BEST)
+    run(*again, "--backend", "numpy", "--out", tmp_path / "command")
+    run("train", "--config", root / "run" / "config.json", "--out", tmp_path / "config")
+    for name in ("command", "config"):
+        same = modelfile.read(tmp_path / name / BEST)
+        assert same.spec == first.spec
+        assert Recipe.of(same.provenance) == Recipe.of(first.provenance)
+        for parameter, array in first.params.items():
+            np.testing.assert_array_equal(same.params[parameter], array)
+    assert (tmp_path / "config" / "config.json").read_text() == (root / "run" / "config.json").read_text()
+
+
+def test_a_file_is_edited_and_the_command_line_has_the_last_word(plain: tuple[Path, str], tmp_path: Path) -> None:
+    settings = json.loads((plain[0] / "run" / "config.json").read_text())
+    settings |= {
+        "rate": 1,
+        "shift": 1,
+        "optimiser": "sgd",
+        "clip": 1,
+        "network": json.loads(PRESETS["small"].to_json()),
+    }
+    settings["network"] |= {"input": [3, 32, 32], "decoder": None}
+    settings["network"]["layers"][-1]["count"] = 4
+    (tmp_path / "mine.json").write_text(json.dumps(settings))
+    run("train", "--config", tmp_path / "mine.json", "--rate", 0.003, "--out", tmp_path / "run")
+    model = modelfile.read(tmp_path / "run" / LAST)
+    recipe = Recipe.of(model.provenance)
+    assert (recipe.rate, recipe.shift, type(recipe.optimiser).__name__) == (0.003, 1, "SGD")
+    assert model.spec.decoder is None
+    assert "beside --resume" in run("train", "--resume", tmp_path / "run", "--config", tmp_path / "mine.json", code=1)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "a JSON object is needed"),
+        ('{"epoch": 3}', "there is no setting 'epoch'; there are data, "),
+        ('{"epochs": "three"}', "epochs is 'three': give a int"),
+        ('{"amp": 1}', "amp is 1: give a bool"),
+        ('{"out": "x"}', "there is no setting 'out'"),
+        ('{"network": {"input": [1, 2]}}', "spec lacks layers"),
+    ],
+)
+def test_a_file_that_is_wrong_is_told(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.json").write_text(text)
+    assert message in run("train", "--config", tmp_path / "mine.json", "--out", tmp_path / "run", code=1)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_pace_follows_from_the_number_of_images() -> None:
+    assert pace((3, 64, 64), 128)[:2] == (16, 63)
+    assert pace((1, 28, 28), 60_000) == (128, 10, 2, 1e-3, "exponential")
+    assert fitted((1, 28, 28), 10, 5000) == PRESETS["small"]
+    assert fitted((1, 28, 28), 10, 100) != PRESETS["small"]
