@@ -33,7 +33,7 @@ SAMPLE = 300  # ms that a contender runs at a time, at least
 
 
 def spec(routing: str) -> CapsNetSpec:
-    """8 types of 8 numbers on 16×16 positions, 8 of 8 again, 16 of 16 on 7×7, 10 classes: votes of 2.2 million numbers."""
+    """8 types of 8 on 16×16 positions, 8 of 8 again, 16 of 16 on 7×7, 10 classes: 2.2 million numbers of votes."""
     how: Any = {"dynamic": DynamicRouting(3), "self-attention": SelfAttention()}[routing]
     about: dict[str, Any] = {"routing": how, "bias": routing == "dynamic"}
     return CapsNetSpec(
@@ -252,9 +252,8 @@ def main() -> None:
             first = next(iter(rows.values()))
             for name, row in rows.items():
                 low, middle, high = row["cpu_ms"]
-                factors = f"{first['cpu_ms'][1] / middle:.2f}×, memory 1/{first['grown_mb'] / row['grown_mb']:.2f}"
                 told = f"{middle:6.0f} ms of the processor ({low:.0f}-{high:.0f}), {row['ms'][1]:6.0f} on the clock"
-                print(f"  {name:14} {told}, {row['grown_mb']:5.0f} MB: {factors}", flush=True)
+                print(f"  {name:14} {told}, {row['grown_mb']:5.0f} MB, {first['cpu_ms'][1] / middle:.2f}×", flush=True)
     if args.json:
         files.write_json(args.json, results)
 
