@@ -79,11 +79,13 @@ class Measures:
     @cached_property
     def shown(self) -> NDArray[np.int64]:
         """[J]: how many images show each class."""
-        return (self.targets > 0).sum(0)
+        counts: NDArray[np.int64] = np.sum(self.targets > 0, axis=0, dtype=np.int64)
+        return counts
 
     @cached_property
     def _hits(self) -> NDArray[np.int64]:
-        return (self.answers & (self.targets > 0)).sum(0)
+        counts: NDArray[np.int64] = np.sum(self.answers & (self.targets > 0), axis=0, dtype=np.int64)
+        return counts
 
     @cached_property
     def recall(self) -> NDArray[np.float64]:

@@ -46,7 +46,7 @@ def confusion(measures: Measures) -> Figure:
         )
         for k in np.flatnonzero(counts[j]):
             ink = "white" if share[j, k] > 0.6 else INK
-            ax.text(k, j, f"{counts[j, k]:,}", ha="center", va="center", color=ink, size=min(SMALL, 18 * side))
+            ax.text(float(k), j, f"{counts[j, k]:,}", ha="center", va="center", color=ink, size=min(SMALL, 18 * side))
     return fig
 
 

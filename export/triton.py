@@ -26,6 +26,8 @@ def write(
 ) -> Path:
     """Write `folder`/`name` with the model, its configuration and its class names; return that path.
 
+    If the repository has a model of this name already, this one becomes its next version.
+
     `tritonserver --model-repository folder` serves it, gathering requests into batches. A model of a fixed batch is
     served as it is: every request brings a whole batch.
 
@@ -40,7 +42,7 @@ def write(
 
     Raises
     ------
-    CapscoreError : a parameter is wrong, or the repository has a model of this name
+    CapscoreError : a parameter is wrong, or the repository has another kind of model under this name
     ModelFileError : the model is none, or the folder cannot be written
     """
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", name):
@@ -50,19 +52,40 @@ def write(
     if device not in ("gpu", "cpu"):
         raise CapscoreError(f'device must be "gpu" or "cpu", not {device!r:.60}')
     file, target = onnxfile.read(model), Path(folder) / name
-    if target.exists():
-        raise CapscoreError(f"{target} is there already: remove it, or give this model another name")
     try:
+        if target.exists():
+            return _add_version(file, target, config(file, name, max_batch, instances, device))
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{name}.") as beside:
             made = Path(beside) / name
             (made / "1").mkdir(parents=True)  # version 1
             write_atomically(made / "1" / "model.onnx", file.path.read_bytes())
             write_atomically(made / "config.pbtxt", config(file, name, max_batch, instances, device).encode())
-            write_atomically(made / LABELS, "".join(f"{_one_line(label)}\n" for label in file.classes).encode())
+            write_atomically(made / LABELS, _labels(file).encode())
             made.rename(target)
     except OSError as error:
         raise ModelFileError(f"cannot write {target}: {error.strerror}") from None
+    return target
+
+
+def _add_version(file: onnxfile.OnnxFile, target: Path, text: str) -> Path:
+    """Put a model beside the versions that a repository has of it; Triton serves the highest one.
+
+    All versions share inputs, outputs and class names: CapscoreError if this one has others.
+    """
+    settings, labels = target / "config.pbtxt", target / LABELS
+    same = settings.is_file() and labels.is_file() and settings.read_text() == text
+    if not same or labels.read_text() != _labels(file):
+        raise CapscoreError(
+            f"{target} is there already, with other inputs, outputs, classes or settings: remove it, or give this "
+            "model another name"
+        )
+    versions = [int(path.name) for path in target.iterdir() if path.name.isdecimal()]
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as beside:
+        made = Path(beside) / "version"
+        made.mkdir()
+        write_atomically(made / "model.onnx", file.path.read_bytes())
+        made.rename(target / str(max(versions, default=0) + 1))
     return target
 
 
@@ -90,6 +113,10 @@ def config(file: onnxfile.OnnxFile, name: str, max_batch: int, instances: int, d
         f"output [\n{outputs}\n]\n"
         f"instance_group [\n  {{\n    count: {instances}\n    kind: KIND_{device.upper()}\n  }}\n]\n{batching}"
     )
+
+
+def _labels(file: onnxfile.OnnxFile) -> str:
+    return "".join(f"{_one_line(label)}\n" for label in file.classes)
 
 
 def _one_line(label: str) -> str:

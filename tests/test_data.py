@@ -466,7 +466,7 @@ def test_npz_order_of_dimensions(
         ({"images": np.zeros((0, 2, 2), np.uint8)}, "declares uint8"),
         ({"images": np.array([None] * 4)}, "images.npy holds object"),
         ({"images": np.zeros(4, "u1,u1")}, "images.npy holds"),
-        ({"labels": np.zeros(4)}, "labels are float64: store integers"),
+        ({"labels": np.zeros(4)}, r"labels are float64 \(4,\): store integers"),
         ({"labels": np.zeros((4, 1, 1), np.int64)}, r"labels are int64 \(4, 1, 1\)"),
         ({"labels": np.array([0, 1, 2, -1])}, "from -1"),
         ({"labels": np.array([0, 1, 2, 2**63], np.uint64)}, "from -9"),

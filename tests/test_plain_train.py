@@ -107,3 +107,13 @@ def test_the_pace_follows_from_the_number_of_images() -> None:
     assert pace((1, 28, 28), 60_000) == (128, 10, 2, 1e-3, "exponential")
     assert fitted((1, 28, 28), 10, 5000) == PRESETS["small"]
     assert fitted((1, 28, 28), 10, 100) != PRESETS["small"]
+
+
+def test_help_has_the_advanced_options_apart_and_completion_is_on() -> None:
+    said = run("train", "--help")
+    options, _, advanced = said.partition("Advanced")
+    assert "--epochs" in options
+    assert "--epochs" not in advanced
+    assert "--weight-decay" not in options
+    assert "--weight-decay" in advanced
+    assert "--install-completion" in run("--help")

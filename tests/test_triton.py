@@ -94,6 +94,22 @@ def test_the_repository(triton: ModuleType, runtime: ModuleType, export: Any, tm
     }
 
 
+def test_a_second_export_is_the_next_version(triton: ModuleType, export: Any, tmp_path: Path) -> None:
+    model = export()
+    made = triton.write(model, tmp_path, "digits")
+    before = (made / "config.pbtxt").read_bytes()
+    assert triton.write(model, tmp_path, "digits") == made
+    (made / "7").mkdir()
+    triton.write(model, tmp_path, "digits")
+    assert sorted(path.name for path in made.iterdir()) == ["1", "2", "7", "8", "config.pbtxt", "labels.txt"]
+    for version in "28":
+        assert (made / version / "model.onnx").read_bytes() == model.read_bytes()
+    assert (made / "config.pbtxt").read_bytes() == before
+    with pytest.raises(CapscoreError, match="with other inputs, outputs, classes or settings"):
+        triton.write(export(outputs=["lengths"]), tmp_path, "digits")
+    assert sorted(path.name for path in tmp_path.glob(".*")) == []
+
+
 def test_a_fixed_batch_and_bytes(triton: ModuleType, export: Any, tmp_path: Path) -> None:
     made = triton.write(export(batch=8, byte_images=True, outputs=["lengths"]), tmp_path, device="cpu")
     config = parse((made / "config.pbtxt").read_text())
@@ -152,6 +168,8 @@ def test_nothing_is_overwritten_or_left_half_done(
     assert list(folder.iterdir()) == []
     made = triton.write(model, folder)
     before = (made / "config.pbtxt").read_bytes()
-    with pytest.raises(CapscoreError, match=r"capsnet is there already: remove it, or give this model another name"):
+    with pytest.raises(
+        CapscoreError, match="capsnet is there already, with other inputs, outputs, classes or settings: remove it"
+    ):
         triton.write(model, folder, max_batch=1)
     assert (made / "config.pbtxt").read_bytes() == before

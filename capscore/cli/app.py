@@ -15,7 +15,6 @@ from capscore.terminal import Terminal, guard
 app = typer.Typer(
     help="Capsule networks on NumPy, CuPy and PyTorch: train, look inside, export to ONNX.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 console, errors = Terminal(), Terminal(stderr=True)

@@ -15,7 +15,7 @@ from capscore.cli.shared import NETWORK, read_object
 from capscore.errors import CapscoreError, short
 
 CONFIG = "config.json"  # beside the model
-NOT_KEPT = ("config", "out", "resume", "preset", "spec")  # they say where, not how
+NOT_KEPT = ("config", "out", "resume", "preset", "spec", "imports", "find_rate", "report")  # they say where, not how
 
 KINDS = {
     field: get_args(hint) if isinstance(hint, types.UnionType) else (hint,)

@@ -17,6 +17,7 @@ from capscore.cli.shared import (
     Backend,
     Data,
     DataDir,
+    Import,
     ModelPath,
     Provider,
     TakesFloats,
@@ -46,6 +47,7 @@ def eval_command(
     backend_name: Backend = None,
     provider: Provider = None,
     threads: Threads = None,
+    imports: Import = None,
 ) -> None:
     """Measure a model on images of a dataset: on its test set, or those held out when it was trained."""
     if split not in SPLITS:

@@ -12,7 +12,7 @@ import typer
 from capscore import backend
 from capscore.cli.app import app, say
 from capscore.cli.datasets import datasets
-from capscore.cli.shared import Backend, Data, DataDir, Weights, default_backend
+from capscore.cli.shared import Backend, Data, DataDir, Import, Weights, default_backend
 from capscore.train import LOG
 
 
@@ -23,6 +23,7 @@ def explore_command(
     data_dir: DataDir = None,
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("figures"),
     backend_name: Backend = None,
+    imports: Import = None,
 ) -> None:
     """Draw what a model does: reconstructions, what each dimension means, couplings, lengths, training curves."""
     from capscore.figures import explore

@@ -13,7 +13,7 @@ from rich.table import Table
 from capscore import backend
 from capscore.cli.app import app, console, say
 from capscore.cli.datasets import counted, datasets
-from capscore.cli.shared import DataDir, TakesFloats, Weights
+from capscore.cli.shared import DataDir, Import, TakesFloats, Weights
 from capscore.errors import ModelFileError
 from capscore.train import accuracy
 
@@ -38,6 +38,7 @@ def export_command(
     json: Annotated[bool, typer.Option("--json", help="Tell browsers and the like in a .json beside it.")] = False,
     verify: Annotated[bool, typer.Option(help="Prove that the graph computes the same.")] = True,
     triton: Annotated[Path | None, typer.Option(help="A Triton model repository to put the file into, too.")] = None,
+    imports: Import = None,
 ) -> None:
     """Write a model as one ONNX file, routing unrolled, and prove that it computes the same as the network."""
     from capscore.export.onnx import export, export_decoder

@@ -11,12 +11,13 @@ from rich.table import Table
 
 from capscore import PRESETS, CapsNetSpec, modelfile
 from capscore.cli.app import app, console, say
-from capscore.cli.shared import read_spec, size_text
+from capscore.cli.shared import Import, read_spec, size_text
 
 
 @app.command("inspect")
 def inspect_command(
     model: Annotated[str, typer.Argument(help="A .safetensors or .onnx file, a spec's JSON, or a preset's name.")],
+    imports: Import = None,
 ) -> None:
     """Show layers, shapes, parameters and multiply-adds of a model."""
     spec, about = _read(model)

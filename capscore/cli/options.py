@@ -13,11 +13,16 @@ import typer
 
 from capscore import PRESETS
 from capscore.cli.choices import LOSSES, OPTIMISERS, SCHEDULES
-from capscore.cli.shared import Backend, Data, DataDir
+from capscore.cli.shared import Backend, Data, DataDir, Import
 from capscore.data import AUGMENTATIONS
 from capscore.train import Recipe
 
 Network = f"Network: {', '.join(PRESETS)}; else one like small that fits the data."
+
+ADVANCED = (  # what help lists in a panel of its own
+    "freeze", "find_rate", "schedule", "decay", "decay_steps", "floor", "warmup", "optimiser", "momentum",
+    "weight_decay", "clip", "average", "loss", "reconstruction", "dtype", "device", "amp", "compile", "fast_conv",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,12 @@ class TrainOptions:
     data_dir: DataDir = None
     out: Annotated[Path, typer.Option(help="Folder for model, checkpoint and log.")] = Path("runs/capsnet")
     resume: Annotated[Path | None, typer.Option(help="Go on with the training in this folder, exactly.")] = None
+    finetune: Annotated[Path | None, typer.Option(help="Begin with this model's parameters, for these classes.")] = None
+    freeze: Annotated[str | None, typer.Option(help="Parameters that stay, by how names begin: stem,primary.")] = None
+    find_rate: Annotated[bool, typer.Option("--find-rate", help="Look for a learning rate, and end.")] = False
+    validation: Annotated[float, typer.Option(help="Share of the training images to choose the best epoch by.")] = 0.0
+    patience: Annotated[int, typer.Option(help="End after so many epochs without a better one; 0: never.")] = 0
+    imports: Import = None
     config: Annotated[Path | None, typer.Option(help="Settings from the config.json of a training.")] = None
     epochs: Annotated[int | None, typer.Option(help="Passes over the data; else by their number.")] = None
     batch: Annotated[int | None, typer.Option(help="Images per step; else by their number.")] = None
@@ -73,6 +84,8 @@ def taking(table: type[Any]) -> Callable[[Callable[..., None]], Callable[..., No
             command(context, table(**given))
 
         hints = {"context": typer.Context} | get_type_hints(table, include_extras=True)
+        for name in ADVANCED:
+            hints[name].__metadata__[0].rich_help_panel = "Advanced"
         usual = {field.name: field.default for field in fields(table)}
         kind = inspect.Parameter.KEYWORD_ONLY
         with_options.__signature__ = inspect.Signature(  # type: ignore[attr-defined]

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from capscore import disk
 from capscore.cli.app import app, console, say
-from capscore.cli.shared import Backend, ModelPath, Provider, Threads, open_model, takes_bytes
+from capscore.cli.shared import Backend, Import, ModelPath, Provider, Threads, open_model, takes_bytes
 from capscore.data import read_image
 from capscore.data.images import SUFFIXES
 from capscore.data.progress import track
@@ -57,6 +57,7 @@ def predict_command(
     backend_name: Backend = None,
     provider: Provider = None,
     threads: Threads = None,
+    imports: Import = None,
 ) -> None:
     """Say which class image files show, and how long its capsule is."""
     if out is not None and out.suffix.lower() not in KINDS:

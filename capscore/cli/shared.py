@@ -41,6 +41,25 @@ Provider = Annotated[
 Threads = Annotated[int | None, typer.Option(help=".onnx on the CPU: how many; all cores if not given.")]
 
 
+def _imported(paths: list[Path] | None) -> list[Path] | None:
+    """Run Python files, so that the layers, routings, losses and optimisers in them are known by their names."""
+    for path in paths or ():
+        if not path.is_file():
+            raise CapscoreError(f"there is no {path} to import: name a Python file")
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        if spec is None or spec.loader is None:
+            raise CapscoreError(f"{path} cannot be imported: name a Python file, which ends in .py")
+        sys.modules[path.stem] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return paths
+
+
+Import = Annotated[
+    list[Path] | None,
+    typer.Option("--import", help="A Python file with layers, routings, losses of your own; more than once.",
+                 callback=_imported, is_eager=True),
+]  # fmt: skip
+
 NETWORK = "network"  # what config.json calls the network among the settings
 
 

@@ -21,10 +21,11 @@ from capscore.data import NAMES, Dataset, Samples, load, rule_of
 from capscore.data.images import size_that_fits
 from capscore.data.split import Rule
 from capscore.errors import CapscoreError, ModelFileError, TrainingError, short
+from capscore.finetune import finetuned
 from capscore.fit import fitted, pace
-from capscore.train import BEST, LAST, Recipe, read_last
+from capscore.train import BEST, LAST, Recipe, find_rate, read_last
 
-CHANGEABLE = {"resume", "report", "epochs", "device", "backend_name", "data", "data_dir"}  # by who resumes
+CHANGEABLE = {"resume", "imports", "report", "epochs", "device", "backend_name", "data", "data_dir"}  # by who resumes
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Plan:
     recipe: Recipe | None = None  # None: of the options, and of the data
     classes: tuple[str, ...] = ()  # none: those of the data
     rule: Rule | None = None  # how the data are split; None: the usual way
+    begins: modelfile.Model | None = None  # whose parameters the network begins with
 
 
 @app.command("train")
@@ -57,38 +59,64 @@ def train_command(context: typer.Context, options: TrainOptions) -> None:
     setup = plan.setup
     train_set, test_set = _data(plan)
     classes = plan.classes or train_set.classes
-    net_spec = _network(plan, options, train_set, len(classes))
+    net_spec, params = _network(plan, options, train_set, classes)
     options = _settled(options, plan, train_set)
     recipe = plan.recipe or _recipe(options, len(train_set))
     about = modelfile.public(asdict(setup))
     net = backend(setup.backend).CapsNet(
-        net_spec, seed=recipe.seed, dtype=plan.dtype, fast_conv=setup.fast_conv, classes=classes, provenance=about
+        net_spec,
+        params,
+        seed=recipe.seed,
+        dtype=plan.dtype,
+        fast_conv=setup.fast_conv,
+        classes=classes,
+        provenance=about,
     )
     learner = setup.learner(net, recipe)
+    if options.freeze:
+        learner.frozen = _begin_with(net_spec, options.freeze)
     tell = say if learner.writes else str  # one of several processes that train together speaks
     say_notes(train_set, test_set, tell)
     if plan.recipe is None:
         _say_settings(options, plan.out, tell)
     tell(f"{net_spec.parameter_count:,} parameters on {setup.backend}; {len(train_set):,} images to learn from, "
          f"{len(test_set):,} held out")  # fmt: skip
+    if options.find_rate:
+        found = find_rate(net, learner, train_set, recipe)
+        tell(f"a rate that fits: --rate {found.best:g} (of {len(found.rates)} steps from {found.rates[0]:g} to "
+             f"{found.rates[-1]:.2g}, the loss was lowest at {10 * found.best:g})")  # fmt: skip
+        return
     config = () if plan.recipe else (Config(plan.out, options, net_spec),)
     rows = run_training(net, learner, train_set, test_set, recipe, plan.out, bool(plan.recipe), setup, config)
     if options.report and learner.writes:
         tell(_report(plan.out, setup, test_set, rows))
     best = max(rows, key=lambda row: row["held_out_accuracy"])
+    if setup.validation:
+        told = modelfile.read(plan.out / BEST).provenance
+        tell(f"held-out accuracy {told['held_out_accuracy']:.2%} of the model that was best on the validation images, "
+             f"{best['held_out_accuracy']:.2%} in epoch {best['epoch']}: {plan.out / BEST}")  # fmt: skip
+        return
     tell(f"best held-out accuracy {best['held_out_accuracy']:.2%} in epoch {best['epoch']}: {plan.out / BEST}")
 
 
 def _new(options: TrainOptions) -> Plan:
     """Return what the options say of a new training."""
+    if sum(x is not None for x in (options.preset, options.spec, options.finetune)) > 1:
+        raise CapscoreError("--preset, --spec and --finetune each name the network: give one of them")
+    begins = modelfile.read(options.finetune) if options.finetune else None
     named = options.preset or options.spec
     spec = (read_spec(options.spec) if options.spec else preset(options.preset or "")) if named else None
+    if begins is not None:
+        spec = begins.spec
+    if not 0 <= options.validation < 1:
+        raise CapscoreError(f"--validation is a share of the images from 0 to below 1, not {options.validation}")
     where = None if options.data_dir is None else str(options.data_dir.resolve())  # to be resumed from anywhere
     chosen = options.backend_name or default_backend()
     setup = Setup(
-        _lasting(options.data), where, chosen, options.device, options.amp, options.compile, options.fast_conv
-    )
-    return Plan(setup, options.data, options.out, options.seed, options.dtype, spec)
+        _lasting(options.data), where, chosen, options.device, options.amp, options.compile, options.fast_conv,
+        options.validation,
+    )  # fmt: skip
+    return Plan(setup, options.data, options.out, options.seed, options.dtype, spec, begins=begins)
 
 
 def _resumed(given: Sequence[str], options: TrainOptions) -> Plan:
@@ -131,13 +159,30 @@ def _data(plan: Plan) -> tuple[Samples, Samples]:
     return sets
 
 
-def _network(plan: Plan, options: TrainOptions, data: Samples, classes: int) -> CapsNetSpec:
-    """Return the network that is trained: a preset gets as many class capsules as the data has classes."""
-    spec = fitted(data.size, classes, len(data)) if plan.spec is None else plan.spec
+def _network(
+    plan: Plan, options: TrainOptions, data: Samples, classes: Sequence[str]
+) -> tuple[CapsNetSpec, dict[str, Any] | None]:
+    """Return the network that is trained: a preset gets as many class capsules as the data has classes.
+
+    With the network come the parameters that it begins with, if they are another model's.
+    """
+    spec = fitted(data.size, len(classes), len(data)) if plan.spec is None else plan.spec
+    params = None
     if plan.recipe:
-        return spec
-    spec = spec if options.spec else _for_classes(spec, classes)
-    return spec.replace(loss=choose_loss(spec, data, options.loss, options.class_weights))
+        return spec, params
+    if plan.begins:
+        spec, params = finetuned(plan.begins, classes, options.seed)
+    elif not options.spec:
+        spec = _for_classes(spec, len(classes))
+    return spec.replace(loss=choose_loss(spec, data, options.loss, options.class_weights)), params
+
+
+def _begin_with(spec: CapsNetSpec, starts: str) -> list[str]:
+    """Return the names of parameters that begin with one of several words, parted by commas."""
+    found = [name for name in spec.parameters if name.startswith(tuple(starts.split(",")))]
+    if not found:
+        raise CapscoreError(f"--freeze {starts}: no parameter begins so; there are {', '.join(spec.parameters):.300}")
+    return found
 
 
 def _for_classes(spec: CapsNetSpec, classes: int) -> CapsNetSpec:
@@ -173,6 +218,7 @@ def _recipe(options: TrainOptions, images: int) -> Recipe:
         seed=options.seed,
         optimiser=optimiser,
         average=options.average,
+        patience=options.patience,
         augment=choose_augment(options.augment),
         balanced=options.sampling is not None,
     )

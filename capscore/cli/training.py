@@ -13,7 +13,7 @@ import typer
 from capscore import backend as backend_named
 from capscore.cli.app import console, errors
 from capscore.cli.shared import quoted
-from capscore.data import Samples
+from capscore.data import Samples, with_validation
 from capscore.terminal import CLOSED_PIPE
 from capscore.train import LAST, Recipe, Reporter, Stopped, train
 from capscore.train.report import Screen, TensorBoard
@@ -30,6 +30,7 @@ class Setup:
     amp: bool = False
     compile: bool = False
     fast_conv: str | None = None
+    validation: float = 0.0
 
     @classmethod
     def of(cls, provenance: Mapping[str, Any]) -> Setup | None:
@@ -38,10 +39,11 @@ class Setup:
         if "recipe" not in provenance or not isinstance(told, dict):
             return None
         for field in fields(cls):
-            usual, found = field.default, told.get(field.name, ...)
+            later = field.default if field.name == "validation" else ...  # which older checkpoints do not tell
+            usual, found = field.default, told.get(field.name, later)
             if type(found) is not type(usual) and not (usual is None and isinstance(found, str)):
                 return None
-        return cls(**{field.name: told[field.name] for field in fields(cls)})
+        return cls(**{field.name: told[field.name] for field in fields(cls) if field.name in told})
 
     def learner(self, net: Any, recipe: Recipe) -> Any:
         """Return the learner of a network: its backend's, with the options that were given."""
@@ -63,12 +65,16 @@ def run_training(
     others: tuple[Reporter, ...] = (),
 ) -> list[dict[str, Any]]:
     """Train with a bar, and TensorBoard where it is installed; Ctrl-C ends with the command that goes on."""
-    screen = Screen(console)
+    screen = Screen(console, measured="validation" if setup.validation else "held-out")
     reporters: list[Reporter] = []
     if learner.writes:
         reporters = [screen, *([TensorBoard(out)] if importlib.util.find_spec("tensorboard") else []), *others]
     try:
-        return train(net, learner, train_set, test_set, recipe, out, resume, tuple(reporters), resuming=asdict(setup))
+        told: dict[str, Any] = {"reporters": tuple(reporters), "resuming": asdict(setup)}
+        if not setup.validation:
+            return train(net, learner, train_set, test_set, recipe, out, resume, **told)
+        learn, chosen = with_validation(train_set, setup.validation)
+        return train(net, learner, learn, chosen, recipe, out, resume, **told, test=test_set)
     except KeyboardInterrupt as stop:
         screen.close()
         if learner.writes:

@@ -9,7 +9,7 @@ import typer
 from capscore import modelfile
 from capscore.cli.app import app
 from capscore.cli.datasets import datasets
-from capscore.cli.shared import DataDir, Weights, show_agreement
+from capscore.cli.shared import DataDir, Import, Weights, show_agreement
 
 
 @app.command("verify")
@@ -21,6 +21,7 @@ def verify_command(
         list[str] | None,
         typer.Option("--provider", help="Of ONNX Runtime, beside cpu: webgpu, openvino, cuda, …; may be said again."),
     ] = None,
+    imports: Import = None,
 ) -> None:
     """Run a model on every backend at hand and ONNX Runtime; show the largest differences from NumPy in float64."""
     read = modelfile.read(model)

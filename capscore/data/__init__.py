@@ -21,6 +21,7 @@ from capscore.data.resident import Resident, resident
 from capscore.data.source import SOURCES, source_folder
 from capscore.data.split import ByContent, BySeed, Rule, rule_of, whole
 from capscore.data.standardise import standardised
+from capscore.data.validation import with_validation
 from capscore.data.window import window
 from capscore.errors import DataError
 
@@ -28,7 +29,7 @@ __all__ = [
     "AUGMENTATIONS", "Affine", "Augmentation", "Batch", "ByContent", "BySeed", "Dataset", "Framed", "Items", "Pairs",
     "Placed", "Resident", "Samples", "absent", "augmented", "balanced", "by_name", "changes", "even_chances",
     "fingerprint", "load", "read_idx", "read_image", "resident", "rule_of", "several", "standardised", "targets_of",
-    "whole", "window",
+    "whole", "window", "with_validation",
 ]  # fmt: skip
 
 DIGITS = Path(__file__).with_name("digits.npz")

@@ -77,7 +77,8 @@ def even_chances(data: Samples) -> NDArray[np.float64]:
     weights = targets / np.maximum(targets.sum(0), 1)
     chances: NDArray[np.float64] = weights.sum(1) / np.maximum(targets.sum(1), 1)
     chances += np.where(targets.any(1), 0, 1 / len(data))  # an image that shows no class is as likely as ever
-    return chances / chances.sum()
+    chances /= chances.sum()
+    return chances
 
 
 def _counts(data: Samples) -> NDArray[np.int64]:
@@ -85,7 +86,8 @@ def _counts(data: Samples) -> NDArray[np.int64]:
     while isinstance(data, Redrawn | Pairs):  # whose labels are those of their source, or drawn from all of them
         data = data.source
     if data.labels.dtype == np.bool_:
-        return data.labels.sum(0)
+        counts: NDArray[np.int64] = np.sum(data.labels, axis=0, dtype=np.int64)
+        return counts
     return np.bincount(np.ravel(data.labels), minlength=len(data.classes))
 
 

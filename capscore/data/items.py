@@ -39,7 +39,7 @@ class Items(Moved):
         named = classes or getattr(self.dataset, "classes", None)
         names = None if named is None else tuple(map(str, named))
         self.classes, (self.labels,), _ = settled([np.asarray(labels)], names, Budget())
-        self.size: tuple[int, int, int] = self._image(0).shape  # type: ignore[assignment]
+        self.size: tuple[int, int, int] = self._image(0).shape
 
     def __len__(self) -> int:
         """Return the number of images, N."""
@@ -67,4 +67,5 @@ class Items(Moved):
                 f"image {i} of the dataset is {image.dtype} {image.shape}: it must be [C, H, W], "
                 "uint8 or floats in [0, 1]"
             )
-        return np.divide(image, 255 if image.dtype == np.uint8 else 1, dtype=np.float32)
+        scaled: NDArray[np.float32] = np.divide(image, 255 if image.dtype == np.uint8 else 1, dtype=np.float32)
+        return scaled

@@ -105,7 +105,8 @@ def _of_json(text: str, path: Path) -> tuple[Rows, Sequence[str], bool]:
         told = [(row.get("file"), row.get("labels", row.get("label"))) for row in told if isinstance(row, dict)]
     else:
         told = list(told.items()) if isinstance(told, dict) else []
-    rows, single = [], True
+    rows: Rows = []
+    single = True
     for file, labels in told:
         single = single and isinstance(labels, str)
         labels = [labels] if isinstance(labels, str) else labels

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import pickletools
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from capscore.errors import DataError
 TEN = ([f"data_batch_{i}" for i in range(1, 6)], "test_batch", "batches.meta", b"labels", b"label_names")
 HUNDRED = (["train"], "test", "meta", b"fine_labels", b"fine_label_names")
 PIXELS = 3 * 32 * 32
+REFUSED = ("BYTEARRAY8", "NEXT_BUFFER", "PERSID", "BINPERSID", "EXT1", "EXT2", "EXT4")
+PLACES = ("PUT", "BINPUT", "LONG_BINPUT")  # of what is kept: a reader makes room for all that lie before
 
 
 def form_of(folder: Path) -> tuple[Any, ...] | None:
@@ -107,14 +110,23 @@ class _Reader(pickle.Unpickler):
 def _load(path: Path, memory: Budget) -> dict[Any, Any]:
     memory.take(2 * path.stat().st_size, path)
     try:
-        told = _Reader(io.BytesIO(path.read_bytes()), encoding="bytes").load()
+        content = path.read_bytes()
+        _check_steps(content)
+        told = _Reader(io.BytesIO(content), encoding="bytes").load()
     except Exception as error:  # a damaged pickle raises nearly anything
         raise DataError(f"{path} cannot be read ({error!s:.100}): fetch the Python version again") from error
     return told if isinstance(told, dict) else {}
 
 
+def _check_steps(content: bytes) -> None:
+    """Refuse a pickle that would have its reader allocate more than it holds, before it is read."""
+    for step, argument, _ in pickletools.genops(content):
+        if step.name in REFUSED or (step.name in PLACES and int(argument or 0) > len(content)):
+            raise pickle.UnpicklingError(f"it has a step {step.name} that the files of CIFAR do not have")
+
+
 def _entry(told: dict[Any, Any], key: bytes, kind: type, path: Path) -> Any:
-    found = told.get(key)
+    found: Any = told.get(key)
     if not isinstance(found, kind) or (
         kind is list and key.endswith(b"names") and not all(type(n) is bytes for n in found)
     ):

@@ -23,13 +23,14 @@ class Store:
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file, self.lock = file, threading.Lock()
+        self.raw: Any = getattr(file, "raw", file)  # a buffer would be filled anew for every image
         weakref.finalize(self, file.close)
 
     def read(self, offset: int, into: NDArray[Any]) -> None:
         """Fill an array with the bytes from an offset on."""
         with self.lock:
-            self.file.seek(offset)
-            count = self.file.readinto(into.data.cast("B"))  # type: ignore[attr-defined]
+            self.raw.seek(offset)
+            count = self.raw.readinto(into.data.cast("B"))
         if count != into.nbytes:
             raise DataError("the images on disk end too early: the file was changed while it was read")
 
@@ -81,10 +82,9 @@ class Rows:
 
     def __getitem__(self, index: Any) -> NDArray[Any]:
         """Read one image [C, H, W], or those of a slice or of positions: [B, C, H, W]."""
-        at = self.index[index]
-        if np.ndim(at) == 0:
-            return self._read(np.array([at]))[0]
-        return self._read(at)
+        at = np.asarray(self.index[index])
+        read = self._read(at.reshape(-1))
+        return read if at.ndim else read[0]  # type: ignore[no-any-return]
 
     def __iter__(self) -> Iterator[NDArray[Any]]:
         """Go through the images."""
@@ -94,7 +94,8 @@ class Rows:
         found = np.empty((len(at), *self.stored), self.dtype)
         for i, row in enumerate(at.tolist()):
             self.store.read(self.offset + row * self.each, found[i])
-        return np.moveaxis(found, 3, 1) if self.last else found
+        images: NDArray[Any] = np.moveaxis(found, 3, 1) if self.last else found
+        return images
 
 
 class Writer:

@@ -18,11 +18,12 @@ from capscore.train.folder import BEST, LAST, LOG, locked
 from capscore.train.interrupts import Stopped
 from capscore.train.listeners import Reporter
 from capscore.train.loop import train
+from capscore.train.rates import Rates, find_rate
 from capscore.train.recipe import Recipe
 from capscore.train.score import Predictor, accuracy, found_all, measure, right_for
 
 __all__ = [
-    "BEST", "LAST", "LOG", "Predictor", "Recipe", "Reporter", "Stopped", "accuracy", "batches", "check_dataset",
-    "found_all", "locked", "measure", "read_last", "right_for",
+    "BEST", "LAST", "LOG", "Predictor", "Rates", "Recipe", "Reporter", "Stopped", "accuracy", "batches",
+    "check_dataset", "find_rate", "found_all", "locked", "measure", "read_last", "right_for",
     "train",
 ]  # fmt: skip

@@ -34,6 +34,7 @@ def train(
     reporters: tuple[Reporter, ...] | None = None,
     checkpoint_seconds: float = 60.0,
     resuming: Mapping[str, Any] | None = None,
+    test: Samples | None = None,
 ) -> list[dict[str, Any]]:
     """Train `net` in place and return the log's rows, one per epoch.
 
@@ -42,20 +43,28 @@ def train(
     matched by name. Without `reporters` a bar, in a notebook too, or plain lines tell of progress on standard error;
     () is silence. `resuming` are JSON values that only the checkpoint keeps, such as the path of the data.
 
+    The best epoch is chosen by `held_out`, and its accuracy there is therefore a little too good to be true. With
+    `test`, these are the images that were held out, and `held_out` serves to choose by alone; the best model is
+    measured on them once, in the end, and its file tells both; `held_out_accuracy` in the log is that of `held_out`.
+
     Raises TrainingError (the loss is not finite, nothing can learn, there is one class, the checkpoint is damaged or
     belongs to other settings or data), Stopped (after a checkpoint: by Ctrl-C, SIGTERM, SIGHUP or a reporter whose
     output is closed or full), KeyboardInterrupt (by a second Ctrl-C, at once).
     """
     folder = Path(folder)
     data, held_out = _fitting(net, learner, data, held_out, recipe)
+    if test is not None:
+        test = check_dataset(net, test, "test")
     if not resume:
         make(folder)
     with locked(folder) if learner.writes else nullcontext(), Interrupts() as interrupts:
         listeners = Listeners(_usual(learner) if reporters is None else reporters, interrupts)
         training = Training(net, learner, recipe, folder, len(data), listeners, resuming, right_for(data))
-        _begin(training, data, held_out, resume)
+        _begin(training, data, held_out, resume, test)
         data = data if recipe.augment else learner.to_device(data, recipe.shift)  # the host augments
         for epoch in range(training.progress.epoch, recipe.epochs):
+            if recipe.is_over(training.rows):
+                break
             training.begin_epoch()
             for batch in ahead(batches(data, recipe, epoch, training.progress.step)):
                 training.step(batch)
@@ -64,6 +73,8 @@ def train(
                 if stop:
                     raise Stopped
             training.end_epoch(held_out)
+        if test is not None and learner.writes:
+            training.measure_best(test)
     return training.rows
 
 
@@ -97,15 +108,17 @@ def _fitting(
     return data, held_out
 
 
-def _begin(training: Training, data: Samples, held_out: Samples, resume: bool) -> None:
+def _begin(training: Training, data: Samples, held_out: Samples, resume: bool, test: Samples | None) -> None:
     """Take up where the last checkpoint ends, or start in a folder that has none; note what the data are."""
     net, learner, recipe, folder = training.net, training.learner, training.recipe, training.folder
     learner.seed = recipe.seed  # of what layers draw
-    known = {"training": fingerprint(data), "held_out": fingerprint(held_out)}
+    known = {"training": fingerprint(data), "held_out": fingerprint(test or held_out)}
+    if test is not None:
+        known["validation"] = fingerprint(held_out)
     if resume:
         training.rows, training.progress = restore(net, learner, recipe, folder, known)
     elif (folder / LAST).exists():
         raise TrainingError(f"{folder} already holds a training: resume it, or choose another folder")
-    split = getattr(held_out, "split", None) or {"rule": "own"}
+    split = getattr(test or held_out, "split", None) or {"rule": "own"}
     net.provenance |= provenance(recipe, len(data)) | {"split": dict(split), "fingerprints": known}
     net.provenance |= learner.workers | {"several": several(data)}

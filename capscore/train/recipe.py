@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
@@ -16,7 +16,8 @@ from capscore.optim import Adam, Exponential, Optimiser, Schedule
 from capscore.values import read, write
 
 NO_NUMBERS = ("optimiser", "schedule", "augment", "balanced")
-WHOLES = {"epochs": 1, "batch": 1, "decay_steps": 1, "shift": 0, "seed": 0}  # fields that are whole numbers; the least
+# fields that are whole numbers; the least
+WHOLES = {"epochs": 1, "patience": 0, "batch": 1, "decay_steps": 1, "shift": 0, "seed": 0}
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Recipe:
     optimiser: Optimiser = field(default=Adam())
     schedule: Schedule | None = None
     average: float = 0.0
+    patience: int = 0  # epochs without a better one after which training ends; 0: none
     augment: tuple[Augmentation, ...] = ()  # how images are changed anew in every epoch, after the shift
     balanced: bool = False  # draw images so that all classes come alike, instead of every image once an epoch
 
@@ -86,6 +88,11 @@ class Recipe:
     def per_epoch(self, images: int) -> int:
         """Return the steps of an epoch of so many images."""
         return -(-images // self.batch)
+
+    def is_over(self, rows: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether the last epochs of a log, as many as `patience`, were no better than one before."""
+        found = [row["held_out_accuracy"] for row in rows]
+        return bool(self.patience) and bool(found) and len(found) - 1 - found.index(max(found)) >= self.patience
 
     def total(self, images: int) -> int:
         """Return the steps of the whole training with so many images."""

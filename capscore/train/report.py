@@ -21,7 +21,8 @@ class Screen:
     One line stays of every epoch.
     """
 
-    def __init__(self, console: Console, every_seconds: float = 10.0) -> None:
+    def __init__(self, console: Console, every_seconds: float = 10.0, measured: str = "held-out") -> None:
+        self.measured = measured  # what the images are called that every epoch is measured on
         widgets = console.is_jupyter and find_spec("ipywidgets") is not None
         self.live = console.is_terminal or widgets
         self.console, self.every = console, every_seconds
@@ -65,7 +66,8 @@ class Screen:
         self.close()
         self._print(
             f"{self.name} loss {row['loss']:.4f} accuracy {row['accuracy']:.2%} "
-            f"held-out {row['held_out_accuracy']:.2%} {row['images_per_second']:.0f} img/s {row['seconds']:.1f} s"
+            f"{self.measured} {row['held_out_accuracy']:.2%} {row['images_per_second']:.0f} img/s "
+            f"{row['seconds']:.1f} s"
         )
 
     def note(self, text: str) -> None:

@@ -6,6 +6,8 @@ pytest's temporary folder.
 
 import gzip
 import io
+import json
+import pickle
 import struct
 import zipfile
 import zlib
@@ -75,6 +77,19 @@ FORMATS: dict[str, list[bytes]] = {
     ],
 }
 
+IDX_PAIR = [b"\0\0\x08\x03" + struct.pack(">3I", 9, 2, 2) + bytes(range(36))]
+IDX_PAIR += [b"\0\0\x08\x01" + struct.pack(">I", 9) + bytes(i % 2 for i in range(9))]
+PIXELS = "\n".join(f"{i % 2}," + ",".join(str((i * 7 + j) % 256) for j in range(16)) for i in range(12)).encode()
+LISTS = [  # of several images, so that one can be held out
+    "".join(["file,label\n", *(f"{i}.png,{'xy'[i % 2]}\n" for i in range(8))]).encode(),
+    "".join(["file,x,y\n", *(f"{i}.png,{i % 2},1\n" for i in range(8))]).encode(),
+    json.dumps({f"{i}.png": ["x", "y"][: i % 3] for i in range(8)}).encode(),
+]
+PICKLES = [
+    pickle.dumps({b"label_names": [b"class %d" % i for i in range(10)]}, 2),
+    pickle.dumps({b"data": RNG.integers(0, 256, (2, 3072), np.uint8), b"labels": [1, 2]}, 2),
+]
+
 
 def targets(folder: Path) -> dict[str, tuple[Read, list[bytes]]]:
     """Every format: what reads a file of these bytes, and sound ones."""
@@ -115,6 +130,15 @@ def targets(folder: Path) -> dict[str, tuple[Read, list[bytes]]]:
     for file, record in RECORDS.items():
         (folder / "files/cifar10").mkdir(parents=True, exist_ok=True)
         (folder / "files/cifar10" / file).write_bytes(record)
+    for file, content in {
+        "npy/images.npy": IMAGES, "npy/labels.npy": LABELS, "pair/x-images-idx3-ubyte": IDX_PAIR[0],
+        "pair/x-labels-idx1-ubyte": IDX_PAIR[1],
+        **{f"list/{i}.png": picture("PNG", "L") for i in range(8)},
+        "pickles/batches.meta": PICKLES[0], "pickles/test_batch": PICKLES[1],
+        **{f"pickles/data_batch_{i}": PICKLES[1] for i in range(1, 6)},
+    }.items():  # fmt: skip
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_bytes(content)
     matrices = [norb((3, 2, 1), bytes(6)), norb((2, 1, 1), bytes(8), 0x1E3D4C54, 1)]
     tar = archive(RECORDS)
     return {
@@ -131,6 +155,14 @@ def targets(folder: Path) -> dict[str, tuple[Read, list[bytes]]]:
         "cifar": (at("files/cifar10/data_batch_3.bin", cifar), [bytes(3073), gzip.compress(bytes(3073))]),
         "cifar-archive": (at("archive/cifar10/cifar-10-binary.tar.gz", cifar), [tar]),
         "cifar-tar": (at("tar/cifar10/cifar-10-binary.tar.gz", cifar), [gzip.decompress(tar)]),
+        "npy": (at("npy/images.npy", dataset), [IMAGES]),
+        "npy-labels": (at("npy/labels.npy", dataset), [LABELS]),
+        "idx-pair": (at("pair/x-labels-idx1-ubyte", dataset), [IDX_PAIR[1]]),
+        "pixels": (at("pixels.csv", dataset), [PIXELS]),
+        "list-csv": (at("list/labels.csv", dataset), LISTS[:2]),
+        "list-json": (at("list/labels.json", dataset), LISTS[2:]),
+        "pickle": (at("pickles/data_batch_3", lambda path: dataset(path.parent)), [PICKLES[1]]),
+        "pickle-meta": (at("pickles/batches.meta", lambda path: dataset(path.parent)), [PICKLES[0]]),
         **{name: (at(f"x.{name}", one), seeds) for name, seeds in FORMATS.items()},
         "png-checksums": (at("x.png", one, with_checksums), PNGS),
         "folder": (at("tree/a/x.tif", lambda path: dataset(path.parents[1])), [f[0] for f in FORMATS.values()]),
@@ -140,6 +172,7 @@ def targets(folder: Path) -> dict[str, tuple[Read, list[bytes]]]:
 NAMES = (
     *("idx", "idx-gzipped", "npz", "npz-images", "npz-labels", "npz-classes", "mat", "mat-struct", "mat-compressed"),
     *("norb", "cifar", "cifar-archive", "cifar-tar", *FORMATS, "png-checksums", "folder"),
+    *("npy", "npy-labels", "idx-pair", "pixels", "list-csv", "list-json", "pickle", "pickle-meta"),
 )
 
 
