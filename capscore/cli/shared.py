@@ -25,7 +25,7 @@ from capscore.errors import CapscoreError, SpecError, short
 
 ModelPath = Annotated[Path, typer.Argument(help="A .safetensors model or an .onnx export.", show_default=False)]
 Weights = Annotated[Path, typer.Argument(help="A .safetensors model.", show_default=False)]
-Data = Annotated[str, typer.Option(help=f"{', '.join(NAMES)}, a folder of images, or an .npz file.")]
+Data = Annotated[str, typer.Option(help=f"{', '.join(NAMES)}, a folder or list of images, .npz, .npy, .csv, IDX.")]
 DataDir = Annotated[Path | None, typer.Option(help="Folder with mnist/, cifar10/ and so on; else CAPSCORE_DATA.")]
 Backend = Annotated[
     str | None,

@@ -52,7 +52,8 @@ def load(
     Parameters
     ----------
     name
-        `digits` (5,000 + 1,000 MNIST images inside the package), a folder of images, an .npz file, or one of these:
+        `digits` (5,000 + 1,000 MNIST images inside the package), a path (a folder of images, a list of them, arrays
+        as .npz, .npy, .csv or IDX files, CIFAR's Python form; see `capscore.data.path`), or a dataset of the paper:
 
         - `mnist`, `fashion-mnist`: 28×28
         - `multimnist`: pairs of overlapping MNIST digits on 36×36, 1,000 for each digit; see `Pairs`
