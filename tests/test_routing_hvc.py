@@ -68,7 +68,7 @@ def branches(how: Mapping[str, Any], p: Mapping[str, Any], x: np.ndarray) -> np.
             own = oracle.part(p, f"{way}.{i}.")
             match layer["type"]:
                 case "AsCaps":
-                    y = oracle.capsules_of(layer, y)
+                    y = oracle.capsules_of(layer, own, y)
                 case kind if kind in LOOPS:
                     y = LOOPS[kind](layer, own, y)
                 case _:
