@@ -134,7 +134,7 @@ def test_what_is_not_finite_does_not_agree(monkeypatch: pytest.MonkeyPatch, valu
 
 
 def test_a_node_that_onnx_runtime_computes_wrongly_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    onnx, runtime = need("onnx", "onnx"), need("capscore.export.runtime", "onnx")
+    onnx, providers = need("onnx", "onnx"), need("capscore.export.providers", "onnx")
     check, ort = need("capscore.export.check", "onnx"), need("onnxruntime", "onnx")
 
     def broken(model: Any) -> Any:
@@ -148,7 +148,7 @@ def test_a_node_that_onnx_runtime_computes_wrongly_is_named(monkeypatch: pytest.
         return ort.InferenceSession(model, providers=["CPUExecutionProvider"])
 
     session = check._session
-    monkeypatch.setattr(runtime, "_start", start)
+    monkeypatch.setattr(providers, "start", start)
     monkeypatch.setattr(check, "_session", lambda model, level: session(broken(model), level))
     row = verified(SPEC)["ONNX Runtime", "float32"]
     assert [difference.output for difference in row.differences if not difference.fits] == ["reconstruction"]
