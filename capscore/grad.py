@@ -232,8 +232,11 @@ class Tape:
         arrays = [_value(x) for x in given]
         v, kept = kernel.forward(routing, *arrays)
         back = _once(lambda g: kernel.backward(routing, g, kept, *arrays))
-        pulls: list[Pull] = [(x, lambda g, i=i: back(g)[i]) for i, x in enumerate(given) if x is not None]
-        return self.record(v, *pulls)
+
+        def gradient(i: int) -> Callable[[Any], Any]:
+            return lambda g: back(g)[i]
+
+        return self.record(v, *((x, gradient(i)) for i, x in enumerate(given) if x is not None))
 
     def argmax_one_hot(self, x: Var) -> Var:
         """Gradient: none, a choice is constant around x."""

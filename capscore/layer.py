@@ -157,7 +157,7 @@ class Run(NamedTuple):
     def moments(
         self, ops: Ops[A], x: A, axes: tuple[int, ...], p: Mapping[str, A], size: int, momentum: float, name: str = ""
     ) -> tuple[A, A]:
-        """Return mean and variance over `axes`, the batch among them, with kept dimensions; one axis is left, of `size`.
+        """Return mean and variance over `axes`, the batch among them, with kept dimensions: all axes but one of `size`.
 
         In training they are the batch's own, and the running ones, `{name}mean` and `{name}variance` [size] of `p`,
         move towards them by `momentum`. All else takes the running ones.

@@ -102,7 +102,7 @@ class SpreadLoss(Loss):
             raise SpecError("SpreadLoss: a smooth margin takes time to grow: steps must be at least 1, not 0")
 
     def margin(self, ops: Ops[A], step: int, like: Any) -> Any:
-        """Return m at a step, of the shape of `like` or a number. A step that is compiled has no value yet: no branch."""
+        """Return m at a step, of the shape of `like` or a number. A compiled step has no value yet: no branch."""
         if self.smooth:
             grown = ops.sigmoid(like * 0.0 + (step / self.steps - 4.0))
             return grown * (self.end - self.start) + self.start

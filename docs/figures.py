@@ -2,7 +2,7 @@
 
 The layers of the code are read from it. Pictures of ideas are drawn from the numbers that the chapter's own code
 computes. Pictures of a trained network need one: `small`, trained on the embedded digits with the recipe of the demo
-(about a minute) and kept in runs/docs.
+(about a minute), and for the pages of routings the other `small-` presets (ten minutes). All are kept in runs/docs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import math
 import sys
 import tomllib
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -58,18 +58,19 @@ def chapter(number: int) -> dict[str, Any]:
 
 
 @cache
-def trained() -> Any:
-    """Return the trained network, on NumPy."""
+def trained(preset: str = "small", recipe: Any = None) -> Any:
+    """Return a trained network, on NumPy: by the recipe of the demo unless told otherwise."""
     from capscore.cli.demo import DEMO
     from capscore.train import LAST, train
 
-    name = "torch" if importlib.util.find_spec("torch") else "numpy"
-    if not (RUN / LAST).exists():
-        print(f"training on {name} for a minute or two …", flush=True)
+    name, run = "torch" if importlib.util.find_spec("torch") else "numpy", RUN / preset if recipe else RUN
+    if not (run / LAST).exists():
+        print(f"training {preset} on {name} for a minute or two …", flush=True)
         digits, held_out = load("digits")
-        net = backend(name).CapsNet(PRESETS["small"], seed=DEMO.seed, classes=digits.classes)
-        train(net, backend(name).Learner(net, DEMO.reconstruction), digits, held_out, DEMO, RUN)
-    return caps.load(RUN / LAST)
+        how = recipe or DEMO
+        net = backend(name).CapsNet(PRESETS[preset], seed=how.seed, classes=digits.classes)
+        train(net, backend(name).Learner(net, how.reconstruction), digits, held_out, how, run)
+    return caps.load(run / LAST)
 
 
 def digit(label: int, turn: int = 0) -> NDArray[Any]:
@@ -675,6 +676,59 @@ def named_rows() -> Figure:
 def couplings() -> Figure:
     """Chapter 11: how the routing of a trained network turns to the winner."""
     return figures.couplings(trained(), examples()[0][:4])
+
+
+# Page of a routing → its network and what its picture says.
+ROUTINGS = {
+    "dynamic": "small",
+    "self-attention": "small-attention",
+    "em": "small-em",
+    "inverted-attention": "small-inverted",
+    "self-routing": "small-self-routing",
+    "variational-bayes": "small-vb",
+    "heinsen": "small-heinsen",
+    "deepcaps": "small-deepcaps",
+}
+
+
+def of_a_routing(preset: str) -> Figure:
+    """Pages of routings: one digit, and the couplings of the last layer that routes, iteration by iteration."""
+    from capscore.layer import Run
+    from capscore.net import forward
+    from capscore.optim import Cosine
+    from capscore.train import Recipe
+
+    net = trained(preset, Recipe(epochs=8, batch=32, rate=2e-3, schedule=Cosine(warmup=100)))
+    image = digit(4)
+    run = Run(trace=[])
+    forward(caps, net.spec, net.params, image[None], run)
+    rounds = [each for each in run.trace or () if each.layer == run.trace[-1].layer]
+    n, j = rounds[0].pairs
+    shares = [np.full((j, n), c) if isinstance(c := each.couplings, float) else c[:, 0] for each in rounds]  # [J, N]
+    shares = [c / np.maximum(c.sum(0), 1e-30) if c.min() >= 0 else c for c in shares]
+    winner = shares[-1].sum(1).argmax()
+    order = np.lexsort((shares[-1][winner], shares[-1].argmax(0)))  # inputs that belong to one capsule side by side
+    tall, wide, left = 1.7, WIDTH - 2 * MARGIN - 1.95, MARGIN + 1.95
+    pitch = tall + 0.55
+    kind = "classes" if j == 10 else "types of capsules"
+    note = f"rows: {j} {kind}; columns: {n:,} inputs, ordered by where they end; full colour: all of an input"
+    fig = page(HEADER + pitch * len(shares) + 0.1, f"{preset}: where each input capsule belongs", note)
+    tile(fig, (MARGIN, HEADER + 0.22, 1.45, 1.45), image)
+    found = net(image[None]).scores[0].argmax()
+    text(fig, MARGIN, HEADER + 1.78, f"a 4, found: {found}", GREY, SMALL)
+    for r, c in enumerate(shares):
+        y = HEADER + pitch * r
+        spread = -(np.abs(c) * np.log2(np.maximum(np.abs(c), 1e-30))).sum(0).mean()
+        text(fig, left, y, f"iteration {r + 1}: {spread:.2f} bits of doubt an input", weight="bold")
+        ax = axes(fig, (left, y + 0.22, wide, tall))
+        ax.imshow(np.abs(c[:, order]), aspect="auto", cmap=figures.DEEPER, vmin=0, vmax=1, interpolation="nearest")
+        ax.set(xticks=(), yticks=range(j) if j == 10 else ())
+        ax.tick_params(length=0, labelsize=SMALL)
+    return fig
+
+
+for _page, _preset in ROUTINGS.items():
+    DRAWN[f"routing-{_page}"] = partial(of_a_routing, _preset)
 
 
 @picture

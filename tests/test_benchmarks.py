@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import FLOAT32, NUMPY, close, need
+from conftest import FLOAT32, GRADIENT, NUMPY, close, need
 from typer.testing import CliRunner
 
 from capscore import PRESETS
@@ -47,6 +47,15 @@ def test_every_contender_runs(what: str) -> None:
             need("onnxruntime", "onnx")
         if "int8" not in name and "convolution" not in what:  # these two take their time
             make(TINY)()
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("routing", ["dynamic", "self-attention"])
+def test_convolutional_capsules_are_the_same_for_all_contenders(routing: str, backward: bool) -> None:
+    from lab.bench.conv_caps import CONTENDERS
+
+    plain, *others = (make(routing, 2, backward)() for make in CONTENDERS.values())
+    assert others == pytest.approx([plain] * len(others), rel=GRADIENT)
 
 
 def test_a_comparison_times_every_contender_in_its_own_process() -> None:

@@ -43,7 +43,7 @@ def made_of(how: Mapping[str, Any], p: Mapping[str, Any], x: Any) -> Any:
     """What any layer of DeepCaps makes of a map [C, H, W] or capsules of one image."""
     match how["type"]:
         case "AsCaps":
-            return oracle.capsules_of(how, x)
+            return oracle.capsules_of(how, p, x)
         case "AsMap":
             poses, activation = x
             channels = [poses[kind, :, :, d] for kind in range(len(poses)) for d in range(poses.shape[3])]

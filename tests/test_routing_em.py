@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import oracle
+import pytest
+from conftest import NUMPY
 from routing_proof import Proof
 
-from capscore import AsCaps, CapsNetSpec, Conv, ConvCaps, DenseCaps, EMRouting, PrimaryCaps, SpreadLoss
+from capscore import PRESETS, AsCaps, CapsNetSpec, Conv, ConvCaps, DenseCaps, EMRouting, PrimaryCaps, SpreadLoss
 from capscore.init import TruncatedNormal
+from capscore.layer import Grid
 
 EPSILON = 1e-9
 
@@ -91,7 +95,37 @@ class TestEM(Proof):
         ),
         "lengths": CapsNetSpec(
             (1, 13, 13),
-            (STEM, PrimaryCaps(3, 4, 2), DenseCaps(3, dim=6, routing=EMRouting(inverse_temperature=0.003))),
+            (STEM, PrimaryCaps(3, 4, 2), DenseCaps(3, dim=6, routing=EMRouting(inverse_temperature=0.003), bias=False)),
             None,
         ),
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "grids"),
+    [
+        ("em-smallnorb", 317_194, [(32, 14, 14), (32, 6, 6), (32, 4, 4), (5, 1, 1)]),
+        ("em-small", 67_154, [(8, 16, 16), (16, 7, 7), (16, 5, 5), (5, 1, 1)]),
+    ],
+)
+def test_presets_have_the_published_sizes(name: str, parameters: int, grids: list[Any]) -> None:
+    spec = PRESETS[name]
+    assert spec.parameter_count == parameters
+    assert [tuple(row.output[:3]) for row in spec.rows if isinstance(row.output, Grid)] == grids
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("routing", [EMRouting(), EMRouting(information=None), EMRouting(5, 1.0)])
+def test_equal_votes_and_absent_inputs(seed: int, routing: EMRouting) -> None:
+    """Variances are 0 where all votes agree, sums are 0 where no input is present: float32 stays finite."""
+    spec = TestEM.SPECS["padded, as in the paper"]
+    layers = [replace(x, routing=routing) if hasattr(x, "routing") else x for x in spec.layers]
+    spec = spec.replace(layers=layers)
+    net = NUMPY.CapsNet(spec, seed=seed)
+    for bias in (0.0, -200.0, 200.0):  # of the activations' channels
+        shifted = np.repeat([0.0, bias], [12, 3]).astype("float32")
+        net.assign(net.params | {"stem.1.bias": shifted})
+        learner = NUMPY.Learner(net)
+        for x in (np.zeros((1, *spec.input)), np.ones((2, *spec.input))):
+            assert np.isfinite(learner.step(x.astype("float32"), np.eye(3)[: len(x)], 1e-3)[0])
+            assert all(np.isfinite(p).all() for p in net.params.values())

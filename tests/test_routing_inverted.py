@@ -259,7 +259,7 @@ def test_the_last_layer_of_two_iterations_alone_attends() -> None:
         ),
         (
             lambda: Concurrent((DenseCaps(2, 4, InvertedAttention(2, EPSILON)),)),
-            r"with routing InvertedAttention\(iterations=2",
+            "the routing of DenseCaps has 2 iterations; give",
         ),
         (lambda: CapsNorm("type"), 'CapsNorm: over must be "capsule" or "batch", not '),
         (lambda: CapsNetSpec((1, 8, 8), (CapsNorm(epsilon=EPSILON),)), r"CapsNorm takes capsules, not Map"),

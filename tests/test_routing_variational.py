@@ -1,4 +1,4 @@
-"""Variational Bayes routing: see `routing_proof`. The loops are algorithm 1 of "Capsule Routing via Variational Bayes"."""
+"""Variational Bayes routing: see `routing_proof`. The loops are those of "Capsule Routing via Variational Bayes"."""
 
 from __future__ import annotations
 
@@ -14,7 +14,17 @@ from conftest import FLOAT64, NUMPY, close
 from routing_proof import Proof, images, numbers
 from scipy.special import digamma as scipy_digamma
 
-from capscore import AsCaps, CapsNetSpec, Conv, ConvCaps, CrossEntropy, DenseCaps, PrimaryCaps, VariationalBayes
+from capscore import (
+    PRESETS,
+    AsCaps,
+    CapsNetSpec,
+    Conv,
+    ConvCaps,
+    CrossEntropy,
+    DenseCaps,
+    PrimaryCaps,
+    VariationalBayes,
+)
 from capscore.init import HeNormal, Uniform
 from capscore.routing.variational import digamma
 
@@ -116,7 +126,7 @@ class TestVariationalBayes(Proof):
         ),
         "lengths": CapsNetSpec(
             (1, 13, 13),
-            (STEM, PrimaryCaps(3, 4, 2), DenseCaps(3, 6, VariationalBayes(), init=Uniform(4.0))),
+            (STEM, PrimaryCaps(3, 4, 2), DenseCaps(3, 6, VariationalBayes(), bias=False, init=Uniform(4.0))),
             None,
             LOSS,
         ),
@@ -151,3 +161,23 @@ def test_running_statistics_are_those_of_the_batches() -> None:
     for _ in range(300):
         _, scores = learner.step(x, np.eye(4)[[0, 1, 2, 3, 0, 1]], 0.0)
     close(net(x).scores, scores, 1e-9)
+
+
+def test_the_preset_has_the_published_size() -> None:
+    """Betas and the primary capsules' normalisations are counted, running statistics are not."""
+    spec = PRESETS["vb-smallnorb"]
+    assert spec.parameter_count == 68_714
+    assert [tuple(row.output[:3]) for row in spec.rows[3:]] == [(8, 14, 14), (16, 6, 6), (16, 4, 4), (5, 1, 1)]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_absent_inputs(seed: int) -> None:
+    """The authors' code divides by the sum of all assignments, which is 0 where no input is present."""
+    spec = TestVariationalBayes.SPECS["padded"]
+    net = NUMPY.CapsNet(spec, seed=seed)
+    for bias in (-200.0, 200.0):
+        net.assign(net.params | {"primary.activation.bias": np.full(3, bias, "float32")})
+        learner = NUMPY.Learner(net)
+        for x in (np.zeros((1, *spec.input)), np.ones((2, *spec.input)), images(spec, 1)):
+            assert np.isfinite(learner.step(x.astype("float32"), np.eye(3)[: len(x)], 1e-3)[0])
+            assert all(np.isfinite(p).all() for p in net.params.values())

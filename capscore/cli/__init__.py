@@ -1,10 +1,8 @@
 """The `capscore` command: one file for each of its commands."""
 
-# isort: off - as help lists them
-from capscore.cli import train, eval, predict, export, inspect, verify, bench, explore, import_, augment, demo
+# As help lists them.
+from capscore.cli import train, eval, predict, export, inspect, verify, bench, explore, import_, augment, demo  # noqa: I001
 from capscore.cli.app import app, main
-
-# isort: on
 
 __all__ = [
     "app", "augment", "bench", "demo", "eval", "explore", "export", "import_", "inspect", "main", "predict", "train",

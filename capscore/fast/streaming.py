@@ -235,12 +235,13 @@ class Blocks:
         return [self._weight(at) * 1.0 for at in self.slices]
 
 
-class _Again(NamedTuple):
-    """What is made whenever one goes through it."""
+class _Again:
+    """Blocks that are made whenever one goes through them."""
 
-    make: Callable[[], Iterator[Block]]
+    def __init__(self, make: Callable[[], Iterator[Block]]) -> None:
+        self.make = make
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Block]:
         return self.make()
 
 

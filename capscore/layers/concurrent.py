@@ -38,10 +38,15 @@ class Concurrent(Layer):
             raise SpecError("Concurrent: layers is empty; it needs at least one, such as DenseCaps")
         for layer in self.layers:
             routing: Any = layer.routing if isinstance(layer, RoutedCaps) else None
-            if routing is None or not routing.resumes or routing.iterations != 1:
+            if routing is None or not routing.resumes:
                 raise SpecError(
                     f"Concurrent: {type(layer).__name__} with routing {routing} is no layer of it; "
                     "give DenseCaps or ConvCaps with routing=InvertedAttention(iterations=1)"
+                )
+            if routing.iterations != 1:
+                raise SpecError(
+                    f"Concurrent: the routing of {type(layer).__name__} has {routing.iterations} iterations; "
+                    "give it iterations=1, and Concurrent their number"
                 )
 
     def rows(self, x: Shape) -> tuple[Row, ...]:

@@ -1,4 +1,4 @@
-"""Networks by name, a file for each paper."""
+"""Networks by name, a file for each paper, and `small` ones of ours."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from capscore.net import CapsNetSpec
 
-from . import deepcaps, efficient, em, heinsen, hvc, inverted, sabour, self_routing, variational
+from . import deepcaps, efficient, em, heinsen, hvc, inverted, sabour, self_routing, small, variational
 
 
 class Presets(Mapping[str, CapsNetSpec]):
@@ -32,6 +32,7 @@ class Presets(Mapping[str, CapsNetSpec]):
 
 PRESETS = Presets(
     sabour.PRESETS
+    | small.PRESETS
     | efficient.PRESETS
     | em.PRESETS
     | variational.PRESETS

@@ -30,20 +30,10 @@ def svhn() -> CapsNetSpec:
     )
 
 
-def small() -> CapsNetSpec:
-    """Ours: it trains in a minute on two cores."""
-    return CapsNetSpec(
-        input=(1, 28, 28),
-        layers=(Conv(32, kernel=5, stride=2), PrimaryCaps(types=8, dim=8, kernel=5, stride=2), DenseCaps(10, dim=16)),
-        decoder=Decoder((128, 256)),
-    )
-
-
 PRESETS: dict[str, Callable[[], CapsNetSpec]] = {
     "mnist": lambda: _paper((1, 28, 28)),  # section 4: 8,215,728 parameters
     "multimnist": lambda: _paper((1, 36, 36)),  # section 6: two digits on 36×36, 11.36 million parameters
     "cifar10": lambda: _paper((3, 24, 24), types=64, leaky=True),  # section 7: "none of the above" category
     "smallnorb": lambda: _paper((2, 32, 32), classes=5),  # section 7: stereo pairs
     "svhn": svhn,
-    "small": small,
 }

@@ -1,4 +1,4 @@
-"""The network of "Capsule Routing via Variational Bayes" (Ribeiro, Leontidis, Kollias 2020), as in its authors' code."""
+"""Networks of "Capsule Routing via Variational Bayes" (Ribeiro, Leontidis, Kollias 2020), as in the authors' code."""
 
 from __future__ import annotations
 

@@ -31,6 +31,7 @@ class EMRouting(Routing):
     """
 
     activates: ClassVar[bool] = True
+    biased: ClassVar[bool] = False
 
     iterations: int = 3
     inverse_temperature: float = 0.01
@@ -68,19 +69,19 @@ class EMRouting(Routing):
         c = ops.concat([votes.among_parents(present * 0.0 + 1.0)] * j, 0)  # [J, B, N]
         for t in range(self.iterations):
             with scope(ops, f"route/{t}"):
-                if t:  # the E step
-                    distance = ops.reshape(ops.matmul(squares, ops.reshape(one / variance, (j, -1, d, 1))), (j, -1, n))
-                    height = ops.log(activation + EPSILON) - ops.sum(log_variance, 2) / 2  # [J, B], and a constant
-                    c = votes.over_parents(ops.reshape(height, (j, -1, 1)) - distance / 2)
                 r = ops.reshape(c * present, (j, -1, 1, n))
                 total = ops.sum(r, 3)  # [J, B, 1]
                 mean = ops.reshape(ops.matmul(r, u_hat), (j, -1, d)) / (total + EPSILON)
                 off = u_hat - ops.reshape(mean, (j, -1, 1, d))
                 squares = off * off  # [J, B, N, D]
                 variance = ops.reshape(ops.matmul(r, squares), (j, -1, d)) / (total + EPSILON) + EPSILON
-                log_variance = ops.log(variance)  # [J, B, D]
-                cost = (beta_u * d + ops.sum(log_variance, 2) / 2) * ops.reshape(total, (j, -1)) * scale  # [J, B]
+                log_deviation = ops.sum(ops.log(variance), 2) / 2  # [J, B]  Σ_h ln σ_h
+                cost = (beta_u * d + log_deviation) * ops.reshape(total, (j, -1)) * scale
                 inverse_temperature = self.inverse_temperature * (1 - self.decay ** (t + 1))
                 activation = ops.sigmoid((beta_a - cost) * inverse_temperature)
-            run.iteration(c, mean)
+                run.iteration(c, mean)
+                if t + 1 < self.iterations:  # the E step; a constant of all logits is left out
+                    distance = ops.reshape(ops.matmul(squares, ops.reshape(one / variance, (j, -1, d, 1))), (j, -1, n))
+                    height = ops.reshape(ops.log(activation + EPSILON) - log_deviation, (j, -1, 1))
+                    c = votes.over_parents(height - distance / 2)
         return Capsules(ops.transpose(mean, (1, 0, 2)), ops.transpose(activation, (1, 0)))

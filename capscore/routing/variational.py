@@ -29,6 +29,7 @@ class VariationalBayes(Routing):
     """
 
     activates: ClassVar[bool] = True
+    biased: ClassVar[bool] = False
 
     iterations: int = 3
     momentum: float = 0.1
@@ -64,21 +65,21 @@ class VariationalBayes(Routing):
         c: A | float = 1 / j
         for t in range(self.iterations):
             with scope(ops, f"route/{t}"):
-                if t:
-                    distance = ops.reshape(ops.matmul(squares, ops.reshape(one / q, (j, -1, d, 1))), (j, -1, n))
-                    log_p = (log_det - one / kappa * d - distance * nu) / 2 - d / 2 * math.log(2 * math.pi)
-                    c = votes.over_parents(log_share + log_p, FLOOR)  # [J, B, N]
                 r = ops.reshape(present * c, (j, -1, 1, n))
                 total = ops.sum(r, 3)  # [J, B, 1]
                 kappa, nu = total + 1.0, total + (d + 1.0)  # and α = κ
                 m = ops.reshape(ops.matmul(r, u_hat), (j, -1, d)) / kappa
                 off = u_hat - ops.reshape(m, (j, -1, 1, d))
                 squares = off * off  # [J, B, N, D]
-                # Ψ⁻¹ = 1 + Σ r (û - ū)² + κ₀ R/κ ū² with ū = Σ r û/R, said without R, which may be 0, as a divisor:
+                # Ψ⁻¹ = 1 + Σ r (û - ū)² + R/κ ū² with ū = Σ r û/R, written without the division by R, which may be 0:
                 q = ops.reshape(ops.matmul(r, squares), (j, -1, d)) + m * m + 1.0  # [J, B, D]
                 log_det = ops.sum(digamma(ops, nu / 2 - steps) - ops.log(q), 2, keepdims=True) + d * math.log(2)
                 log_share = digamma(ops, kappa) - digamma(ops, ops.sum(kappa, 0, keepdims=True))  # E[ln π], [J, B, 1]
-            run.iteration(c, m)
+                run.iteration(c, m)
+                if t + 1 < self.iterations:
+                    distance = ops.reshape(ops.matmul(squares, ops.reshape(one / q, (j, -1, d, 1))), (j, -1, n))
+                    log_p = (log_det - one / kappa * d - distance * nu) / 2 - d / 2 * math.log(2 * math.pi)
+                    c = votes.over_parents(log_share + log_p, FLOOR)  # [J, B, N]
         with scope(ops, "activation"):
             entropy = (log_det * -1.0 + d * math.log(2 * math.pi * math.e)) / 2
             a = ops.exp(log_share) * entropy + ops.reshape(p["beta_u"], (j, 1, 1))

@@ -25,15 +25,15 @@ import numpy as np
 
 from capscore import CapsNetSpec, Conv, ConvCaps, DenseCaps, DynamicRouting, PrimaryCaps, SelfAttention
 from capscore.errors import CapscoreError
+from capscore.export.machine import about
 from capscore.net import init_params
 from lab import ROOT, files
-from lab.bench.machine import about
 
 SAMPLE = 300  # ms that a contender runs at a time, at least
 
 
 def spec(routing: str) -> CapsNetSpec:
-    """8 types of 8 numbers on 16×16 positions, 8 of 8 again, 16 of 16 on 7×7, and 10 classes; 5.1 million votes."""
+    """8 types of 8 on 16×16 positions, 8 of 8 again, 16 of 16 on 7×7, 10 classes: 2.2 million numbers of votes."""
     how: Any = {"dynamic": DynamicRouting(3), "self-attention": SelfAttention()}[routing]
     about: dict[str, Any] = {"routing": how, "bias": routing == "dynamic"}
     return CapsNetSpec(
@@ -113,9 +113,10 @@ def plain(routing: str, batch: int, backward: bool) -> Run:
 def capscore_torch(routing: str, batch: int, backward: bool) -> Run:
     from capscore.backends import torch as caps
 
+    torch: Any = sys.modules["torch"]
     net = caps.CapsNet(spec(routing))
-    x, g = map(caps.torch.from_numpy, data(batch))
-    return _torch_run(caps.torch, lambda: net(x).capsules, list(net.params.values()), g, backward)
+    x, g = map(torch.from_numpy, data(batch))
+    return _torch_run(torch, lambda: net(x).capsules, list(net.params.values()), g, backward)
 
 
 def _torch_run(torch: Any, forward: Callable[[], Any], parameters: list[Any], g: Any, backward: bool) -> Run:
@@ -230,8 +231,7 @@ def compared(routing: str, backward: bool, args: argparse.Namespace) -> dict[str
 def main() -> None:
     """Print the tables; write the same as JSON."""
     if sys.argv[1:2] == ["--serve"]:
-        name, routing, batch, backward = sys.argv[2:]
-        serve(name, routing, int(batch), backward == "1")
+        serve(sys.argv[2], sys.argv[3], int(sys.argv[4]), sys.argv[5] == "1")
         return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=32)
@@ -252,9 +252,8 @@ def main() -> None:
             first = next(iter(rows.values()))
             for name, row in rows.items():
                 low, middle, high = row["cpu_ms"]
-                factors = f"{first['cpu_ms'][1] / middle:.2f}×, memory 1/{first['grown_mb'] / row['grown_mb']:.2f}"
                 told = f"{middle:6.0f} ms of the processor ({low:.0f}-{high:.0f}), {row['ms'][1]:6.0f} on the clock"
-                print(f"  {name:14} {told}, {row['grown_mb']:5.0f} MB: {factors}", flush=True)
+                print(f"  {name:14} {told}, {row['grown_mb']:5.0f} MB, {first['cpu_ms'][1] / middle:.2f}×", flush=True)
     if args.json:
         files.write_json(args.json, results)
 

@@ -1,0 +1,186 @@
+"""Every routing beside the others: parameters, arithmetic, memory, time, and what it learns of the embedded digits.
+
+    python -m lab.bench.routings --json lab/bench/results/routings.json
+
+The networks are the `small` presets. Each task of a network is a process of its own; they take turns. Memory is how far
+the process of a training step grows beyond what it holds after one of one image. With `--train`, each network also
+learns the 5,000 digits on one thread, and is measured on the 1,000 others after the last epoch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from capscore import PRESETS, backend
+from capscore.data import load
+from capscore.errors import CapscoreError
+from capscore.export.machine import about
+from capscore.optim import Cosine
+from capscore.train import Recipe, accuracy, train
+from lab import ROOT, files
+
+NETWORKS = [name for name in PRESETS if name.split("-")[0] == "small"]
+SECONDS = 0.5  # of a turn, at least
+
+Run = Callable[[], object]
+
+
+def forward(name: str, batch: int) -> Run:
+    """PyTorch, in inference."""
+    import torch
+
+    net = backend("torch").CapsNet(PRESETS[name])
+    x = torch.from_numpy(_images(name, batch))
+
+    def run() -> object:
+        with torch.inference_mode():
+            return net(x)
+
+    return run
+
+
+def step(name: str, batch: int) -> Run:
+    """A step of training on PyTorch."""
+    caps = backend("torch")
+    net = caps.CapsNet(PRESETS[name])
+    learner = caps.Learner(net)
+    targets = np.eye(10)[np.arange(batch) % 10]
+    return lambda: float(learner.step(_images(name, batch), targets, 1e-4)[0])
+
+
+def runtime(name: str, batch: int) -> Run:
+    """ONNX Runtime on the CPU."""
+    from capscore.export import onnx
+    from capscore.export.runtime import Session
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "net.onnx"
+        onnx.export(backend("numpy").CapsNet(PRESETS[name]), path, verify=False)
+        session = Session(path, provider="cpu", threads=1)
+    return lambda: session(_images(name, batch))
+
+
+TASKS: dict[str, Callable[[str, int], Run]] = {"forward": forward, "step": step, "onnx": runtime}
+
+
+def _images(name: str, batch: int) -> Any:
+    return np.random.default_rng(0).random((batch, *PRESETS[name].input), np.float32)
+
+
+def serve(task: str, name: str, batch: int) -> None:
+    """Be a contender: for every line on standard input, tell milliseconds and megabytes."""
+    TASKS[task](name, 1)()
+    held = _peak()
+    run = TASKS[task](name, batch)
+    run()
+    for _ in sys.stdin:
+        start, times = time.perf_counter(), 0
+        while time.perf_counter() - start < SECONDS:
+            run()
+            times += 1
+        print("told", 1e3 * (time.perf_counter() - start) / times, _peak() - held, flush=True)
+
+
+def _peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # MB
+
+
+class Worker:
+    """A process that runs one contender when asked, with one thread."""
+
+    def __init__(self, *how: str) -> None:
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "lab.bench.routings", "--serve", *how]
+        self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=-1, stdout=-1, text=True)
+
+    def __call__(self) -> tuple[float, float]:
+        """Return milliseconds and megabytes."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        print(file=self.process.stdin, flush=True)
+        for line in self.process.stdout:
+            if line.startswith("told "):
+                ms, mb = map(float, line.split()[1:])
+                return ms, mb
+        raise CapscoreError(f"a contender ended with status {self.process.wait()}")
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.kill()
+        self.process.communicate()
+
+
+def measured(names: list[str], batch: int, rounds: int) -> dict[str, dict[str, Any]]:
+    """Return by network the quartiles of each task's milliseconds, and the megabytes of a step."""
+    told: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for name in names:  # its tasks take turns; all networks at once would not fit the memory of a small machine
+        workers = {task: Worker(task, name, str(batch)) for task in TASKS}
+        try:
+            for _ in range(rounds):
+                for task, worker in workers.items():
+                    told.setdefault((name, task), []).append(worker())
+        finally:
+            for worker in workers.values():
+                worker.close()
+    rows = {}
+    for name in names:
+        quartiles = {task: np.percentile([ms for ms, _ in told[name, task]], [25, 50, 75]).tolist() for task in TASKS}
+        rows[name] = {"ms": quartiles, "mb": max(mb for _, mb in told[name, "step"])}
+    return rows
+
+
+def learned(name: str, library: str, epochs: int) -> dict[str, float]:
+    """Return the accuracy on the held-out digits after the last epoch, and the seconds that training took."""
+    caps, (learn, test) = backend(library), load("digits")
+    recipe = Recipe(epochs=epochs, batch=32, rate=2e-3, schedule=Cosine(warmup=100))
+    net = caps.CapsNet(PRESETS[name], seed=recipe.seed)
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        learner = caps.Learner(net, recipe.reconstruction, recipe.optimiser, recipe.average)
+        train(net, learner, learn, test, recipe, Path(folder) / "run", reporters=())
+    return {"accuracy": accuracy(net, test), "seconds": time.perf_counter() - began, "epochs": epochs}
+
+
+def main() -> None:
+    """Print the table; write the same as JSON."""
+    if sys.argv[1:2] == ["--serve"]:
+        task, name, batch = sys.argv[2:]
+        serve(task, name, int(batch))
+        return
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", nargs="+", default=NETWORKS, choices=NETWORKS)
+    parser.add_argument("--train", type=int, metavar="EPOCHS", help="also learn the digits")
+    parser.add_argument("--backends", nargs="+", default=["torch"], help="that learn them")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    if args.json:
+        files.check(args.json)
+    results: dict[str, Any] = {"machine": about("torch", "onnxruntime"), "batch": args.batch, "rounds": args.rounds}
+    results["networks"] = measured(args.only, args.batch, args.rounds)
+    for name, row in results["networks"].items():
+        spec = PRESETS[name]
+        row |= {"parameters": spec.parameter_count, "multiply_adds": spec.multiply_adds}
+        if args.train:
+            row["learned"] = {library: learned(name, library, args.train) for library in args.backends}
+        times = ", ".join(f"{task} {row['ms'][task][1]:.1f}" for task in TASKS)
+        print(f"{name:20} {row['parameters']:>9,} {row['multiply_adds'] / 1e6:5.1f}M ms: {times}; {row['mb']:.0f} MB "
+              f"{row.get('learned', '')}", flush=True)  # fmt: skip
+    if args.json:
+        files.write_json(args.json, results)
+
+
+if __name__ == "__main__":
+    main()
