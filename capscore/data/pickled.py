@@ -126,9 +126,8 @@ def _check_steps(content: bytes) -> None:
 
 
 def _entry(told: dict[Any, Any], key: bytes, kind: type, path: Path) -> Any:
-    found: Any = told.get(key)
-    if not isinstance(found, kind) or (
-        kind is list and key.endswith(b"names") and not all(type(n) is bytes for n in found)
-    ):
+    found = told.get(key)
+    names = found if key.endswith(b"names") and isinstance(found, list) else []
+    if not isinstance(found, kind) or not all(type(name) is bytes for name in names):
         raise DataError(f"{path} has no {key.decode()}: fetch the Python version again")
     return found

@@ -84,7 +84,7 @@ class Rows:
         """Read one image [C, H, W], or those of a slice or of positions: [B, C, H, W]."""
         at = np.asarray(self.index[index])
         read = self._read(at.reshape(-1))
-        return read if at.ndim else read[0]  # type: ignore[no-any-return]
+        return read if at.ndim else read[0]
 
     def __iter__(self) -> Iterator[NDArray[Any]]:
         """Go through the images."""

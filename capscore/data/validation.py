@@ -25,13 +25,14 @@ def with_validation(data: S, share: float) -> tuple[S, S]:
     DataError if one of the two would have no image, or the images are not held one by one.
     """
     drawn: Any = data
+    parts: list[Any]
     if isinstance(drawn, Redrawn):
-        learn, chosen = (replace(drawn, source=each) for each in with_validation(drawn.source, share))
-        return learn, chosen
+        parts = [replace(drawn, source=each) for each in with_validation(drawn.source, share)]
+        return parts[0], parts[1]
     if isinstance(drawn, Dataset):
         out = hashes(drawn.images, SALT) < np.uint64(share * 2**64)
         if not out.any() or out.all():
             raise DataError(f"a share of {share:g} of {len(data)} images leaves none: choose another one")
-        learn, chosen = (replace(drawn, images=part(drawn.images, m), labels=drawn.labels[m]) for m in (~out, out))
-        return learn, chosen
+        parts = [replace(drawn, images=part(drawn.images, m), labels=drawn.labels[m]) for m in (~out, out)]
+        return parts[0], parts[1]
     raise DataError(f"no validation images can be taken from a {type(data).__name__}: leave the share out")
