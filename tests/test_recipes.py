@@ -272,7 +272,7 @@ def test_options_make_the_loss_that_travels_with_the_model(options, wanted, file
         (["--momentum", 0.5], "--momentum is for the optimiser sgd, not for adam: leave it out"),
         (["--weight-decay", 0.5], "--weight-decay is for the optimiser adamw or sgd, not for adam"),
         (["--schedule", "cosine", "--decay-steps", 5], "--decay-steps is for the schedule exponential, not for cosine"),
-        (["--class-weights", "rare"], "--class-weights takes balanced, not 'rare'"),
+        (["--class-weights", "rare"], "--class-weights takes balanced or numbers such as 1,0.5,2, not 'rare'"),
         (["--optimiser", "sgd", "--momentum", 2], "momentum must be a number from 0 to"),
         (["--clip", 0], "clip must be a number from"),
         (["--average", 1], "average must be below 1"),
