@@ -96,9 +96,15 @@ def route(routing: Routing, u: Tensor, weight: Tensor, bias: Tensor | None, *own
     return capsules
 
 
-@cache
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _said(routing: Routing) -> str:
-    return json.dumps(write(routing))
+    """Return what an operator is told of a routing: text, as PyTorch's take no values of ours."""
+    if (text := _texts.get(routing)) is None:
+        text = _texts[routing] = json.dumps(write(routing))
+    return text
+
+
+_texts: dict[Routing, str] = {}
 
 
 @cache

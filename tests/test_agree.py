@@ -24,7 +24,7 @@ VECTOR = CapsNetSpec((2, 6, 5), (Conv(4, 3), BatchNorm(), GlobalPool(), Linear(3
 
 
 @dataclass(frozen=True)
-class Uniform(Routing):
+class UniformCouplings(Routing):
     """Uniform couplings; each capsule has an activation that is not its length."""
 
     activates = True
@@ -40,7 +40,7 @@ class Uniform(Routing):
         return Capsules(v, ops.sigmoid(size * 3))
 
 
-ACTIVE = CapsNetSpec((2, 6, 5), (PrimaryCaps(2, 4, 3), DenseCaps(4), DenseCaps(3, routing=Uniform())))
+ACTIVE = CapsNetSpec((2, 6, 5), (PrimaryCaps(2, 4, 3), DenseCaps(4), DenseCaps(3, routing=UniformCouplings())))
 
 
 def with_fault(monkeypatch: pytest.MonkeyPatch, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
@@ -171,7 +171,7 @@ def test_couplings_are_told_apart_by_their_layer(
     monkeypatch: pytest.MonkeyPatch, onnx_export: ModuleType, tmp_path: Path
 ) -> None:
     """A layer whose couplings are uniform, or that notes none, moves no other's name."""
-    spec = CapsNetSpec((2, 6, 5), (PrimaryCaps(2, 4, 3), DenseCaps(4, routing=Uniform()), DenseCaps(3)), decoder=None)
+    spec = CapsNetSpec((2, 6, 5), (PrimaryCaps(2, 4, 3), DenseCaps(4, routing=UniformCouplings()), DenseCaps(3)), decoder=None)
     net = NUMPY.CapsNet(spec, random_params(spec, dtype="float32"))
     with_notes = onnx_export.export(net, tmp_path / "m.onnx", outputs=["lengths", "couplings"]).differences
     monkeypatch.setattr(

@@ -243,7 +243,7 @@ def test_what_belongs_to_the_checkout_is_no_command(tmp_path):
     page = tmp_path / "docs" / "results.md"
     page.parent.mkdir()
     page.write_text("of a user")
-    for command in ("results", "experiment", "bench"):
+    for command in ("results", "experiment"):
         assert "No such command" in capscore(command, code=2, cwd=tmp_path)
     assert page.read_text() == "of a user"
 

@@ -362,7 +362,7 @@ def test_limit_that_is_none(given: int | str) -> None:
 def test_default_limit_and_what_raises_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CAPSCORE_MEMORY", raising=False)
     assert Budget().limit == 4 << 30
-    with pytest.raises(DataError, match=r"limit is 1,000,000.*set CAPSCORE_MEMORY to more.*or give load\(\) memory"):
+    with pytest.raises(DataError, match=r"limit is 1,000,000.*set CAPSCORE_MEMORY to more.*or pass memory="):
         load("digits", memory=10**6)
     monkeypatch.setenv("CAPSCORE_MEMORY", "1M")
     with pytest.raises(DataError, match="limit is 1,048,576"):

@@ -60,9 +60,11 @@ def make(onnx_export: ModuleType, tmp_path: Path) -> Callable[..., Path]:
 def stays_on_the_gpu(session: Any, net: Any, images: np.ndarray, tolerance: float = FLOAT32) -> None:
     """Assert that a session computes what the network does, and that no node and no copy lands on the CPU."""
     found, wanted = session(images), net(images)
+    exact = NUMPY.CapsNet(net.spec, net.params, dtype="float64")(images)
     for name in ("scores", "lengths", "capsules"):
-        if getattr(wanted, name) is not None:
-            close(getattr(found, name), getattr(wanted, name), tolerance, name)
+        if (said := getattr(exact, name)) is not None:
+            room = max(tolerance, agree.allowed("fp32", getattr(wanted, name), said))  # EM amplifies what is rounded
+            close(getattr(found, name), said, room, name)
     if found.reconstruction is not None:
         labels = wanted.scores.argmax(1)
         close(found.reconstruction, net.reconstruct(wanted.capsules, labels), tolerance, "reconstruction")

@@ -121,12 +121,14 @@ def test_presets_agree(
     deployed = runtime.Session(tmp_path / "model.onnx")(images)
     for name in ("scores", "lengths", "capsules"):
         wanted = getattr(exact, name)
+        if wanted is None:  # the network ends in scores
+            continue
         tolerance = allowed("fp32", getattr(expected, name), wanted)  # a deep network's own rounding is larger
         close(torch_caps.to_numpy(getattr(out, name)), wanted, tolerance)
         close(getattr(deployed, name), wanted, tolerance)
     if spec.decoder is not None:
-        drawn = net.reconstruct(expected.capsules)
-        close(torch_caps.to_numpy(other.reconstruct(out.capsules)), drawn, FLOAT32)
+        drawn = net.reconstruct(expected)
+        close(torch_caps.to_numpy(other.reconstruct(out)), drawn, FLOAT32)
         close(deployed.reconstruction, drawn, FLOAT32)
 
 

@@ -39,7 +39,7 @@ def test_datasets_print_as_a_line_and_are_a_picture() -> None:
 def test_a_network_prints_as_its_layers() -> None:
     lines = repr(caps.CapsNet(PRESETS["small"])).splitlines()
     assert lines[0] == "CapsNet(  # 1×28×28 images, 10 classes, 471,216 parameters"
-    assert lines[3].startswith("  (capsules.0): DenseCaps(count=10, dim=16")
+    assert lines[3].startswith("  (capsules.0): DenseCaps(count=10)")
     assert lines[3].endswith("→ 10×16")
     torch = need("capscore.backends.torch", "torch")
     assert "(primary): " in repr(torch.CapsNet(PRESETS["small"]))

@@ -118,8 +118,9 @@ class Streaming:
         start = 0 if bias is None else ops.reshape(bias, (j, 1, d))
         s: Any = 0
         for block in blocks:  # all couplings are equal: one matrix product
-            u = ops.reshape(block.u, (len(block.u), -1))
-            s = ops.matmul(u, ops.transpose(ops.reshape(block.weight, (j * d, u.shape[1])), (1, 0))) + s  # [B, J·D]
+            kn = block.u.shape[1] * block.u.shape[2]
+            w = ops.transpose(ops.reshape(block.weight, (j * d, kn)), (1, 0))
+            s = ops.matmul(ops.reshape(block.u, (len(block.u), kn)), w) + s  # [B, J·D]
         s = ops.transpose(ops.reshape(s, (-1, j, d)), (1, 0, 2)) * rule.first + start
         v, kept, total = rule.steps[0].of(ops, s), [s], None
         for step in rule.steps[1:]:

@@ -47,31 +47,10 @@ def network(
     )
 
 
-def digits() -> CapsNetSpec:
-    """Ours: it learns the digits in minutes on a core. Two iterations learn much faster than three."""
-    caps = matrices(EMRouting(2))
-    return CapsNetSpec(
-        (1, 28, 28),
-        (
-            Conv(64, 5, 2, activation="none", bias=False),
-            BatchNorm(activation="relu"),
-            Conv(64, 3, 2, activation="none", bias=False),
-            BatchNorm(activation="relu"),
-            Conv(17 * 8, 1, activation="none"),
-            AsCaps(8, 16, squash="none", active=True),
-            ConvCaps(16, kernel=3, stride=2, **caps),
-            DenseCaps(10, shared=True, coordinates=True, **caps),
-        ),
-        decoder=None,
-        loss=SpreadLoss(0.2, 0.9, 1000),
-    )
-
-
 PRESETS: dict[str, Callable[[], CapsNetSpec]] = {
     # figure 1 on stereo pairs, and without padding: 317,194 parameters ("310K" in table 1)
     "em-smallnorb": lambda: network((2, 32, 32), 5, (32, 32, 32, 32)),
     # Gritzman's, on one camera: 67,154. TensorFlow pads by 1 above and 2 below; here it is 2 and 1, which is the same
     # network of images that are turned by 180°.
     "em-small": lambda: network((1, 32, 32), 5, (64, 8, 16, 16), padding=2, norm=True),
-    "em-digits": digits,  # 68,604
 }

@@ -25,7 +25,7 @@ from capscore.layers import (
 )
 from capscore.losses import CrossEntropy, Loss, MarginLoss, SpreadLoss
 from capscore.net import CapsNetSpec
-from capscore.routing import HeinsenRouting, InvertedAttention, SelfAttention, SelfRouting
+from capscore.routing import EMRouting, HeinsenRouting, InvertedAttention, SelfAttention, SelfRouting
 
 from . import em, variational
 from .deepcaps import deepcaps
@@ -62,14 +62,15 @@ def inverted() -> CapsNetSpec:
 
 
 def matrix() -> CapsNetSpec:
-    """Return a network of two layers of matrices with EM routing."""
+    """Return a network of two layers of matrices with EM routing; two iterations learn much faster than three."""
+    caps = em.matrices(EMRouting(2))
     return _network(
-        Conv(64, 5, 2),
-        Conv(64, 3, 2),
+        *_normal(64, 5, 2),
+        *_normal(64, 3, 2),
         Conv(17 * 8, 1, activation="none"),
         AsCaps(8, 16, "none", active=True),
-        ConvCaps(16, kernel=3, stride=2, **em.matrices()),
-        DenseCaps(10, shared=True, coordinates=True, **em.matrices()),
+        ConvCaps(16, kernel=3, stride=2, **caps),
+        DenseCaps(10, shared=True, coordinates=True, **caps),
         loss=SpreadLoss(steps=1000),
     )
 

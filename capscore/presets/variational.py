@@ -42,26 +42,6 @@ def network(size: tuple[int, int, int], classes: int, widths: tuple[int, int, in
     )
 
 
-def digits() -> CapsNetSpec:
-    """Ours: it learns the digits in minutes on a core."""
-    return CapsNetSpec(
-        (1, 28, 28),
-        (
-            Conv(64, 5, 2, activation="none", bias=False),
-            BatchNorm(activation="relu"),
-            Conv(64, 3, 2, activation="none", bias=False),
-            BatchNorm(activation="relu"),
-            Conv(17 * 8, 1, activation="none", bias=False),
-            AsCaps(8, 16, squash="none", active=True, norm=True),
-            ConvCaps(16, kernel=3, stride=2, **matrices(16, 8, 3)),
-            DenseCaps(10, shared=True, coordinates=True, **matrices(10, 16)),
-        ),
-        decoder=None,
-        loss=CrossEntropy(),
-    )
-
-
 PRESETS: dict[str, Callable[[], CapsNetSpec]] = {
     "vb-smallnorb": lambda: network((2, 32, 32), 5, (64, 8, 16, 16)),  # 68,714 parameters
-    "vb-digits": digits,  # 68,500
 }
