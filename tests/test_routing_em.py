@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import oracle
 import pytest
-from conftest import NUMPY
+from conftest import NUMPY, close
 from routing_proof import Proof
 
 from capscore import PRESETS, AsCaps, CapsNetSpec, Conv, ConvCaps, DenseCaps, EMRouting, PrimaryCaps, SpreadLoss
 from capscore.init import TruncatedNormal
 from capscore.layer import Grid
+from capscore.values import write
 
 EPSILON = 1e-9
 
@@ -129,3 +131,22 @@ def test_equal_votes_and_absent_inputs(seed: int, routing: EMRouting) -> None:
         for x in (np.zeros((1, *spec.input)), np.ones((2, *spec.input))):
             assert np.isfinite(learner.step(x.astype("float32"), np.eye(3)[: len(x)], 1e-3)[0])
             assert all(np.isfinite(p).all() for p in net.params.values())
+
+
+def test_padding_is_coupled_to_nothing(caps: ModuleType) -> None:
+    """Votes that all but agree have densities beyond float32, and padding has them too."""
+    how: dict[str, Any] = matrices() | {"dim": 16, "pose_rows": 4, "init": TruncatedNormal(1e-3)}
+    primary = Conv(2 * 17, 1, activation="none"), AsCaps(2, 16, squash="none", active=True)
+    layers = (STEM, *primary, ConvCaps(2, kernel=3, padding=1, **how), DenseCaps(3, **CLASSES, **how))
+    spec = CapsNetSpec((1, 11, 11), layers, None, SpreadLoss())
+    x = np.random.default_rng(0).random((2, *spec.input)).astype("float32")
+    out = caps.CapsNet(spec, seed=0)(caps.asarray(x), couplings=True)
+    assert np.isfinite(caps.to_numpy(out.scores)).all()
+    first = oracle.Caps(np.zeros((2, 4, 4, 16)))
+    seen, _, _ = oracle.seen_by_windows(write(layers[3]), {"weight": np.zeros((18, 2, 4, 4))}, first)
+    for c in out.couplings[0]:
+        given = caps.to_numpy(c)  # [B, positions · slots, J]
+        assert (given[:, seen.child.reshape(-1) < 0] == 0).all()
+        close(given.sum((1, 2)), np.full(2, 32.0), 1e-4)  # each of 32 inputs is shared out once
+    loss, _ = caps.Learner(caps.CapsNet(spec, seed=0)).step(x, np.eye(3)[:2], 1e-3)
+    assert np.isfinite(float(loss))

@@ -81,11 +81,13 @@ class Windows:
         return ops.exp(ops.reshape(x, (n_out, -1, self.n_in)))
 
     def divide(self, ops: Ops[A], x: A) -> A:
-        """Return x [1, B·P, N] divided by how many windows see each input."""
+        """Return x [1, B·P, N] divided by how many windows see each input, 0 for padding."""
         seen = np.bincount(self.place.positions + 1, minlength=self.places + 1) // self.sizes.types
-        share = (1 / np.maximum(seen[self.place.positions + 1], 1)).reshape(1, 1, self.positions, self.n_in)
+        share = 1 / np.maximum(seen, 1)
+        share[0] = 0.0  # padding has no part
         by_window = ops.reshape(x, (1, -1, self.positions, self.n_in))
-        return ops.reshape(by_window * ops.asarray(share, x), (1, -1, self.n_in))
+        of_each = share[self.place.positions + 1].reshape(1, 1, self.positions, self.n_in)
+        return ops.reshape(by_window * ops.asarray(of_each, x), (1, -1, self.n_in))
 
 
 @cache
