@@ -126,7 +126,7 @@ def _check_steps(content: bytes) -> None:
 
 
 def _entry(told: dict[Any, Any], key: bytes, kind: type, path: Path) -> Any:
-    found = told.get(key)
+    found: Any = told.get(key)
     names = found if key.endswith(b"names") and isinstance(found, list) else []
     if not isinstance(found, kind) or not all(type(name) is bytes for name in names):
         raise DataError(f"{path} has no {key.decode()}: fetch the Python version again")

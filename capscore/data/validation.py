@@ -24,15 +24,16 @@ def with_validation(data: S, share: float) -> tuple[S, S]:
     The content of an image decides, as in `ByContent`, so that it stays where it is when others are added. Raises
     DataError if one of the two would have no image, or the images are not held one by one.
     """
-    drawn: Any = data
-    parts: list[Any]
-    if isinstance(drawn, Redrawn):
-        parts = [replace(drawn, source=each) for each in with_validation(drawn.source, share)]
-        return parts[0], parts[1]
-    if isinstance(drawn, Dataset):
-        out = hashes(drawn.images, SALT) < np.uint64(share * 2**64)
+    whole: Any = data
+    if isinstance(whole, Redrawn):
+        first, second = with_validation(whole.source, share)
+        parts: Any = replace(whole, source=first), replace(whole, source=second)
+    elif isinstance(whole, Dataset):
+        out = hashes(whole.images, SALT) < np.uint64(share * 2**64)
         if not out.any() or out.all():
             raise DataError(f"a share of {share:g} of {len(data)} images leaves none: choose another one")
-        parts = [replace(drawn, images=part(drawn.images, m), labels=drawn.labels[m]) for m in (~out, out)]
-        return parts[0], parts[1]
-    raise DataError(f"no validation images can be taken from a {type(data).__name__}: leave the share out")
+        parts = tuple(replace(whole, images=part(whole.images, m), labels=whole.labels[m]) for m in (~out, out))
+    else:
+        raise DataError(f"no validation images can be taken from a {type(data).__name__}: leave the share out")
+    learn, chosen = parts
+    return learn, chosen
