@@ -25,7 +25,7 @@ VECTOR = CapsNetSpec((2, 6, 5), (Conv(4, 3), BatchNorm(), GlobalPool(), Linear(3
 
 @dataclass(frozen=True)
 class UniformCouplings(Routing):
-    """Uniform couplings; each capsule has an activation that is not its length."""
+    """UniformCouplings couplings; each capsule has an activation that is not its length."""
 
     activates = True
 
@@ -171,11 +171,13 @@ def test_couplings_are_told_apart_by_their_layer(
     monkeypatch: pytest.MonkeyPatch, onnx_export: ModuleType, tmp_path: Path
 ) -> None:
     """A layer whose couplings are uniform, or that notes none, moves no other's name."""
-    spec = CapsNetSpec((2, 6, 5), (PrimaryCaps(2, 4, 3), DenseCaps(4, routing=UniformCouplings()), DenseCaps(3)), decoder=None)
+    spec = CapsNetSpec(
+        (2, 6, 5), (PrimaryCaps(2, 4, 3), DenseCaps(4, routing=UniformCouplings()), DenseCaps(3)), decoder=None
+    )
     net = NUMPY.CapsNet(spec, random_params(spec, dtype="float32"))
     with_notes = onnx_export.export(net, tmp_path / "m.onnx", outputs=["lengths", "couplings"]).differences
     monkeypatch.setattr(
-        Uniform,
+        UniformCouplings,
         "__call__",
         lambda self, ops, votes, p, run: Capsules(
             ops.transpose(squash(ops, votes.combine(1 / votes.n_out)), (1, 0, 2))
@@ -189,7 +191,7 @@ def test_an_exported_decoder_of_a_network_with_activations_draws_the_longest(
     onnx_export: ModuleType, tmp_path: Path
 ) -> None:
     @dataclass(frozen=True)
-    class Shortest(Uniform):
+    class Shortest(UniformCouplings):
         def __call__(self, ops: Any, votes: Any, p: Any, run: Any) -> Capsules[Any]:
             v = super().__call__(ops, votes, p, run).pose
             return Capsules(v, ops.sigmoid(lengths(ops, v) * -3))

@@ -122,7 +122,9 @@ LEAKY = DynamicRouting(3, leaky=True)
 
 def test_presets_are_reached_from_the_package() -> None:
     assert capscore.PRESETS is PRESETS
-    small = {f"small-{name}" for name in "attention inverted em vb self-routing heinsen hvc deepcaps".split()}
+    small = {
+        f"small-{name}" for name in ["attention", "inverted", "em", "vb", "self-routing", "heinsen", "hvc", "deepcaps"]
+    }
     assert set(PRESETS) == small | {
         *("mnist", "multimnist", "cifar10", "smallnorb", "svhn", "small", "deepcaps", "deepcaps-64"),
         *("efficient-mnist", "efficient-multimnist", "efficient-smallnorb", "inverted-cifar10", "inverted-cifar100"),

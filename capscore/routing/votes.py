@@ -9,7 +9,7 @@ from capscore.layer import Capsules
 from capscore.ops import A, Ops, scope
 from capscore.squash import presence
 
-from .windows import Windows, log_sum
+from .windows import Windows, exponentials
 
 
 class Votes(ABC, Generic[A]):
@@ -54,7 +54,8 @@ class Votes(ABC, Generic[A]):
             return self.windows.softmax(self.ops, logits, self.n_out, floor)
         if not floor:
             return self.ops.softmax(logits, 0)
-        return self.ops.exp(logits - log_sum(self.ops, logits, (0,), floor))
+        largest, total = exponentials(self.ops, logits, (0,), floor)
+        return self.ops.exp(logits - largest) / total
 
     def among_parents(self, x: A) -> A:
         """Return x [1, B, N] in equal parts for all output capsules that see an input."""

@@ -70,15 +70,20 @@ class Windows:
         x = ops.reshape(ops.take(x, index, 2), (n_out, -1, self.places, absent.shape[3], t))
         if absent.any():
             x = x + ops.asarray(absent, logits)
-        total = log_sum(ops, x, (0, 3), floor)  # [1, B, places, 1, T]
-        total = ops.transpose(ops.reshape(total, (-1, self.places, t)), (0, 2, 1))
-        total = self.cut(ops, ops.reshape(total, (-1, t * self.places)))  # [B·P, N]
-        x = logits - ops.reshape(total, (1, -1, self.n_in))
-        there = self.capsule.there
+        # Not e^(x - log Σ e^x): what a logarithm as large as the logits is rounded by would be a factor.
+        largest, total = exponentials(ops, x, (0, 3), floor)  # [1, B, places, 1, T]
+
+        def to_inputs(y: A) -> Any:
+            y = ops.transpose(ops.reshape(y, (-1, self.places, t)), (0, 2, 1))
+            return ops.reshape(self.cut(ops, ops.reshape(y, (-1, t * self.places))), (1, -1, self.positions, self.n_in))
+
+        x = ops.reshape(logits, (n_out, -1, self.positions, self.n_in)) - to_inputs(largest)
+        shared, there = to_inputs(total), self.capsule.there
         if there is not None:  # padding is coupled to nothing, and whatever its logits are, no exponential overflows
-            nothing = np.where(there, 0.0, -1e30).reshape(1, 1, self.positions, self.n_in)
-            x = ops.reshape(x, (n_out, -1, self.positions, self.n_in)) + ops.asarray(nothing, x)
-        return ops.exp(ops.reshape(x, (n_out, -1, self.n_in)))
+            absent = (~there).reshape(1, 1, self.positions, self.n_in)
+            x = x + ops.asarray(absent * -1e30, logits)
+            shared = shared + ops.asarray(absent * 1.0, logits)
+        return ops.reshape(ops.exp(x) / shared, (n_out, -1, self.n_in))
 
     def divide(self, ops: Ops[A], x: A) -> A:
         """Return x [1, B·P, N] divided by how many windows see each input, 0 for padding."""
@@ -96,10 +101,13 @@ def windows(sizes: Sizes) -> Windows:
     return Windows(sizes)
 
 
-def log_sum(ops: Ops[A], x: A, axes: tuple[int, ...], floor: float = 0.0) -> A:
-    """Return log max(Σ e^x, floor) over `axes`, with kept dimensions."""
+def exponentials(ops: Ops[A], x: A, axes: tuple[int, ...], floor: float = 0.0) -> tuple[A, A]:
+    """Return m and max(Σ e^x, floor) / e^m over `axes`, with kept dimensions: e^(x - m) does not overflow."""
     largest = x
     for axis in axes:
         largest = ops.max(largest, axis, keepdims=True)
-    total = ops.log(ops.sum(ops.exp(x - largest), axes, keepdims=True)) + largest
-    return ops.relu(total - math.log(floor)) + math.log(floor) if floor else total
+    if not floor:
+        return largest, ops.sum(ops.exp(x - largest), axes, keepdims=True)
+    largest = ops.relu(largest - math.log(floor)) + math.log(floor)
+    least = ops.exp(largest * -1.0 + math.log(floor))
+    return largest, ops.relu(ops.sum(ops.exp(x - largest), axes, keepdims=True) - least) + least

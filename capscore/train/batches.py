@@ -36,7 +36,7 @@ def as_samples(data: Any, what: str) -> Samples:
         hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, list | tuple | dict)
     )
     if hasattr(data, "batch_size") or (
-        by_position and not isinstance(data, Samples | str) and not hasattr(data, "dtype")
+        by_position and not isinstance(data, Samples | str | bytes | memoryview) and not hasattr(data, "dtype")
     ):
         return Items(data)
     if not isinstance(data, Samples):

@@ -10,15 +10,13 @@ from typing import Any
 from capscore.data import Samples, absent, fingerprint, several
 from capscore.errors import ShapeError, TrainingError
 from capscore.model import CapsNet, Learner
-from capscore.terminal import Terminal
 from capscore.train.ahead import ahead
 from capscore.train.batches import as_samples, batches, check_dataset
 from capscore.train.checkpoint import restore
 from capscore.train.folder import LAST, locked, make
-from capscore.train.interrupts import Interrupts, Stopped
+from capscore.train.interrupts import Interrupts
 from capscore.train.listeners import Listeners, Reporter
 from capscore.train.recipe import Recipe
-from capscore.train.report import Screen
 from capscore.train.score import right_for
 from capscore.train.training import Training, provenance
 
@@ -40,21 +38,14 @@ def train(
 
     `folder` receives the files that `capscore.train` lists. With `resume` training goes on from `last.safetensors`, to
     the bit on a CPU with as many threads; a TrainingWarning tells of others. What was frozen stays frozen. Classes are
-    matched by name. Without `reporters` a bar, in a notebook too, or plain lines tell of progress on standard error;
-    () is silence. `resuming` are JSON values that only the checkpoint keeps, such as the path of the data.
-
-    The best epoch is chosen by `held_out`, and its accuracy there is therefore a little too good to be true. With
-    `test`, these are the images that were held out, and `held_out` serves to choose by alone; the best model is
-    measured on them once, in the end, and its file tells both; `held_out_accuracy` in the log is that of `held_out`.
-
-    Raises TrainingError (the loss is not finite, nothing can learn, there is one class, the checkpoint is damaged or
-    belongs to other settings or data), Stopped (after a checkpoint: by Ctrl-C, SIGTERM, SIGHUP or a reporter whose
-    output is closed or full), KeyboardInterrupt (by a second Ctrl-C, at once).
+    matched by name. The best epoch is the best on `held_out`; that model is measured once on `test`, where there is
+    one. Without `reporters` a bar or plain lines tell of progress on standard error; () is silence. `resuming` are JSON
+    values that only the checkpoint keeps, such as the path of the data. Raises TrainingError (the loss is not finite,
+    nothing can learn, the checkpoint is damaged or of other settings or data), Stopped (after a checkpoint: by Ctrl-C,
+    SIGTERM, SIGHUP or a closed output), KeyboardInterrupt (by a second Ctrl-C, at once).
     """
+    data, held_out, test = _fitting(net, learner, data, held_out, test, recipe)
     folder = Path(folder)
-    data, held_out = _fitting(net, learner, data, held_out, recipe)
-    if test is not None:
-        test = check_dataset(net, test, "test")
     if not resume:
         make(folder)
     with locked(folder) if learner.writes else nullcontext(), Interrupts() as interrupts:
@@ -62,31 +53,28 @@ def train(
         training = Training(net, learner, recipe, folder, len(data), listeners, resuming, right_for(data))
         _begin(training, data, held_out, resume, test)
         data = data if recipe.augment else learner.to_device(data, recipe.shift)  # the host augments
-        for epoch in range(training.progress.epoch, recipe.epochs):
-            if recipe.is_over(training.rows):
-                break
+        while training.goes_on:
             training.begin_epoch()
-            for batch in ahead(batches(data, recipe, epoch, training.progress.step)):
+            for batch in ahead(batches(data, recipe, training.progress.epoch, training.progress.step)):
                 training.step(batch)
-                stop = interrupts.asked
-                training.keep(checkpoint_seconds, save=stop)
-                if stop:
-                    raise Stopped
+                training.keep(checkpoint_seconds)
             training.end_epoch(held_out)
-        if test is not None and learner.writes:
-            training.measure_best(test)
+        training.measure_best(test)
     return training.rows
 
 
 def _usual(learner: Learner[Any]) -> tuple[Reporter, ...]:
     """Return who tells of progress where nobody was named: of several processes, one."""
+    from capscore.terminal import Terminal  # which needs rich: NumPy is enough to learn in silence
+    from capscore.train.report import Screen
+
     return (Screen(Terminal(stderr=True)),) if learner.writes else ()
 
 
 def _fitting(
-    net: CapsNet[Any], learner: Learner[Any], data: Samples, held_out: Samples, recipe: Recipe
-) -> tuple[Samples, Samples]:
-    """Return both sets with their labels numbered as the network's classes, or say what does not fit together."""
+    net: CapsNet[Any], learner: Learner[Any], data: Samples, held_out: Samples, test: Samples | None, recipe: Recipe
+) -> tuple[Samples, Samples, Samples | None]:
+    """Return the sets with their labels numbered as the network's classes, or say what does not fit together."""
     data, held_out = as_samples(data, "training"), as_samples(held_out, "held-out")
     for dataset, what in ((data, "training"), (held_out, "held-out")):
         if len(dataset.classes) != net.spec.classes:
@@ -105,7 +93,7 @@ def _fitting(
             )
     if recipe.shift >= min(net.spec.input[1:]):
         raise TrainingError(f"a shift of {recipe.shift} pixels moves images of {net.spec.input} out of sight")
-    return data, held_out
+    return data, held_out, None if test is None else check_dataset(net, test, "test")
 
 
 def _begin(training: Training, data: Samples, held_out: Samples, resume: bool, test: Samples | None) -> None:

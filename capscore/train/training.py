@@ -20,6 +20,7 @@ from capscore.model import CapsNet, Learner
 from capscore.train.advice import Watch
 from capscore.train.checkpoint import Rows, check_finite, write_log
 from capscore.train.folder import BEST, LAST
+from capscore.train.interrupts import Stopped
 from capscore.train.listeners import Listeners
 from capscore.train.progress import Progress
 from capscore.train.recipe import Recipe
@@ -70,15 +71,25 @@ class Training:
             raise
         self.unread.append((loss, scores, batch.targets))
 
-    def keep(self, seconds: float, save: bool) -> None:
-        """Save, if asked to or if the last checkpoint is so many seconds old; read losses that have waited for long."""
-        now = time.monotonic()
-        due = save or now - self.saved > seconds
+    @property
+    def goes_on(self) -> bool:
+        """Whether there is another epoch."""
+        return self.progress.epoch < self.recipe.epochs and not self.recipe.is_over(self.rows)
+
+    def keep(self, seconds: float) -> None:
+        """Save if the last checkpoint is so many seconds old; read losses that have waited for long.
+
+        If training was asked to stop, save and raise Stopped.
+        """
+        now, stop = time.monotonic(), self.listeners.interrupts.asked
+        due = stop or now - self.saved > seconds
         if due or now - self.looked > READ_SECONDS:
             self.read()
             self.looked = now
         if due:
             self.save()
+        if stop:
+            raise Stopped
 
     def read(self) -> None:
         """Count the steps whose losses are unread, and tell of each. TrainingError: a loss is not finite."""
@@ -147,8 +158,10 @@ class Training:
             self.listeners.tell("note", note)
         self.watch.forget()
 
-    def measure_best(self, test: Samples) -> None:
-        """Measure the best model on images that nothing was chosen by, and write that into its file."""
+    def measure_best(self, test: Samples | None) -> None:
+        """Measure the best model on images that nothing was chosen by, if there are any; write that into its file."""
+        if test is None or not self.learner.writes:
+            return
         best, own = modelfile.read(self.folder / BEST, type(self.net.spec)), self.params()
         self.net.assign(best.params)
         found = accuracy(self.net, test, self.recipe.batch)
