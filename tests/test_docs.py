@@ -26,7 +26,7 @@ DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 CHAPTERS = sorted((DOCS / "ideas").glob("*.md"))
 DRAWN = [*CHAPTERS, DOCS / "architecture.md"]  # the pages whose pictures docs/figures.py draws
-NOT_RUN = {
+NOT_RUN = {"plugins",
     "a GPU", "a Triton server", "three alternatives", "the end of a module of its own", "coremltools",
     "it reads a file of yours",
     "tests/test_tools.py runs it where OpenVINO is installed", "tests/test_tools.py runs it where OpenCV is installed",
