@@ -698,7 +698,7 @@ def of_a_routing(preset: str) -> Figure:
     from capscore.optim import Cosine
     from capscore.train import Recipe
 
-    net = trained(preset, Recipe(epochs=5, batch=32, rate=2e-3, schedule=Cosine(warmup=100)))
+    net = trained(preset, Recipe(epochs=8, batch=32, rate=2e-3, schedule=Cosine(warmup=100)))
     image = digit(4)
     run = Run(trace=[])
     forward(caps, net.spec, net.params, image[None], run)

@@ -460,13 +460,7 @@ def export(
     ------
     ModelFileError : the graph differs from the network; the message names the first node, or layer, that does
     """
-    if precision not in PRECISIONS:
-        raise CapscoreError(f"precision must be one of {', '.join(PRECISIONS)}, not {short(precision)}")
-    if precision == "int8" and calibration is None:
-        raise CapscoreError("int8 needs calibration images, some hundred of the kind that the model will see")
-    if fast_conv is not None and precision != "fp32":
-        raise CapscoreError(f"fast_conv needs precision fp32: {precision} would round too much between its transforms")
-    check_tiles(fast_conv)
+    _check_precision(precision, calibration is not None, fast_conv)
     _check(opset, batch)
     wanted = _wanted(net.spec, outputs)
 
@@ -485,6 +479,16 @@ def export(
 
         model = narrow(plain)
     return _finish(net, model, plain, path, precision, verify, calibration, fast_conv, json)
+
+
+def _check_precision(precision: str, calibrated: bool, fast_conv: str | None) -> None:
+    if precision not in PRECISIONS:
+        raise CapscoreError(f"precision must be one of {', '.join(PRECISIONS)}, not {short(precision)}")
+    if precision == "int8" and not calibrated:
+        raise CapscoreError("int8 needs calibration images, some hundred of the kind that the model will see")
+    if fast_conv is not None and precision != "fp32":
+        raise CapscoreError(f"fast_conv needs precision fp32: {precision} would round too much between its transforms")
+    check_tiles(fast_conv)
 
 
 def _wanted(spec: CapsNetSpec, outputs: Sequence[str] | str | None) -> tuple[str, ...]:

@@ -966,8 +966,8 @@ def test_a_pipe_that_nobody_reads_any_more_saves(digits, tmp_path):
     """`capscore train | head -2`: rich would end the program on the spot. That all is saved, stderr tells."""
     command = commanded(digits, tmp_path, "--epochs", "500")
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    for _ in range(2):
-        process.stdout.readline()
+    while not process.stdout.readline().startswith("epoch"):
+        pass
     process.stdout.close()
     errors = process.stderr.read()
     process.stderr.close()

@@ -65,8 +65,7 @@ def load(
         - `smallnorb`: stereo pairs as two channels, halved to 48×48; patches of 32×32, which training shifts by up to 8
         - `svhn`: cropped house numbers, 32×32
 
-        A folder that is called like one of these is written `./mnist`. Intensities are the files' own, divided
-        by 255; see `standardised`.
+        A folder that is called like one of these is written `./mnist`. Intensities are the files' own / 255.
     data_dir
         Folder that holds `mnist/`, `cifar10/` and so on; without it the variable CAPSCORE_DATA, and without
         both the files are downloaded once and kept in the user's cache.
