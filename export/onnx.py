@@ -467,17 +467,15 @@ def export(
     def record(half: bool) -> onnx.ModelProto:
         return _graph(net, Recorder(opset, half, batch), wanted, byte_images, fast_conv)
 
-    model = plain = record(half=False)
-    if precision == "fp16":
-        model = record(half=True)
-    if precision == "int8":
-        from capscore.export.precision import quantize
+    plain = record(half=False)
+    model = record(half=True) if precision == "fp16" else plain
+    if precision.startswith("int8"):
+        from capscore.export.precision import narrow, quantize
 
-        model = quantize(net.spec, plain, np.asarray(to_host(calibration)), byte_images)
-    if precision == "int8-weights":
-        from capscore.export.precision import narrow
-
-        model = narrow(plain)
+        if precision == "int8-weights":
+            model = narrow(plain)
+        else:
+            model = quantize(net.spec, plain, np.asarray(to_host(calibration)), byte_images)
     return _finish(net, model, plain, path, precision, verify, calibration, fast_conv, json)
 
 
