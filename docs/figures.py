@@ -698,7 +698,8 @@ def of_a_routing(preset: str) -> Figure:
     from capscore.optim import Cosine
     from capscore.train import Recipe
 
-    net = trained(preset, Recipe(epochs=8, batch=32, rate=2e-3, schedule=Cosine(warmup=100)))
+    epochs = 3 if preset in ("small-vb", "small-deepcaps") else 8  # these two take a minute for each
+    net = trained(preset, Recipe(epochs=epochs, batch=32, rate=2e-3, schedule=Cosine(warmup=100)))
     image = digit(4)
     run = Run(trace=[])
     forward(caps, net.spec, net.params, image[None], run)
