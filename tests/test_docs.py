@@ -25,9 +25,13 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 CHAPTERS = sorted((DOCS / "ideas").glob("*.md"))
-DRAWN = [*CHAPTERS, DOCS / "architecture.md"]  # the pages whose pictures docs/figures.py draws
-NOT_RUN = {"plugins",
-    "a GPU", "a Triton server", "three alternatives", "the end of a module of its own", "coremltools",
+DRAWN = [
+    *CHAPTERS,
+    *(DOCS / "routings").glob("*.md"),
+    DOCS / "architecture.md",
+]  # the pages whose pictures docs/figures.py draws
+NOT_RUN = {
+    "plugins", "a GPU", "a Triton server", "three alternatives", "the end of a module of its own", "coremltools",
     "it reads a file of yours",
     "tests/test_tools.py runs it where OpenVINO is installed", "tests/test_tools.py runs it where OpenCV is installed",
 }  # fmt: skip
