@@ -241,7 +241,7 @@ def iterations() -> Figure:
         "Routing by agreement",
         "parts 1 to 3 agree about A, parts 4 to 6 about B; nobody has said so",
     )
-    couplings = [np.full((2, 6), 0.5)] + [c[:, 0] for _, c, _ in names["run"].trace[1:]]
+    couplings = [np.full((2, 6), 0.5)] + [c[:, 0] for _, c, *_ in names["run"].trace[1:]]
     colors = [BLUE] * 3 + [ORANGE] * 3
     left, step, side = MARGIN + 1.0, 2.65, 1.75
     for r, c in enumerate(couplings):
