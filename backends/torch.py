@@ -16,6 +16,7 @@ from capscore.errors import BackendError, TrainingError
 from capscore.fast.cook_toom import Tiling
 from capscore.fast.streaming import RULES
 from capscore.layer import Run
+from capscore.layers import BatchNorm
 from capscore.ops import Axes, Index, check_plain, check_range, to_host
 from capscore.optim import Adam, Optimiser
 
@@ -119,7 +120,11 @@ def conv2d(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int], padding: tuple[int, int], groups: int = 1
 ) -> Tensor:
     """Correlate x [B, C, H, W] with weight [O, C/groups, kh, kw], plus bias [O]."""
-    if x.device.type != "cpu" or groups > 1 or _torch_fused.exporting():
+    if x.device.type != "cpu" or _torch_fused.exporting():
+        return nn.functional.conv2d(x, weight, bias, stride, padding, 1, groups)
+    if groups > 1:
+        if padding == (0, 0) and weight.shape[1:] == (1, *x.shape[2:]):
+            return _torch_fused.depthwise_whole(x, weight, bias)
         return nn.functional.conv2d(x, weight, bias, stride, padding, 1, groups)
     return _torch_fused.direct_conv2d(x, weight, bias, stride, padding)
 
@@ -437,5 +442,5 @@ from capscore.backends import _torch_fused, _torch_module, _torch_optim, _torch_
 from capscore.backends._torch_fused import tracing  # noqa: E402
 from capscore.backends._torch_module import Module as Module  # noqa: E402
 
-FUSED: Mapping[type, Any] = dict.fromkeys(RULES, _torch_fused.route)
+FUSED: Mapping[type, Any] = dict.fromkeys(RULES, _torch_fused.route) | {BatchNorm: _torch_fused.batch_norm}
 load = CapsNet.load

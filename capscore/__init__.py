@@ -63,6 +63,7 @@ from .routing import (
     SelfRouting,
     VariationalBayes,
 )
+from .zoo import create, list_models
 
 if TYPE_CHECKING:  # what `__getattr__` finds, as it is on NumPy
     from .backends.numpy import CapsNet as CapsNet
@@ -78,7 +79,7 @@ __all__ = [
     "HomogeneousCaps", "InstanceNorm", "InvertedAttention", "Layer", "LayerNorm", "Linear", "Logits", "Map",
     "MarginLoss", "MaxPool", "PadChannels", "PrimaryCaps", "Residual", "Routing", "SelfAttention",
     "SelfRoutedClasses", "SelfRouting", "SpreadLoss", "Upsample", "VariationalBayes", "Vector", "backend",
-    "backend_names",
+    "backend_names", "create", "list_models",
 ]  # fmt: skip
 
 _OF_THE_BACKEND = {"CapsNet", "Learner", "Module", "load"} | {name for name in vars(Ops) if not name.startswith("_")}

@@ -169,9 +169,14 @@ class Run(NamedTuple):
         mean = self.mean(ops, x, axes)
         centred = x - mean
         variance = self.mean(ops, centred * centred, axes)
-        for key, old, found in zip(("mean", "variance"), running, (mean, variance), strict=True):
-            self.renew(name + key, old * (1 - momentum) + ops.reshape(found, (size,)) * momentum)
+        flat = ops.reshape(mean, (size,)), ops.reshape(variance, (size,))
+        self.move(running, flat, momentum, name)
         return mean, variance
+
+    def move(self, running: tuple[A, A], found: tuple[A, A], momentum: float, name: str = "") -> None:
+        """Move the running mean and variance [size] towards those of a batch by `momentum`."""
+        for key, old, new in zip(("mean", "variance"), running, found, strict=True):
+            self.renew(name + key, old * (1 - momentum) + new * momentum)
 
 
 INFERENCE = Run()

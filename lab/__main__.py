@@ -27,6 +27,8 @@ console = Console(emoji=False)  # a folder may be called :smile:
 CORES = os.cpu_count() or 1
 # Of this checkout, wherever the command is started: a user's own docs/ and results/ are another project's.
 RESULTS, RUNS = ROOT / "results", ROOT / "runs" / "experiments"
+MADE = ROOT / "runs" / "recipes"
+ZOO = ROOT / "docs" / "zoo.md"
 PAGE, IMAGES = ROOT / "docs" / "results.md", ROOT / "docs" / "images"
 
 Results = Annotated[Path, typer.Option(help="Folder of the results' JSON files.", show_default="results")]
@@ -67,6 +69,52 @@ def experiment_command(
         lab.say("stopped; the same command goes on")
         raise typer.Exit(130) from None
     lab.say(f"{name}: done at budget {budget}: {lab.file}")
+
+
+@app.command("recipe")
+def recipe_command(
+    name: Annotated[str, typer.Argument(help="A file of lab/recipes, without its end.", show_default=False)],
+    seeds: Annotated[str | None, typer.Option(help="As 0,1,2; else as many as the recipe says.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder with mnist/ and so on; else CAPSCORE_DATA.")] = None,
+    results: Results = RESULTS,
+    runs: Annotated[Path, typer.Option(help="Folder for the trainings.", show_default="runs/recipes")] = MADE,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; else a GPU if there is one.")] = None,
+) -> None:
+    """Train a published network by its recipe, once for each seed; what is done already is kept, and not done again.
+
+    Every network is added to results/recipes.json. Stop it at any moment; the same command goes on.
+    """
+    backend("torch")  # says what to install
+    from lab import published
+    from lab.experiments.trials import Budget, Lab
+
+    lab = Lab("recipes", "recipe", Budget(0, 1), results, runs, IMAGES, data_dir, device, console)
+    try:
+        published.run(lab, name, None if seeds is None else list(map(int, seeds.split(","))))
+    except KeyboardInterrupt:
+        lab.say("stopped; the same command goes on")
+        raise typer.Exit(130) from None
+
+
+@app.command("zoo")
+def zoo_command(
+    names: Annotated[list[str] | None, typer.Argument(help="Recipes; else all whose network is trained.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder with mnist/ and so on; else CAPSCORE_DATA.")] = None,
+    results: Results = RESULTS,
+    runs: Annotated[Path, typer.Option(help="Folder of the trainings.", show_default="runs/recipes")] = MADE,
+    out: Annotated[Path, typer.Option(help="The page to write.", show_default="docs/zoo.md")] = ZOO,
+) -> None:
+    """Put trained networks into capscore.zoo, measured on every engine, and write the page of their cards."""
+    backend("torch")  # says what to install
+    from lab import zoo
+    from lab.experiments.trials import Budget, Lab
+
+    files.check(out)
+    lab = Lab("recipes", "recipe", Budget(0, 1), results, runs, IMAGES, data_dir, console=console)
+    for name in names or zoo.shipped(lab):
+        path = zoo.ship(lab, name)
+        lab.say(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
+    files.write(out, zoo.page().encode())
 
 
 @app.command("results")

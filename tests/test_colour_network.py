@@ -19,17 +19,19 @@ from capscore.data import Dataset
 from capscore.layer import Grid
 from capscore.train import LAST, Recipe, train
 
+# No bias before a normalisation: its gradient is rounding, which Adam divides by rounding.
+LINEAR: dict[str, Any] = {"activation": "none", "bias": False}
 SPEC = CapsNetSpec(
     (3, 64, 64),
     (
-        Conv(4, 3, stride=2, padding=1, activation="none", bias=False),
+        Conv(4, 3, stride=2, padding=1, **LINEAR),
         BatchNorm(activation="relu"),
         Residual(
             (
-                Conv(4, 3, stride=2, padding=1, groups=4, activation="none"), BatchNorm(activation="silu"),
-                Conv(8, 1, activation="none"), BatchNorm(),
+                Conv(4, 3, stride=2, padding=1, groups=4, **LINEAR), BatchNorm(activation="silu"),
+                Conv(8, 1, **LINEAR), BatchNorm(),
             ),
-            (Conv(8, 1, stride=2, activation="none"), BatchNorm()),
+            (Conv(8, 1, stride=2, **LINEAR), BatchNorm()),
         ),
         MaxPool(2),
         PrimaryCaps(types=2, dim=4, kernel=8, groups=8),

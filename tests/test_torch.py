@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 from conftest import FLOAT32, FLOAT64, GRADIENT, NUMPY, backend, close, need, random_images, random_params, small_spec
 
-from capscore import Conv
+from capscore import BatchNorm, Conv
 from capscore.errors import BackendError
+from capscore.layer import Map, Run
 from capscore.model import objective
 from capscore.routing import DynamicRouting, dynamic_routing
 
@@ -308,6 +309,42 @@ def test_the_learner_with_its_options(net: Any, options: dict[str, bool]) -> Non
 def test_a_device_that_is_not_there(net: Any) -> None:
     with pytest.raises(BackendError, match="PyTorch cannot use the device 'nowhere'"):
         backend("torch").Learner(net, device="nowhere")
+
+
+def test_batch_norm_is_that_of_the_ops() -> None:
+    """PyTorch's own normalisation, where training takes it, and the one over the ops: values and gradients."""
+    caps = backend("torch")
+    layer, rng = BatchNorm(epsilon=1e-3, momentum=0.3), np.random.default_rng(0)
+    x = rng.normal(2, 3, (5, 4, 6, 7))
+    x[:, 1] = 0.5  # a channel without variance
+    p = {"weight": rng.normal(size=4), "bias": rng.normal(size=4), "mean": np.zeros(4), "variance": np.ones(4)}
+    found = []
+    for batch_mean in (None, lambda ops, x, axes: x.mean(axes, keepdim=True)):  # the second keeps to the ops
+        given = {name: caps.asarray(array).requires_grad_() for name, array in ({"x": x} | p).items()}
+        run = Run(training=True, statistics={}, batch_mean=batch_mean, input=Map(4, 6, 7), output=Map(4, 6, 7))
+        y = layer(caps, {name: given[name] for name in p}, given["x"], run)
+        (y * caps.asarray(np.cos(3 * x))).sum().backward()
+        statistics = {name: caps.to_numpy(value) for name, value in run.statistics.items()}
+        found.append((caps.to_numpy(y), statistics, [caps.to_numpy(given[n].grad) for n in ("x", "weight", "bias")]))
+    fused, plain = found
+    close(fused[0], plain[0], FLOAT64)
+    for name, value in plain[1].items():
+        close(fused[1][name], value, FLOAT64, name)
+    for mine, theirs in zip(fused[2], plain[2], strict=True):
+        close(mine, theirs, GRADIENT)
+
+
+def test_a_depthwise_convolution_over_the_whole_map_is_a_sum() -> None:
+    caps, rng = backend("torch"), np.random.default_rng(1)
+    x, weight, bias = (caps.asarray(rng.normal(size=s)).requires_grad_() for s in ((3, 6, 5, 4), (6, 1, 5, 4), (6,)))
+    mine = caps.conv2d(x, weight, bias, (1, 1), (0, 0), 6)
+    theirs = caps.torch.nn.functional.conv2d(x, weight, bias, groups=6)
+    close(caps.to_numpy(mine), caps.to_numpy(theirs), FLOAT64)
+    gradients = [caps.torch.autograd.grad((y * y).sum(), (x, weight, bias)) for y in (mine, theirs)]
+    for a, b in zip(*gradients, strict=True):
+        close(caps.to_numpy(a), caps.to_numpy(b), GRADIENT)
+    assert mine.grad_fn is not None
+    assert "Convolution" not in type(mine.grad_fn).__name__, "PyTorch's takes several times longer"
 
 
 @pytest.mark.parametrize(("kernel", "stride", "padding"), [(3, 1, 0), (2, 3, 1), (5, 2, 2), (1, 1, 0)])

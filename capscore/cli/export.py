@@ -10,7 +10,7 @@ import numpy as np
 import typer
 from rich.table import Table
 
-from capscore import backend
+from capscore import backend, zoo
 from capscore.cli.app import app, console, say
 from capscore.cli.datasets import counted, datasets
 from capscore.cli.shared import DataDir, Import, TakesFloats, Weights
@@ -44,7 +44,8 @@ def export_command(
     from capscore.export.onnx import export, export_decoder
 
     net = backend("numpy").load(model)
-    target = onnx or model.with_suffix(".onnx")
+    beside = Path(model.name) if model.parent == zoo.FOLDER else model  # what ships is not written beside
+    target = onnx or beside.with_suffix(".onnx")
     side = target.with_suffix(".json") if json else None
     files = [path for path in (model, target, decoder, side) if path is not None]
     if len({os.path.realpath(path) for path in files}) < len(files):

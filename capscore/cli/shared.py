@@ -17,14 +17,27 @@ import numpy as np
 import typer
 from rich.table import Table
 
-from capscore import PRESETS, CapsNetSpec, backend, modelfile
+from capscore import PRESETS, CapsNetSpec, backend, modelfile, zoo
 from capscore.agree import verify
 from capscore.cli.app import console, say
 from capscore.data import NAMES
 from capscore.errors import CapscoreError, SpecError, short
 
-ModelPath = Annotated[Path, typer.Argument(help="A .safetensors model or an .onnx export.", show_default=False)]
-Weights = Annotated[Path, typer.Argument(help="A .safetensors model.", show_default=False)]
+
+def _found(path: Path) -> Path:
+    """Return the path of a model: of the trained network of that name, where there is no such file."""
+    return zoo.path(str(path)) if not path.exists() and str(path) in zoo.list_models(pretrained=True) else path
+
+
+ModelPath = Annotated[
+    Path,
+    typer.Argument(help="A .safetensors model, an .onnx export, or a name of `capscore models`.", show_default=False,
+                   callback=_found),
+]  # fmt: skip
+Weights = Annotated[
+    Path,
+    typer.Argument(help="A .safetensors model, or a name of `capscore models`.", show_default=False, callback=_found),
+]
 Data = Annotated[str, typer.Option(help=f"{', '.join(NAMES)}, a folder or list of images, .npz, .npy, .csv, IDX.")]
 DataDir = Annotated[Path | None, typer.Option(help="Folder with mnist/, cifar10/ and so on; else CAPSCORE_DATA.")]
 Backend = Annotated[

@@ -22,7 +22,7 @@ from capscore.layers import (
     Upsample,
 )
 from capscore.net import CapsNetSpec
-from capscore.routing import SelfAttention
+from capscore.routing import DynamicRouting, SelfAttention
 
 
 def _features(windows: Iterable[tuple[int, int]], after: tuple[Layer, ...], activation: str) -> tuple[Layer, ...]:
@@ -35,21 +35,25 @@ def _features(windows: Iterable[tuple[int, int]], after: tuple[Layer, ...], acti
     )
 
 
-def _capsules(classes: int, kernel: int, stride: int = 1) -> tuple[Layer, ...]:
-    """Return 16 capsules of a depthwise convolution over the whole map, and the class capsules (section 3)."""
-    return (
-        PrimaryCaps(types=16, dim=8, kernel=kernel, stride=stride, groups=128, squash="exponential"),
-        DenseCaps(classes, dim=16, routing=SelfAttention(), bias=False, init=HeNormal()),
-    )
+def _primary(kernel: int, stride: int = 1) -> PrimaryCaps:
+    """Return 16 capsules of a depthwise convolution over the whole map (section 3)."""
+    return PrimaryCaps(types=16, dim=8, kernel=kernel, stride=stride, groups=128, squash="exponential")
 
 
-def _digits(size: int, strides: tuple[int, ...], kernel: int, stride: int = 1) -> CapsNetSpec:
+def _attentive(classes: int) -> DenseCaps:
+    return DenseCaps(classes, dim=16, routing=SelfAttention(), bias=False, init=HeNormal())
+
+
+def _digits(
+    size: int, strides: tuple[int, ...], kernel: int, stride: int = 1, head: Layer | None = None
+) -> CapsNetSpec:
     norm = BatchNorm(momentum=0.01, epsilon=1e-3)  # Keras' own; after the ReLU
     return CapsNetSpec(
         input=(1, size, size),
         layers=(
             *_features(zip((5, 3, 3, 3), strides, strict=True), (norm,), "relu"),
-            *_capsules(10, kernel, stride),
+            _primary(kernel, stride),
+            head or _attentive(10),
         ),
         decoder=Decoder((512, 1024)),
     )
@@ -64,7 +68,7 @@ def smallnorb() -> CapsNetSpec:
     )
     return CapsNetSpec(
         input=(2, 48, 48),
-        layers=(*_features(((7, 2), (3, 1), (3, 1), (3, 2)), after, "none"), *_capsules(5, kernel=8)),
+        layers=(*_features(((7, 2), (3, 1), (3, 1), (3, 2)), after, "none"), _primary(kernel=8), _attentive(5)),
         decoder=ChainDecoder((Linear((1, 8, 8), "none"), *grown, Conv(2, 3, activation="sigmoid"))),
     )
 
@@ -73,4 +77,8 @@ PRESETS: dict[str, Callable[[], CapsNetSpec]] = {
     "efficient-mnist": lambda: _digits(28, (1, 1, 1, 2), kernel=9),  # 161,824 parameters, and the paper's decoder
     "efficient-multimnist": lambda: _digits(36, (1, 1, 2, 2), kernel=5, stride=2),  # 154,656
     "efficient-smallnorb": smallnorb,
+    "efficient-affnist": lambda: _digits(40, (1, 1, 2, 2), kernel=7),  # ours: the same on the canvas of affNIST
+    # Ours: the stem of efficient-mnist, so that the heads alone differ.
+    "dynamic-mnist": lambda: _digits(28, (1, 1, 1, 2), kernel=9, head=DenseCaps(10, dim=16)),
+    "unrouted-mnist": lambda: _digits(28, (1, 1, 1, 2), 9, head=DenseCaps(10, dim=16, routing=DynamicRouting(1))),
 }

@@ -1,0 +1,157 @@
+"""Published networks: each follows a recipe, a file in lab/recipes that says everything which decides its numbers.
+
+The protocol: a share of the training images, by their content, is kept apart to watch the training by. The network is
+that of the last epoch, with its averaged weights if the recipe averages. The test images are read once, in the end.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from capscore import PRESETS, CapsNetSpec
+from capscore.backends import torch as caps
+from capscore.data import Affine, Dataset, Framed, Pairs, Placed, Samples, load, with_validation
+from capscore.errors import TrainingError
+from capscore.train import LAST, Recipe, accuracy, train
+from capscore.train.report import Screen
+from lab.experiments.trials import Lab, Values
+
+FOLDER = Path(__file__).parent / "recipes"
+FINAL = "final.safetensors"
+PAIRS = 25  # MultiMNIST: for each digit; the paper has 1,000
+
+Sets = tuple[Samples, Samples, dict[str, Samples]]  # to learn from, to watch by, to test with by their names
+
+
+@dataclass(frozen=True)
+class Published:
+    """A network, its data and its training, as a file of lab/recipes says them."""
+
+    name: str
+    network: str  # a preset
+    data: str  # see SETS
+    validation: float  # share of the training images that are watched and not learned from
+    seeds: int  # how many networks are trained, from seed 0 on
+    amp: bool  # products in bfloat16
+    recipe: Recipe
+    why: str
+
+    @classmethod
+    def read(cls, name: str) -> Published:
+        """Return what the file `name`.json says."""
+        if name not in names():
+            raise TrainingError(f"there is no recipe {name!r}; choose one of {', '.join(names())}")
+        told = json.loads((FOLDER / f"{name}.json").read_bytes())
+        return cls(name=name, **told | {"recipe": Recipe.of(told)})
+
+    @property
+    def spec(self) -> CapsNetSpec:
+        """The network."""
+        return PRESETS[self.network]
+
+    def sets(self, lab: Lab) -> Sets:
+        """Return the images."""
+        data, arranged = SETS[self.data]
+        whole, test = load(data, data_dir=lab.data_dir)
+        learn, watched = with_validation(whole, self.validation)
+        assert isinstance(learn, Dataset)
+        assert isinstance(watched, Dataset)
+        assert isinstance(test, Dataset)
+        return arranged(learn, watched, test)
+
+
+def _pairs(learn: Dataset, watched: Dataset, test: Dataset) -> Sets:
+    # All pairs differ, so that the recipes have one epoch.
+    return Pairs(learn, 0, PAIRS), Pairs(watched, 1, 10), {"test": Pairs(test, 1, 1)}
+
+
+def _affine(learn: Dataset, watched: Dataset, test: Dataset) -> Sets:
+    return Framed(learn, 40, 40), Placed(watched, 40, 1), {"test": Placed(test, 40, 1), "affine": Affine(test, 40, 1)}
+
+
+SETS: dict[str, tuple[str, Callable[[Dataset, Dataset, Dataset], Sets]]] = {
+    "mnist": ("mnist", lambda learn, watched, test: (learn, watched, {"test": test})),
+    "fashion-mnist": ("fashion-mnist", lambda learn, watched, test: (learn, watched, {"test": test})),
+    "multimnist": ("mnist", _pairs),
+    "mnist-40": ("mnist", _affine),
+}
+
+
+def names() -> list[str]:
+    """Return the names of all recipes."""
+    return sorted(path.stem for path in FOLDER.glob("*.json"))
+
+
+def run(lab: Lab, name: str, seeds: Sequence[int] | None = None) -> None:
+    """Train the network of a recipe for each seed, and the answers of all seeds together; what is done is kept.
+
+    Every network is left in `lab.runs`/NAME-SEED as final.safetensors.
+    """
+    published = Published.read(name)
+    learn, watched, tests = published.sets(lab)
+    about = {"recipe": name, "network": published.network, "data": published.data, "images": len(learn)}
+    about |= {"parameters": published.spec.parameter_count, "epochs": published.recipe.epochs}
+    chosen = range(published.seeds) if seeds is None else seeds
+    for seed in chosen:
+        lab.trial(lambda: _values(lab, published, seed, learn, watched, tests), **about, seed=seed)
+    nets = [caps.load(path) for seed in range(published.seeds) if (path := folder(lab, name, seed) / FINAL).exists()]
+    if len(nets) > 1:
+        lab.trial(lambda: _together(nets, tests), **about, ensemble=len(nets))
+
+
+def folder(lab: Lab, name: str, seed: int) -> Path:
+    """Return where a network is trained."""
+    return lab.runs / f"{name}-{seed}"
+
+
+def _values(
+    lab: Lab, published: Published, seed: int, learn: Samples, watched: Samples, tests: Mapping[str, Samples]
+) -> Values:
+    """Train a network, keep it, and return its errors in percent and the minutes that it took."""
+    recipe = replace(published.recipe, seed=seed)
+    net = caps.CapsNet(published.spec, seed=seed, classes=learn.classes)
+    learner = caps.Learner(net, recipe.reconstruction, recipe.optimiser, recipe.average, lab.device, published.amp)
+    place = folder(lab, published.name, seed)
+    screen = Screen(lab.console)
+    try:
+        rows = train(net, learner, learn, watched, recipe, place, (place / LAST).exists(), (screen,))
+    finally:
+        screen.close()
+    lab.spent = sum(row["seconds"] for row in rows)
+    with learner.averaged():
+        errors = {name: 100 * (1 - accuracy(net, data)) for name, data in tests.items()}
+        told = {name: getattr(published, name) for name in ("name", "why", "data", "validation", "amp")}
+        net.provenance |= {"published": told | {"errors": errors}}
+        net.save(place / FINAL)
+    return errors | {"watched": 100 * (1 - rows[-1]["held_out_accuracy"]), "minutes": lab.spent / 60}
+
+
+def _together(nets: Sequence[Any], tests: Mapping[str, Samples]) -> Values:
+    """Return the errors, in percent, of the mean scores of several networks."""
+    mean = Mean(tuple(nets))
+    return {name: 100 * (1 - accuracy(mean, data)) for name, data in tests.items()}
+
+
+@dataclass(frozen=True)
+class Mean:
+    """Several networks as one, whose scores are the mean of theirs."""
+
+    nets: tuple[Any, ...]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names."""
+        names: tuple[str, ...] = self.nets[0].classes
+        return names
+
+    def predict(self, images: Any) -> NDArray[Any]:
+        """Return the mean scores [N, J] for images [N, C, H, W]."""
+        scores: NDArray[Any] = np.mean([net.predict(images) for net in self.nets], axis=0)
+        return scores
