@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, ClassVar, Generic, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import modelfile
-from .data import Samples
 from .errors import ShapeError, TrainingError, check_whole, short
 from .fast.conv import check_tiles, with_tiles
 from .grad import Tape, Var, value_and_gradients
@@ -22,6 +21,9 @@ from .ops import A, Ops, array, check_range, is_float, to_host
 from .optim import Adam, Optimiser
 from .squash import lengths
 from .turns import Turns
+
+if TYPE_CHECKING:  # whoever only runs a network needs no readers of data
+    from .data import Samples
 
 
 class Output(NamedTuple, Generic[A]):

@@ -18,10 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .data.classes import numbered
 from .disk import write_atomically
 from .errors import CapscoreError, ModelFileError, ShapeError, short
-from .net import CapsNetSpec
+from .net import CapsNetSpec, numbered
 from .ops import to_host
 
 FORMAT = 2  # that is written; 1, of version 0.1, is read too

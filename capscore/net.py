@@ -23,6 +23,11 @@ from .values import check_kind, check_names, read, sizes, write
 Shapes = dict[str, tuple[int, ...]]  # of parameters, by name
 
 
+def numbered(count: int) -> tuple[str, ...]:
+    """Return the names of classes that nobody named."""
+    return tuple(map(str, range(count)))
+
+
 @dataclass(frozen=True, init=False)
 class CapsNetSpec:
     """A capsule network. Building one checks it; a spec that exists can be built.

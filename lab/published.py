@@ -97,7 +97,7 @@ def run(lab: Lab, name: str, seeds: Sequence[int] | None = None) -> None:
     published = Published.read(name)
     learn, watched, tests = published.sets(lab)
     about = {"recipe": name, "network": published.network, "data": published.data, "images": len(learn)}
-    about |= {"parameters": published.spec.parameter_count, "epochs": published.recipe.epochs}
+    about |= {"parameters": published.spec.replace(decoder=None).parameter_count, "epochs": published.recipe.epochs}
     chosen = range(published.seeds) if seeds is None else seeds
     for seed in chosen:
         lab.trial(lambda: _values(lab, published, seed, learn, watched, tests), **about, seed=seed)

@@ -12,13 +12,9 @@ from capscore.data.dataset import Dataset, Samples
 from capscore.data.pairs import Pairs
 from capscore.data.place import Redrawn
 from capscore.errors import DataError
+from capscore.net import numbered
 
 S = TypeVar("S", bound=Samples)
-
-
-def numbered(count: int) -> tuple[str, ...]:
-    """Return the names of classes that nobody named."""
-    return tuple(map(str, range(count)))
 
 
 def by_name(data: S, classes: Sequence[str], what: str) -> tuple[S, str]:

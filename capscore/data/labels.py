@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from capscore.data.classes import numbered
 from capscore.data.memory import Budget
 from capscore.errors import DataError
+from capscore.net import numbered
 
 MAX_CLASSES = 1 << 16
 
