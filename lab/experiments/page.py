@@ -56,7 +56,10 @@ PUBLISHED: list[tuple[str, str, str, str, dict[str, Any], str]] = [
 OF_RECIPES: dict[str, tuple[str, str]] = {
     "efficient-mnist": ("0.26 (161,824 parameters)", "the best on the test images"),
     "dynamic-mnist": ("0.25 (8.2 million)", "not said"),
-    "efficient-fashion": ("6.4 (8.2 million, CapsNet); 4.9 (7.2 million, DeepCaps)", "not said; the best on the test images"),
+    "efficient-fashion": (
+        "6.4 (8.2 million, CapsNet); 4.9 (7.2 million, DeepCaps)",
+        "not said; the best on the test images",
+    ),
     "efficient-multimnist": ("5.2 (11.4 million)", "not said"),
     "efficient-affnist": ("21 (paper); 6.8 (without routing)", "not said"),
 }
