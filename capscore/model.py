@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -24,6 +25,8 @@ from .turns import Turns
 
 if TYPE_CHECKING:  # whoever only runs a network needs no readers of data
     from .data import Samples
+
+BLOCK = 1 << 18  # numbers that an optimiser changes at once: they stay in a processor's cache
 
 
 class Output(NamedTuple, Generic[A]):
@@ -417,11 +420,12 @@ class Learner(Generic[A]):
         self.steps += 1
         p: Any
         for name, p in learning.items():
-            slots = {slot: self.kept[slot][name] for slot in self.optimiser.slots}
-            new, slots = self.optimiser.update(ops, p, gradients[name], slots, rate, self.steps)
-            p[...] = new
-            for slot, kept in slots.items():
-                self.kept[slot][name] = kept
+            g: Any = gradients.pop(name)
+            for rows in _blocks(p):  # numbers change one by one: no more of them need be in memory twice
+                slots = {slot: self.kept[slot][name][rows] for slot in self.optimiser.slots}
+                p[rows], slots = self.optimiser.update(ops, p[rows], g[rows], slots, rate, self.steps)
+                for slot, kept in slots.items():
+                    self.kept[slot][name][rows] = kept
         for name, statistic in (run.statistics or {}).items():
             net.params[name][...] = statistic.value
         for name, mean in self.kept.get("average", {}).items():
@@ -439,6 +443,15 @@ class Learner(Generic[A]):
         for slot, arrays in self.kept.items():
             for name, like in arrays.items():
                 arrays[name] = asarray(state[f"{slot}.{name}"].copy(), like)
+
+
+def _blocks(p: Any) -> Iterator[Any]:
+    """Yield the indices of an array's parts along its first axis, of BLOCK numbers or a row."""
+    if not p.shape:
+        yield ...
+        return
+    rows = max(1, BLOCK * p.shape[0] // max(1, math.prod(p.shape)))
+    yield from (slice(start, start + rows) for start in range(0, p.shape[0], rows))
 
 
 def check_average(average: Any) -> float:
