@@ -74,6 +74,8 @@ def quantize(spec: CapsNetSpec, model: onnx.ModelProto, images: NDArray[Any], by
                     per_channel=True,
                     activation_type=QuantType.QUInt8,
                     weight_type=QuantType.QInt8,
+                    # The mean over batches of what is least and most in each: a single outlier makes no scale coarse.
+                    extra_options={"CalibMovingAverage": True},
                 )
         except (AssertionError, ValueError) as error:
             largest = {tensor.name: _largest(tensor) for tensor in model.graph.initializer}

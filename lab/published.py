@@ -127,7 +127,7 @@ def _values(
     lab.spent = sum(row["seconds"] for row in rows)
     with learner.averaged():
         errors = {name: 100 * (1 - accuracy(net, data)) for name, data in tests.items()}
-        told = {name: getattr(published, name) for name in ("name", "why", "data", "validation", "amp")}
+        told = {name: getattr(published, name) for name in ("name", "data", "validation", "amp")}
         net.provenance |= {"published": told | {"errors": errors}}
         net.save(place / FINAL)
     return errors | {"watched": 100 * (1 - rows[-1]["held_out_accuracy"]), "minutes": lab.spent / 60}

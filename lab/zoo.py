@@ -37,10 +37,12 @@ def ship(lab: Lab, name: str) -> Path:
     if model.spec.decoder is not None and 2 * model.spec.parameter_count > DRAWN:
         spec = model.spec.replace(decoder=None)
         model = replace(model, spec=spec, params={name: model.params[name] for name in spec.parameters})
-    path = zoo.FOLDER / (name + zoo.END)
-    model = replace(model, provenance=modelfile.public(model.provenance) | {"seeds": _seeds(lab, name)})
+    path, published = zoo.FOLDER / (name + zoo.END), Published.read(name)
+    told = modelfile.public(model.provenance) | {"seeds": _seeds(lab, name)}
+    told["published"] |= {"why": published.why}
+    model = replace(model, provenance=told)
     modelfile.save(path, model, "float16")
-    model.provenance["measured"] = _measured(lab, Published.read(name), path)
+    model.provenance["measured"] = _measured(lab, published, path)
     modelfile.save(path, model, "float16")
     return path
 

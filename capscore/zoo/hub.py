@@ -61,6 +61,7 @@ def _fetched(repository: str, revision: str | None) -> Path:
 def _hub() -> Any:
     try:
         import huggingface_hub
+        import huggingface_hub.errors
     except ImportError:
         raise BackendError("the Hugging Face Hub needs a package: pip install 'capscore[hub]'") from None
     return huggingface_hub
