@@ -104,7 +104,7 @@ def test_a_file_that_is_wrong_is_told(text: str, message: str, tmp_path: Path) -
 
 def test_the_pace_follows_from_the_number_of_images() -> None:
     assert pace((3, 64, 64), 128)[:2] == (16, 63)
-    assert pace((1, 28, 28), 60_000) == (128, 10, 2, 1e-3, "exponential")
+    assert pace((1, 28, 28), 60_000) == (128, 10, 2, 1e-3, "exponential", 5e-4)
     assert fitted((1, 28, 28), 10, 5000) == PRESETS["small"]
     assert fitted((1, 28, 28), 10, 100) != PRESETS["small"]
 
