@@ -457,8 +457,7 @@ def export(
         a file for a fixed smaller `batch` convolves directly. Their errors are those of `capscore.fast.cook_toom`, and
         the file holds the transformed weights, 2.5 and 4.9 times larger
     verify : run the graph in ONNX Runtime against NumPy in float64; on a mismatch nothing is written
-    json : write the metadata, with inputs and outputs, to a .json file of the same name too, for clients such as
-        browsers that cannot read it from the graph
+    json : write the metadata, with inputs and outputs, to a .json file of the same name too: browsers read no graph
     accept : is told what the file will say of itself; if it raises, nothing is written
 
     Raises

@@ -27,15 +27,17 @@ def run(*args: Any, code: int = 0) -> str:
     return result.output
 
 
-def test_160_pictures_are_learned_by_one_plain_command(tmp_path: Path) -> None:
-    data = folder(tmp_path / "shapes", 40)
+@pytest.mark.parametrize("draw", [1, 2])  # of five draws, those that the networks tried here found hardest
+def test_160_pictures_are_learned_by_one_plain_command(draw: int, tmp_path: Path) -> None:
+    data = folder(tmp_path / "shapes", 40, seed=draw)
     learn, test = load(str(data))
     x, rest = (each.batch(slice(None))[0].reshape(len(each), -1) for each in (learn, test))
     gram = x @ x.T + np.eye(len(x))  # ridge regression: a linear model guesses
     scores = rest @ x.T @ np.linalg.solve(gram, np.eye(4)[learn.labels])
     assert (scores.argmax(1) == test.labels).mean() < 0.6
     run("train", "--data", data, "--out", tmp_path / "run")
-    assert modelfile.read(tmp_path / "run" / BEST).provenance["held_out_accuracy"] >= 0.85
+    *_, last = map(json.loads, (tmp_path / "run" / "log.jsonl").read_text().splitlines())
+    assert last["held_out_accuracy"] >= 0.85  # not the best epoch's, which the held-out images themselves choose
 
 
 @pytest.fixture(scope="module")
