@@ -9,9 +9,9 @@ from .layers import AveragePool, BatchNorm, Conv, DenseCaps, Drawing, InstanceNo
 from .net import CapsNetSpec
 from .presets import PRESETS
 
-LEAST = 4  # positions a side of the primary capsules' map, as `small` has on 28×28
+LEAST = 4  # positions a side of the map below the capsules, as `small` has on 28×28
 MOST = 100  # positions of the map: 800 primary capsules
-POOLED = 49  # positions of the map that a stem is averaged over at most
+POOLED = 49  # positions of a map, above which a stem halves it while LEAST a side remain
 VOTES = 4096  # positions times classes, while there are more than LEAST² positions: 4 million weights
 DRAWN = 2**15  # values of an image that the decoder still draws: it is most of the network then
 
@@ -77,7 +77,7 @@ def _pooled(size: tuple[int, int, int]) -> tuple[tuple[Layer, ...], tuple[int, i
     layers: list[Layer] = []
     height, width = size[1:]
     depth = 0
-    while height * width > POOLED and min(height, width) > 1:
+    while height * width > POOLED and min(height, width) >= 2 * LEAST:
         norm = BatchNorm(activation="relu") if depth else InstanceNorm(activation="relu")
         channels = min(64, 16 << (depth + 1) // 2)
         layers += [Conv(channels, 3, padding=1, activation="none", bias=False), norm, MaxPool(2)]

@@ -6,6 +6,7 @@ import os
 import re
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from capscore.disk import write_atomically
 from capscore.errors import CapscoreError, ModelFileError
@@ -14,7 +15,7 @@ from capscore.export import onnxfile
 TYPES = {"float32": "TYPE_FP32", "uint8": "TYPE_UINT8"}
 NAME = "capsnet"  # of a model that nobody named
 CONFIG, LABELS = "config.pbtxt", "labels.txt"
-USUAL = {"max_batch": 128, "instances": 1, "device": "gpu"}
+USUAL: dict[str, Any] = {"max_batch": 128, "instances": 1, "device": "gpu"}
 DELAY = 500  # microseconds that a request may wait for others to share its batch
 
 

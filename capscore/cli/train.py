@@ -212,10 +212,9 @@ def _recipe(options: TrainOptions, images: int) -> Recipe:
         "optimiser", OPTIMISERS, options.optimiser,
         momentum=options.momentum, weight_decay=options.weight_decay, clip=options.clip,
     )  # fmt: skip
-    settled = {name: getattr(options, name) for name in ("epochs", "batch", "rate", "shift")}
+    settled = {name: getattr(options, name) for name in ("epochs", "batch", "rate", "shift", "reconstruction")}
     recipe = Recipe(
         **settled,
-        reconstruction=options.reconstruction,
         seed=options.seed,
         optimiser=optimiser,
         average=options.average,
