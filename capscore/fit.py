@@ -5,13 +5,13 @@ from typing import NamedTuple
 
 from .errors import SpecError
 from .layer import Layer
-from .layers import BatchNorm, Conv, DenseCaps, Drawing, InstanceNorm, MaxPool, PrimaryCaps
+from .layers import AveragePool, BatchNorm, Conv, DenseCaps, Drawing, InstanceNorm, MaxPool, PrimaryCaps
 from .net import CapsNetSpec
 from .presets import PRESETS
 
-LEAST = 4  # positions a side of the primary capsules' map, as `small` has on 28×28
+LEAST = 4  # positions a side of the map below the capsules, as `small` has on 28×28
 MOST = 100  # positions of the map: 800 primary capsules
-POOLED = 49  # positions of the map behind a pooled stem
+POOLED = 49  # positions of a map, above which a stem halves it while LEAST a side remain
 VOTES = 4096  # positions times classes, while there are more than LEAST² positions: 4 million weights
 DRAWN = 2**15  # values of an image that the decoder still draws: it is most of the network then
 
@@ -20,6 +20,7 @@ STRIDES = (((2,), 2), ((1,), 2), ((1,), 1), *(((2,) * depth, 2) for depth in ran
 
 FEW = 2000  # images, below which a network must find a shape where it has not seen it
 LARGE = 32  # pixels of the shorter side, from which images are pooled however many there are
+PIXELS = 28 * 28  # of the images for which the paper weighs the reconstruction by 0.0005: it sums over them
 SEEN = 8000  # images, repetitions counted, that a training sees at least
 
 
@@ -27,17 +28,18 @@ def fitted(size: tuple[int, int, int], classes: int, images: int | None = None) 
     """Return a network for images (C, H, W), of which there are so many to learn from.
 
     Large images, of 32 pixels a side or more, and few ones, below 2,000, get convolutions with batch normalisation and
-    pooling, which know a shape wherever it is; the first is normalised image by image, so that brightness and
-    contrast do not hide the shape. Others get a network like `small`, and `small` itself for 1×28×28 and 10 classes.
-    The map of the primary capsules gets at least 4×4 positions where the image has them, and at most 100, fewer with
-    many classes. Images of more than 32,768 values are not reconstructed. Raises SpecError if no network fits.
+    pooling, in the end over the whole map: 16 primary capsules that know a shape wherever it is. The first convolution
+    is normalised image by image, so that brightness and contrast do not hide the shape. Others get a network like
+    `small`, and `small` itself for 1×28×28 and 10 classes: the map of its primary capsules has at least 4×4 positions
+    where the image has them, and at most 100, fewer with many classes. Images of more than 32,768 values are not
+    reconstructed. Raises SpecError if no network fits.
     """
     most = max(LEAST**2, min(MOST, VOTES // classes))
     decoder = PRESETS["small"].decoder if math.prod(size) <= DRAWN else None
     if _are_pooled(size, images):
-        stem, places = _pooled(size, min(most, POOLED))
+        stem, places = _pooled(size)
         if min(places) >= LEAST:
-            layers = (*stem, PrimaryCaps(8, 8, 3, padding=1), DenseCaps(classes, dim=16))
+            layers = (*stem, AveragePool(places), PrimaryCaps(16, 8, 1), DenseCaps(classes, dim=16))
             return CapsNetSpec(size, layers, decoder)
     return _like_small(size, classes, most, decoder)
 
@@ -50,6 +52,7 @@ class Pace(NamedTuple):
     shift: int
     rate: float
     schedule: str
+    reconstruction: float
 
 
 def pace(size: tuple[int, int, int], images: int) -> Pace:
@@ -60,24 +63,26 @@ def pace(size: tuple[int, int, int], images: int) -> Pace:
     batch = 1 << max(4, min(7, (images // 32).bit_length() - 1))
     epochs = max(10, min(100, -(-SEEN // images)))
     if _are_pooled(size, images):
-        return Pace(batch, epochs, max(2, min(size[1:]) // 8), 2e-3, "cosine")
-    return Pace(batch, epochs, 2, 1e-3, "exponential")
+        weight = float(f"{PIXELS * 5e-4 / math.prod(size):.2g}")
+        return Pace(batch, epochs, max(2, min(size[1:]) // 8), 2e-3, "cosine", weight)
+    return Pace(batch, epochs, 2, 1e-3, "exponential", 5e-4)
 
 
 def _are_pooled(size: tuple[int, int, int], images: int | None) -> bool:
     return min(size[1:]) >= LARGE or (images is not None and images < FEW)
 
 
-def _pooled(size: tuple[int, int, int], most: int) -> tuple[tuple[Layer, ...], tuple[int, int]]:
-    """Return convolutions, each halving the map, until it has no more than `most` positions; and its height, width."""
+def _pooled(size: tuple[int, int, int]) -> tuple[tuple[Layer, ...], tuple[int, int]]:
+    """Return convolutions that halve the map until it is small, and one that does not; and its height and width."""
     layers: list[Layer] = []
     height, width = size[1:]
     depth = 0
-    while height * width > most and min(height, width) > 1:
+    while height * width > POOLED and min(height, width) >= 2 * LEAST:
         norm = BatchNorm(activation="relu") if depth else InstanceNorm(activation="relu")
         channels = min(64, 16 << (depth + 1) // 2)
         layers += [Conv(channels, 3, padding=1, activation="none", bias=False), norm, MaxPool(2)]
         height, width, depth = height // 2, width // 2, depth + 1
+    layers += [Conv(64, 3, padding=1, activation="none", bias=False), BatchNorm(activation="relu")]
     return tuple(layers), (height, width)
 
 

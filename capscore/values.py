@@ -6,6 +6,7 @@ checks its own fields when it is made; what comes from a stranger's file is ther
 
 from __future__ import annotations
 
+import sys
 from dataclasses import MISSING, fields, is_dataclass
 from difflib import get_close_matches
 from inspect import isabstract
@@ -20,14 +21,28 @@ Pair = int | tuple[int, int]  # one number for height and width, or one for each
 
 
 class Value:
-    """A frozen dataclass of settings; deriving from it makes the class known to `read` under its name."""
+    """A frozen dataclass of settings; deriving from it makes the class known to `read` under its name.
+
+    Defining a class again, as notebooks and reloads do, takes the place of the one before. SpecError if a class that
+    is defined elsewhere has the name.
+    """
 
     known: ClassVar[dict[str, type[Value]]] = {}
+    _home: ClassVar[tuple[str, str]]  # where the class is defined
 
     def __init_subclass__(cls, **settings: Any) -> None:
         """Make the class known."""
         super().__init_subclass__(**settings)
         cls.__repr__ = Value.__repr__  # type: ignore[method-assign]  # a dataclass keeps the one that its class has
+        # One file may be two modules: a script that runs is __main__, and is itself when another file imports it.
+        file = getattr(sys.modules.get(cls.__module__), "__file__", None)
+        cls._home = str(file or cls.__module__), cls.__qualname__
+        other = Value.known.get(cls.__name__)
+        if other is not None and other._home != cls._home:
+            raise SpecError(
+                f"a class {cls.__name__} is there already, in {_told(other)}: models and specs know classes by their "
+                f"names, so give the one in {_told(cls)} another name"
+            )
         Value.known[cls.__name__] = cls
 
     def __repr__(self) -> str:
@@ -146,6 +161,11 @@ def sizes(value: Any, what: str) -> tuple[int, ...]:
 def pair(size: Pair) -> tuple[int, int]:
     """Return one number as two."""
     return size if isinstance(size, tuple) else (size, size)
+
+
+def _told(kind: type[Value]) -> str:
+    file, qualname = kind._home
+    return f"{kind.__module__} ({file}, {qualname})"
 
 
 def _wrong(value: Any, name: str, wanted: str) -> SpecError:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from json import dumps, loads
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +42,9 @@ try:
     from onnx import TensorProto, helper, numpy_helper
 except ModuleNotFoundError as error:
     raise BackendError("ONNX export needs the onnx package: pip install 'capscore[onnx]'") from error
+
+if TYPE_CHECKING:
+    from capscore.export.onnxfile import OnnxFile
 
 OPSETS = range(13, onnx.defs.onnx_opset_version() + 1)  # from 13 on, ReduceSum takes its axes as an input
 PRECISIONS = ("fp32", "fp16", "int8", "int8-weights")
@@ -431,6 +434,7 @@ def export(
     fast_conv: str | None = None,
     verify: bool = True,
     json: bool = False,
+    accept: Callable[[OnnxFile], object] | None = None,
 ) -> Report:
     """Write a network of any backend as one ONNX file, and prove that it computes the same.
 
@@ -453,8 +457,8 @@ def export(
         a file for a fixed smaller `batch` convolves directly. Their errors are those of `capscore.fast.cook_toom`, and
         the file holds the transformed weights, 2.5 and 4.9 times larger
     verify : run the graph in ONNX Runtime against NumPy in float64; on a mismatch nothing is written
-    json : write the metadata, with inputs and outputs, to a .json file of the same name too, for clients such as
-        browsers that cannot read it from the graph
+    json : write the metadata, with inputs and outputs, to a .json file of the same name too: browsers read no graph
+    accept : is told what the file will say of itself; if it raises, nothing is written
 
     Raises
     ------
@@ -476,7 +480,7 @@ def export(
             model = narrow(plain)
         else:
             model = quantize(net.spec, plain, np.asarray(to_host(calibration)), byte_images)
-    return _finish(net, model, plain, path, precision, verify, calibration, fast_conv, json)
+    return _finish(net, model, plain, path, precision, verify, calibration, fast_conv, json, accept)
 
 
 def _check_precision(precision: str, calibrated: bool, fast_conv: str | None) -> None:
@@ -627,6 +631,7 @@ def _finish(
     examples: Any = None,
     fast_conv: str | None = None,
     json: bool = False,
+    accept: Callable[[OnnxFile], object] | None = None,
 ) -> Report:
     """Verify the graph, tell in its metadata what it is, and write it."""
     from capscore import __version__
@@ -646,6 +651,10 @@ def _finish(
     content = model.SerializeToString(deterministic=True)
     if json and Path(path).suffix.lower() == ".json":
         raise ModelFileError(f"{path} would be written over by its own .json: name it .onnx")
+    if accept:
+        from capscore.export import onnxfile
+
+        accept(onnxfile.about(model, Path(path)))
     write_atomically(path, content)
     if json:
         write_atomically(Path(path).with_suffix(".json"), _side(model.graph, text).encode())

@@ -68,25 +68,29 @@ def read(path: str | os.PathLike[str]) -> OnnxFile:
             raise ModelFileError("there is no such file")
         if (size := path.stat().st_size) > LARGEST:
             raise ModelFileError(f"it has {size:,} bytes; an ONNX file has less than 2 GiB")
-        model = onnx.ModelProto.FromString(path.read_bytes())
-        about = [entry.value for entry in model.metadata_props if entry.key == "capscore"]
-        if not about:
-            raise ModelFileError("it has no capscore metadata; `capscore export` writes files that do")
-        spec, classes, provenance = read_description(about[0])
-        _check_one_flat_file(model)
-        batches, inputs = _tensors(model.graph.input)
-        more, outputs = _tensors(model.graph.output)
-        takes, gives = [tensor.name for tensor in inputs], [tensor.name for tensor in outputs]
-        network = takes == ["images"] and gives and "images" not in gives
-        if not network and (takes, gives) != (["capsules"], ["reconstruction"]):
-            raise ModelFileError(f"it turns {short(takes)} into {short(gives)}, not images into lengths")
-        if len({*batches, *more}) > 1:
-            raise ModelFileError(f"its inputs and outputs have different batches: {short(batches + more)}")
-        for tensor in (*inputs, *outputs):
-            _check_tensor(spec, tensor)
-        return OnnxFile(path, spec, classes, provenance, batches[0], inputs[0], tuple(outputs), _precision(model.graph))
+        return about(onnx.ModelProto.FromString(path.read_bytes()), path)
     except (ModelFileError, ValueError, OSError, DecodeError, MemoryError) as error:
         raise ModelFileError(f"cannot load the ONNX model {path}: {error}") from None
+
+
+def about(model: Any, path: Path) -> OnnxFile:
+    """Return what a model says of itself that lies, or is to lie, in a file."""
+    texts = [entry.value for entry in model.metadata_props if entry.key == "capscore"]
+    if not texts:
+        raise ModelFileError("it has no capscore metadata; `capscore export` writes files that do")
+    spec, classes, provenance = read_description(texts[0])
+    _check_one_flat_file(model)
+    batches, inputs = _tensors(model.graph.input)
+    more, outputs = _tensors(model.graph.output)
+    takes, gives = [tensor.name for tensor in inputs], [tensor.name for tensor in outputs]
+    network = takes == ["images"] and gives and "images" not in gives
+    if not network and (takes, gives) != (["capsules"], ["reconstruction"]):
+        raise ModelFileError(f"it turns {short(takes)} into {short(gives)}, not images into lengths")
+    if len({*batches, *more}) > 1:
+        raise ModelFileError(f"its inputs and outputs have different batches: {short(batches + more)}")
+    for tensor in (*inputs, *outputs):
+        _check_tensor(spec, tensor)
+    return OnnxFile(path, spec, classes, provenance, batches[0], inputs[0], tuple(outputs), _precision(model.graph))
 
 
 def _check_one_flat_file(model: Any) -> None:

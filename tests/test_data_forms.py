@@ -2,6 +2,7 @@
 
 import pickle
 import struct
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ from PIL import Image
 
 from capscore import PRESETS
 from capscore.backends import numpy as caps
-from capscore.data import Dataset, Items, Pairs, load, rows, whole
+from capscore.data import Dataset, Items, Pairs, fingerprint, load, rows, whole
 from capscore.errors import DataError, ShapeError
-from capscore.train import Recipe, train
+from capscore.train import Recipe, batches, train
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (30, 5, 6), np.uint8)
@@ -202,6 +203,30 @@ def test_many_images_stay_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     )
     recipe = Recipe(epochs=1, batch=8, shift=1)
     assert train(net, caps.Learner(net, recipe.reconstruction), learn, test, recipe, tmp_path / "run")
+
+
+def test_reading_and_batching_many_images_takes_the_memory_of_a_few(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for i in range(120):
+            image = RNG.integers(0, 256, (128, 128, 3), np.uint8)
+            Image.fromarray(image).save(tmp_path / name / f"{i}.png", compress_level=0)
+    peaks = []
+    for held in (rows.HELD, 0):
+        monkeypatch.setattr(rows, "HELD", held)
+        load(str(tmp_path))  # what is loaded and made once
+        tracemalloc.start()
+        learn, test = load(str(tmp_path))
+        fingerprint(learn)
+        for batch in batches(learn, Recipe(batch=2, shift=2), 0):
+            assert len(batch.images) in (1, 2)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    size = (len(learn) + len(test)) * 3 * 128 * 128
+    assert peaks[0] > size
+    assert peaks[1] < 0.3 * size
 
 
 def small_layers() -> tuple[Any, ...]:

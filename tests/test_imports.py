@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 
@@ -198,23 +199,51 @@ def test_every_function_reads_at_a_glance() -> None:
 
 # ---------------------------------------------------------------------------------------------------- the wheel
 
-BUILD = "from setuptools.build_meta import build_wheel; print(build_wheel('dist'))"
-
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of an unpacked wheel. It is built of a copy, since building writes beside the sources."""
-    folder = tmp_path_factory.mktemp("wheel")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy, since building writes beside the sources; with text where git cannot make symbolic links, on Windows."""
+    folder = tmp_path_factory.mktemp("checkout")
     for name in ("capscore", "backends", "export", "lab"):
         shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
         shutil.copy(ROOT / name, folder)
-    done = subprocess.run([sys.executable, "-c", BUILD], cwd=folder, capture_output=True, text=True, timeout=120)
+    for link in [path for path in folder.rglob("*") if path.is_symlink()]:
+        target = os.readlink(link)
+        link.unlink()
+        link.write_text(target)
+    return folder
+
+
+def built(checkout: Path, kind: str) -> Path:
+    """The folder of an unpacked wheel, or of an editable one."""
+    build = f"from setuptools.build_meta import build_{kind}; print(build_{kind}('{kind}-made'))"
+    done = subprocess.run([sys.executable, "-c", build], cwd=checkout, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    (file,) = (folder / "dist").glob("*.whl")
+    (file,) = (checkout / f"{kind}-made").glob("*.whl")
     with zipfile.ZipFile(file) as content:
-        content.extractall(folder / "unpacked")
-    return folder / "unpacked"
+        content.extractall(checkout / kind)
+    return checkout / kind
+
+
+@pytest.fixture(scope="module")
+def wheel(checkout: Path) -> Path:
+    return built(checkout, "wheel")
+
+
+def test_a_checkout_without_symbolic_links_installs_for_editing(checkout: Path) -> None:
+    code = f"""
+import site, sys
+sys.path.append({sysconfig.get_path("purelib")!r})  # without what is installed for editing there
+site.addsitedir({str(built(checkout, "editable"))!r})
+import capscore, capscore.backends.numpy, capscore.export.onnxfile, capscore.data
+print(capscore.__file__, capscore.backends.numpy.__file__, capscore.export.__file__)
+"""
+    files = ["capscore/__init__.py", "backends/numpy.py", "export/__init__.py"]
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-S", "-c", code]
+    done = subprocess.run(command, env=environ, cwd=checkout / "lab", capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == [str(checkout / file) for file in files], done.stderr
 
 
 def test_the_wheel_holds_every_module_of_capscore_and_nothing_else(wheel: Path) -> None:

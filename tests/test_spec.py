@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
+import sys
 import tracemalloc
+from collections.abc import Callable, Iterator
 from dataclasses import FrozenInstanceError
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -18,6 +23,7 @@ import capscore
 from capscore import PRESETS, CapsNetSpec, Conv, Decoder, DenseCaps, DynamicRouting, PrimaryCaps
 from capscore.errors import CapscoreError, SpecError
 from capscore.net import forward, init_params
+from capscore.values import Value, read, write
 
 # ------------------------------------------------------------------------------------------------ sizes and shapes
 
@@ -399,3 +405,67 @@ def test_numbers_in_every_place(value: Any) -> None:
         except ValueError:  # Python itself does not print an integer this long
             continue
         refuses_or_reads(text)
+
+
+# ------------------------------------------------------------------------------------------------ names of classes
+
+
+LOSS = """
+from dataclasses import dataclass
+from capscore.losses import Loss
+
+@dataclass(frozen=True)
+class {name}(Loss):
+    power: float = {power}
+
+    def each(self, ops, scores, targets, step):
+        return ops.sum((scores - targets) * (scores - targets), 1, keepdims=True)
+"""
+
+
+@pytest.fixture
+def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
+    """Write a loss into a module, which is importable by its name until the test ends."""
+    before, modules = dict(Value.known), set(sys.modules)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # two texts of one size and second would share their code
+
+    def write(module: str, power: float = 2.0, name: str = "Powered") -> str:
+        (tmp_path / f"{module}.py").write_text(LOSS.format(name=name, power=power))
+        return module
+
+    yield write
+    Value.known.clear()
+    Value.known.update(before)
+    for module in set(sys.modules) - modules:
+        del sys.modules[module]
+
+
+def test_a_second_class_of_a_name_is_refused_and_the_first_stays(written: Callable[..., str]) -> None:
+    first = importlib.import_module(written("one_loss"))
+    with pytest.raises(SpecError, match=r"a class Powered is there already, in one_loss \(.*one_loss\.py, Powered\).*"
+                                        r"give the one in other_loss .* another name"):  # fmt: skip
+        importlib.import_module(written("other_loss"))
+    assert Value.known["Powered"] is first.Powered
+    assert read(write(first.Powered(3.0)), "loss") == first.Powered(3.0)
+    with pytest.raises(SpecError, match=r"a class Conv is there already, in capscore\.layers\.conv"):
+        importlib.import_module(written("own_conv", name="Conv"))
+    assert Value.known["Conv"] is Conv
+
+
+def test_a_class_is_defined_again_by_a_reload_and_a_notebook(written: Callable[..., str], tmp_path: Path) -> None:
+    first = importlib.import_module(written("one_loss"))
+    before = first.Powered
+    written("one_loss", 4.0)
+    importlib.reload(first)
+    assert Value.known["Powered"] is first.Powered is not before
+    assert first.Powered().power == 4.0
+    script = importlib.util.spec_from_file_location("a_script", tmp_path / "one_loss.py")  # as __main__ is, beside it
+    assert script
+    sys.modules["a_script"] = importlib.util.module_from_spec(script)
+    script.loader.exec_module(sys.modules["a_script"])  # type: ignore[union-attr]
+    sys.modules["a_notebook"] = notebook = ModuleType("a_notebook")
+    for power in (5.0, 6.0):
+        exec(LOSS.format(name="Celled", power=power), vars(notebook))
+    assert Value.known["Celled"] is notebook.Celled
+    assert notebook.Celled().power == 6.0

@@ -354,8 +354,10 @@ def test_a_network_fits_images_of_any_size(size: tuple[int, int, int], classes: 
     assert (spec.input, spec.classes) == (size, classes)
     assert spec.rows[len(spec.stem)].output.dims[0] <= 800
     assert (spec.decoder is None) == (np.prod(size) > 2**15)
-    if min(size[1:]) >= 8 and max(size[1:]) <= 2 * min(size[1:]):
+    if 8 <= min(size[1:]) < 32 and max(size[1:]) <= 2 * min(size[1:]):
         assert min(spec.rows[-1].input[1:3]) >= (4 if classes <= 100 else 2)
+    elif min(size[1:]) >= 32:
+        assert spec.rows[-1].input[:3] == (16, 1, 1)  # pooled over the whole map
     assert CapsNetSpec.from_json(spec.to_json()) == spec
 
 

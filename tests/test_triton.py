@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 from conftest import NUMPY, need, random_images, random_params, small_spec
+from typer.testing import CliRunner
 
+from capscore import cli
 from capscore.errors import CapscoreError, ModelFileError
 
 SPEC = small_spec()
@@ -108,6 +110,61 @@ def test_a_second_export_is_the_next_version(triton: ModuleType, export: Any, tm
     with pytest.raises(CapscoreError, match="with other inputs, outputs, classes or settings"):
         triton.write(export(outputs=["lengths"]), tmp_path, "digits")
     assert sorted(path.name for path in tmp_path.glob(".*")) == []
+
+
+def test_an_edited_configuration_stays_for_the_next_version(triton: ModuleType, export: Any, tmp_path: Path) -> None:
+    made = triton.write(export(), tmp_path, "digits", max_batch=64, instances=2)
+    edited = (made / "config.pbtxt").read_text().replace("count: 2", "count:  3") + "# by hand\n"
+    (made / "config.pbtxt").write_text(edited)
+    triton.write(export(), tmp_path, "digits")
+    assert (made / "2" / "model.onnx").exists()
+    assert (made / "config.pbtxt").read_text() == edited
+    for given in ({"instances": 2}, {"max_batch": 128}, {"device": "cpu"}):  # which is not what is there
+        with pytest.raises(CapscoreError, match="other inputs, outputs, classes or settings"):
+            triton.write(export(), tmp_path, "digits", **given)
+    assert sorted(path.name for path in made.iterdir()) == ["1", "2", "config.pbtxt", "labels.txt"]
+
+
+def test_the_command_writes_nothing_that_the_repository_refuses(triton: ModuleType, tmp_path: Path) -> None:
+    def command(*args: Any) -> str:
+        """What it said, or its error."""
+        result = CliRunner().invoke(cli.app, list(map(str, args)))
+        return str(result.exception or result.output)
+
+    NET.save(tmp_path / "model.safetensors")
+    args = ["export", tmp_path / "model.safetensors", tmp_path / "m.onnx", "--json", "--triton", tmp_path / "models"]
+    for version in "12":
+        command(*args)
+        found = tmp_path / "models" / "capsnet" / version / "model.onnx"
+        assert found.read_bytes() == (tmp_path / "m.onnx").read_bytes()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    said = command(*args, "--batch", 4)
+    assert "capsnet is there already, with other inputs, outputs, classes or settings" in said
+    assert "--triton-name" in said
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    command(*args, "--batch", 4, "--triton-name", "four")
+    assert (tmp_path / "models" / "four" / "1" / "model.onnx").exists()
+    assert "give that by --triton" in command("export", *args[1:3], "--triton-name", "four")
+
+
+def test_a_version_that_cannot_be_written_leaves_none(
+    triton: ModuleType, export: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = export()
+    made = triton.write(model, tmp_path, "digits")
+
+    def full(path: Path, content: bytes) -> None:
+        path.write_bytes(content[:100])
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(triton, "write_atomically", full)
+        with pytest.raises(ModelFileError, match=r"cannot write .*digits: No space left on device"):
+            triton.write(model, tmp_path, "digits")
+    assert sorted(path.name for path in made.iterdir()) == ["1", "config.pbtxt", "labels.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["digits", "model.onnx"]
+    triton.write(model, tmp_path, "digits")
+    assert (made / "2" / "model.onnx").read_bytes() == model.read_bytes()
 
 
 def test_a_fixed_batch_and_bytes(triton: ModuleType, export: Any, tmp_path: Path) -> None:

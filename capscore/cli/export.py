@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +16,7 @@ from capscore import backend, zoo
 from capscore.cli.app import app, console, say
 from capscore.cli.datasets import counted, datasets
 from capscore.cli.shared import DataDir, Import, TakesFloats, Weights
-from capscore.errors import ModelFileError
+from capscore.errors import CapscoreError, ModelFileError
 from capscore.train import accuracy
 
 CALIBRATION = 512  # images that int8 is calibrated on
@@ -38,6 +40,7 @@ def export_command(
     json: Annotated[bool, typer.Option("--json", help="Tell browsers and the like in a .json beside it.")] = False,
     verify: Annotated[bool, typer.Option(help="Prove that the graph computes the same.")] = True,
     triton: Annotated[Path | None, typer.Option(help="A Triton model repository to put the file into, too.")] = None,
+    triton_name: Annotated[str | None, typer.Option(help="The model's name there; capsnet if not given.")] = None,
     imports: Import = None,
 ) -> None:
     """Write a model as one ONNX file, routing unrolled, and prove that it computes the same as the network."""
@@ -56,9 +59,10 @@ def export_command(
     if sets is not None:
         index = np.random.default_rng(0).permutation(len(sets[0]))[:CALIBRATION]  # of every class, whatever the order
         shown = sets[0].batch(index)[0]
+    accept, put = _into(triton, triton_name)
     written: dict[str, Any] = {"batch": batch, "opset": opset, "verify": verify}
     told = export(net, target, precision=precision, outputs=chosen, byte_images=byte_images, calibration=shown,
-                  fast_conv=fast_conv, json=json, **written)  # fmt: skip
+                  fast_conv=fast_conv, json=json, accept=accept, **written)  # fmt: skip
     _exported(told, model)
     if decoder is not None:
         _exported(export_decoder(net, decoder, precision="fp16" if precision == "fp16" else "fp32", **written), model)
@@ -69,10 +73,20 @@ def export_command(
         after = accuracy(TakesFloats(session, session.classes) if byte_images else session, sets[1])
         say(f"accuracy on {counted(sets[1:], 'held-out', data or '')}: {accuracy(net, sets[1]):.2%} before, "
             f"{after:.2%} exported")  # fmt: skip
-    if triton is not None:
-        from capscore.export.triton import write
+    if put is not None:
+        say(f"{put(target)}: serve it with tritonserver --model-repository {triton}")
 
-        say(f"{write(target, triton)}: serve it with tritonserver --model-repository {triton}")
+
+def _into(folder: Path | None, name: str | None) -> tuple[Callable[[Any], Any] | None, Callable[[Path], Path] | None]:
+    """Return who refuses a model that a Triton repository cannot take, before it is written, and who puts it there."""
+    if folder is None:
+        if name is not None:
+            raise CapscoreError(f"--triton-name {name} names a model of a repository: give that by --triton")
+        return None, None
+    from capscore.export import triton
+
+    to: dict[str, Any] = {"folder": folder, "name": name or triton.NAME}
+    return partial(triton.check, **to), partial(triton.write, **to)
 
 
 def _exported(report: Any, model: Path) -> None:

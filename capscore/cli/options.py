@@ -64,7 +64,7 @@ class TrainOptions:
     sampling: Annotated[str | None, typer.Option(help="balanced: images of rare classes come more often.")] = None
     shift: Annotated[int | None, typer.Option(help="Random shift, pixels each way; else the dataset's own.")] = None
     augment: Annotated[str | None, typer.Option(help=f"Changes of images: {', '.join(AUGMENTATIONS)}.")] = None
-    reconstruction: Annotated[float, typer.Option(help="Weight of the reconstruction loss.")] = Recipe.reconstruction
+    reconstruction: Annotated[float | None, typer.Option(help="Weight of the reconstruction loss.")] = None
     report: Annotated[bool, typer.Option("--report", help="Write report.html in the end, with pictures.")] = False
     seed: Annotated[int, typer.Option(help="Of parameters, order and shifts.")] = Recipe.seed
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32"

@@ -193,8 +193,9 @@ def _settled(options: TrainOptions, plan: Plan, data: Samples) -> TrainOptions:
     """Return the options with what the data decide where they say nothing."""
     fits = pace(data.size, len(data))
     usual: dict[str, Any] = {"batch": fits.batch, "epochs": fits.epochs, "shift": data.shift, "rate": Recipe.rate}
+    usual["reconstruction"] = Recipe.reconstruction
     if plan.spec is None:
-        usual |= {"rate": fits.rate, "schedule": fits.schedule}
+        usual |= {"rate": fits.rate, "schedule": fits.schedule, "reconstruction": fits.reconstruction}
         if isinstance(data, Dataset):  # others have a shift that goes with how they are drawn
             usual["shift"] = fits.shift
     if {options.decay, options.decay_steps, options.floor} != {None}:
@@ -211,10 +212,9 @@ def _recipe(options: TrainOptions, images: int) -> Recipe:
         "optimiser", OPTIMISERS, options.optimiser,
         momentum=options.momentum, weight_decay=options.weight_decay, clip=options.clip,
     )  # fmt: skip
-    settled = {name: getattr(options, name) for name in ("epochs", "batch", "rate", "shift")}
+    settled = {name: getattr(options, name) for name in ("epochs", "batch", "rate", "shift", "reconstruction")}
     recipe = Recipe(
         **settled,
-        reconstruction=options.reconstruction,
         seed=options.seed,
         optimiser=optimiser,
         average=options.average,
@@ -242,7 +242,10 @@ def _report(out: Path, setup: Setup, data: Samples, rows: list[dict[str, Any]]) 
 
 def _say_settings(options: TrainOptions, out: Path, tell: Callable[[str], object]) -> None:
     """Say how a training is set, as a command that sets it so, and where to edit it."""
-    told = {name: getattr(options, name) for name in ("data", "epochs", "batch", "rate", "schedule", "shift")}
+    told = {
+        name: getattr(options, name)
+        for name in ("data", "epochs", "batch", "rate", "schedule", "shift", "reconstruction")
+    }
     flags = " ".join(f"--{name} {quoted(str(value))}" for name, value in told.items() if value is not None)
     config = quoted(str(out / CONFIG))
     tell(f"settings: capscore train --spec {config} {flags}")
