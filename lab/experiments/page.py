@@ -220,7 +220,8 @@ def _recipes(rows: list[Row]) -> list[str]:
         "Every row follows a file of `lab/recipes`, by `python -m lab recipe NAME`. A share of the training images is "
         "watched and not learned from. The error is that of the last epoch, with averaged weights; the test images are "
         "read once, in the end, and choose nothing. Published errors whose epoch was the best on the test images are "
-        "lower by that: for a network of this size, the best of 30 epochs was 0.08 points below the last. Parameters are without those of the decoder.",
+        "lower by that: for a network of this size, the best of 30 epochs was 0.08 points below the last. Parameters "
+        "are without those of the decoder.",
         "\n".join(lines),
     ]
 
