@@ -23,6 +23,7 @@ from capscore.errors import TrainingError
 from capscore.train import Recipe, accuracy
 from capscore.zoo import cards
 from lab import published, zoo
+from lab.experiments import page
 from lab.experiments.trials import Budget, Lab, read
 from lab.published import FINAL, Published
 
@@ -103,3 +104,26 @@ def test_a_network_ships_as_a_file_that_reaches_what_its_card_says(lab: Lab, mon
     assert 100 * (1 - accuracy(net, load("digits")[1])) == pytest.approx(measured["torch"]["test"])
     assert "## tiny" in zoo.page()
     assert "1 seed as trained" in zoo.page()
+
+
+def row(name: str, errors: list[float]) -> dict[str, Any]:
+    spread = float(np.std(errors, ddof=1)) if len(errors) > 1 else None
+    settings = {"recipe": name, "data": "mnist", "parameters": 1, "epochs": 1}
+    return {"settings": settings, "n": len(errors), "mean": {"test": float(np.mean(errors))}, "std": {"test": spread}}
+
+
+def test_what_routing_adds_is_judged_by_an_interval() -> None:
+    plain = row("unrouted-mnist", [0.50, 0.52, 0.48])
+    better, same = row("dynamic-mnist", [0.30, 0.31, 0.32]), row("efficient-mnist", [0.45, 0.55, 0.5])
+    from scipy import stats
+
+    low, high = page._interval(plain, better, "test")
+    theirs = stats.ttest_ind([0.50, 0.52, 0.48], [0.30, 0.31, 0.32], equal_var=False).confidence_interval()
+    # Degrees of freedom are rounded down, so that ours is a little wider.
+    assert theirs.low - 0.02 < low <= theirs.low
+    assert theirs.high <= high < theirs.high + 0.02
+    said = "\n".join(page._heads([plain, better, same]))
+    assert "dynamic routing adds to it; self-attention adds nothing that could be measured" in said
+    alone = page._heads([row(name, [0.5]) for name in page.HEADS])
+    assert "cannot be judged by one seed" in alone[1]
+    assert page._heads([plain, better]) == []
