@@ -251,8 +251,8 @@ def _heads(rows: list[Row]) -> list[str]:
         lines.append(f"| {said} (n = {row['n']}) | {number(row, 'test')} | {interval} |")
     return [
         "### What routing adds",
-        f"The same stem, by the same recipe, with three heads: {'; '.join(verdicts)}. Without routing, every coupling is "
-        "alike: the class capsules are a linear layer with a squash.",
+        f"The same stem, by the same recipe, with three heads: {'; '.join(verdicts)}. Without routing, every coupling "
+        "is alike: the class capsules are a linear layer with a squash.",
         "\n".join(lines),
     ]
 
