@@ -12,7 +12,6 @@ from conftest import need
 BOOKS = sorted((Path(__file__).parents[1] / "docs" / "notebooks").glob("*.ipynb"))
 
 
-
 def shown(cell: Any) -> set[str]:
     """The kinds of what a cell shows; nothing of progress, which comes in as many lines as the machine takes time."""
     outputs = cell.get("outputs", [])
