@@ -11,9 +11,6 @@ from conftest import need
 
 BOOKS = sorted((Path(__file__).parents[1] / "docs" / "notebooks").glob("*.ipynb"))
 
-# The client asks the kernel for what its newest version does otherwise, and closes sockets late.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-
 
 def shown(cell: Any) -> set[str]:
     """The kinds of what a cell shows; nothing of progress, which comes in as many lines as the machine takes time."""

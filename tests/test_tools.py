@@ -208,3 +208,27 @@ def test_javascript_runs_a_model_by_its_json_file(
     tolerance = EXPORTED[options.get("precision", "fp32")]
     close(np.array(found["scores"]), wanted["lengths"][0], tolerance)
     close(np.array(found["drawn"]).reshape(SPEC.input), wanted["reconstruction"][0], max(tolerance, FLOAT32))
+
+
+@pytest.mark.parametrize(
+    ("options", "change", "message"),
+    [
+        ({"outputs": ["capsules"]}, {}, "it gives no scores: export it without --outputs"),
+        ({"batch": 4}, {}, "it takes 4 images at a time: export it without --batch"),
+        ({}, {"inputs": None}, "its .json file tells of no images and classes: capscore export … --json"),
+        ({}, {"classes": None}, "its .json file tells of no images and classes"),
+    ],
+)
+def test_the_page_says_why_it_does_not_take_a_model(
+    onnx_export: ModuleType, tmp_path: Path, options: dict[str, Any], change: dict[str, Any], message: str
+) -> None:
+    if shutil.which("node") is None:
+        if "node" in REQUIRED:
+            pytest.fail("CAPSCORE_REQUIRE names node")
+        pytest.skip("needs Node")
+    path = write(onnx_export, tmp_path / "m.onnx", json=True, **options)
+    about = json.loads(path.with_suffix(".json").read_text()) | change
+    module = json.dumps((WEB / "model.js").as_uri())
+    code = f"import {{ Model }} from {module}; new Model(null, null, {json.dumps(about)});"
+    ran = subprocess.run(["node", "--input-type=module", "-e", code], capture_output=True, text=True)
+    assert message in ran.stderr

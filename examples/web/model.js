@@ -3,13 +3,17 @@
 export class Model {
   /** `ort` is onnxruntime-web or onnxruntime-node, `about` the object in the .json file. */
   constructor(ort, session, about) {
+    if (!about.inputs?.images || !about.outputs || !about.classes) {
+      throw new Error("its .json file tells of no images and classes: capscore export … --json writes one that does");
+    }
     const { shape, dtype } = about.inputs.images;
     [this.batch, this.channels, this.height, this.width] = shape;
     if ((this.batch ?? 1) !== 1) {
       throw new Error(`it takes ${this.batch} images at a time: export it without --batch, or with --batch 1`);
     }
     Object.assign(this, { ort, session, dtype, classes: about.classes, scale: about.preprocessing.scale });
-    this.scores = "scores" in about.outputs ? "scores" : "lengths";
+    this.scores = ["scores", "lengths"].find((name) => name in about.outputs);
+    if (!this.scores) throw new Error("it gives no scores: export it without --outputs, or with lengths among them");
     this.drawn = about.outputs.reconstruction?.shape.slice(1); // [C, H, W]
   }
 
