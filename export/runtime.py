@@ -202,11 +202,11 @@ class Session(_Session):
         if library_of(x) is HOST:
             check_range(to_host(x), precision=self.precision)
         found = self._run(x)
-        couplings: list[list[Any]] = [[] for _ in self.spec.capsules]
-        for name, coupling in found.items():  # in the order of the file: by layer, then by iteration
+        couplings: dict[str, list[Any]] = {name.removeprefix("capsules."): [] for name in self.spec.routed}
+        for name, coupling in found.items():  # in the order of the file: of a layer, by iteration
             if match := onnxfile.COUPLINGS.fullmatch(name):
-                couplings[int(match[1])].append(coupling)
-        by_layer = tuple(map(tuple, couplings)) if any(couplings) else None
+                couplings[match[1]].append(coupling)
+        by_layer = tuple(map(tuple, couplings.values())) if any(couplings.values()) else None
         lengths = found.get("lengths")
         scores = found.get("scores", lengths)
         return Output(lengths, found.get("capsules"), found.get("reconstruction"), by_layer, scores)
