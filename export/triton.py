@@ -13,6 +13,7 @@ from capscore.export import onnxfile
 
 TYPES = {"float32": "TYPE_FP32", "uint8": "TYPE_UINT8"}
 LABELS = "labels.txt"
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")  # of a model in a repository
 DELAY = 500  # microseconds that a request may wait for others to share its batch
 
 
@@ -45,7 +46,7 @@ def write(
     CapscoreError : a parameter is wrong, or the repository has another kind of model under this name
     ModelFileError : the model is none, or the folder cannot be written
     """
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", name):
+    if not NAME.fullmatch(name):
         raise CapscoreError(f"a Triton model's name is letters, digits, _, - and ., not {name!r:.60}")
     if max_batch < 1 or instances < 1:
         raise CapscoreError(f"max_batch and instances must be at least 1, not {max_batch} and {instances}")

@@ -38,6 +38,7 @@ def export_command(
     json: Annotated[bool, typer.Option("--json", help="Tell browsers and the like in a .json beside it.")] = False,
     verify: Annotated[bool, typer.Option(help="Prove that the graph computes the same.")] = True,
     triton: Annotated[Path | None, typer.Option(help="A Triton model repository to put the file into, too.")] = None,
+    mlserver: Annotated[Path | None, typer.Option(help="A model repository of MLServer, likewise.")] = None,
     imports: Import = None,
 ) -> None:
     """Write a model as one ONNX file, routing unrolled, and prove that it computes the same as the network."""
@@ -72,6 +73,10 @@ def export_command(
         from capscore.export.triton import write
 
         say(f"{write(target, triton)}: serve it with tritonserver --model-repository {triton}")
+    if mlserver is not None:
+        from capscore.export.mlserver import write as write_for_mlserver
+
+        say(f"{write_for_mlserver(target, mlserver)}: serve it with mlserver start {mlserver}")
 
 
 def _exported(report: Any, model: Path) -> None:
