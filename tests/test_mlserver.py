@@ -6,12 +6,15 @@ the other tests want new. `pip install '.[mlserver]' 'tritonclient[grpc]'` makes
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
 import time
+import tomllib
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -21,7 +24,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from conftest import FLOAT32, NUMPY, REQUIRED, close, need, random_images, random_params, small_spec
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from typer.testing import CliRunner
 
 from capscore.cli.app import app
@@ -308,3 +314,61 @@ def test_nothing_is_lost_under_load(python: str, tmp_path: Path) -> None:
     corrupt = {name: count for name, count in beside.items() if name.startswith("corrupt")}
     wanted = {"corrupt, grpc: StatusCode.INVALID_ARGUMENT", "corrupt, http: 400"}
     assert wanted <= set(corrupt) <= wanted | {"corrupt, http: 422", "corrupt, http: not sent"}, corrupt
+
+
+SERVING = ROOT / "examples" / "serving"
+
+
+def lines(path: Path, word: str) -> list[list[str]]:
+    """The words after an instruction of a Dockerfile, wherever it stands; continued lines as one."""
+    text = path.read_text().replace("\\\n", " ")
+    return [line.split()[1:] for line in text.splitlines() if line.split()[:1] == [word]]
+
+
+def test_the_image_is_pinned_complete_and_nobody_is_root_in_it() -> None:
+    about = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    project = about["project"]
+    pinned = [line for line in (SERVING / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
+    versions = {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in pinned)}
+    assert all(versions.values()), versions
+    wanted = [
+        *project["dependencies"],
+        *project["optional-dependencies"]["mlserver"],
+        *about["build-system"]["requires"],
+    ]
+    for requirement in map(Requirement, wanted):
+        assert requirement.specifier.contains(versions[canonicalize_name(requirement.name)]), requirement
+    docker = SERVING / "Dockerfile"
+    bases = {words[0] for words in lines(docker, "FROM")}
+    assert len(bases) == 1
+    assert re.fullmatch(r"python:3\.1[12]\.\d+-slim-\w+", bases.pop())  # MLServer has no later one
+    assert lines(docker, "USER")[-1][0].split(":")[0] not in ("root", "0")
+    let_in = {line[1:] for line in (SERVING / "Dockerfile.dockerignore").read_text().splitlines() if line[:1] == "!"}
+    copied = {source for words in lines(docker, "COPY") if words[0] != "--from=build" for source in words[:-1]}
+    assert copied == let_in
+    assert all((ROOT / path).exists() for path in copied)
+    assert copied >= {*about["tool"]["setuptools"]["package-dir"].values(), "pyproject.toml", project["readme"]}
+    assert copied >= set(project["license-files"])
+
+
+def test_what_starts_the_image_agrees_with_it(mlserver: ModuleType) -> None:
+    image = f"capscore-mlserver:{tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']['version']}"
+    docker = (SERVING / "Dockerfile").read_text()
+    command = json.loads(docker.rpartition("\nCMD ")[2])
+    assert f"--tag {image} " in docker
+    compose = yaml.safe_load((SERVING / "compose.yaml").read_text())["services"]["capscore"]
+    assert compose["image"] == image
+    assert (SERVING / compose["build"]["context"]).resolve() == ROOT
+    assert (ROOT / compose["build"]["dockerfile"]).is_file()
+    assert [volume.rpartition("}:")[2] for volume in compose["volumes"]] == [f"{command[-1]}:ro"]
+    assert [port.split(":")[-1] for port in compose["ports"]] == lines(SERVING / "Dockerfile", "EXPOSE")[0]
+    runtime, service = yaml.safe_load_all((SERVING / "kserve.yaml").read_text())
+    (container,) = runtime["spec"]["containers"]
+    assert container["args"] == command
+    assert container["image"].endswith(f"/{image}")
+    model = service["spec"]["predictor"]["model"]
+    assert model["runtime"] == runtime["metadata"]["name"]
+    assert model["modelFormat"]["name"] == runtime["spec"]["supportedModelFormats"][0]["name"]
+    assert model["protocolVersion"] in runtime["spec"]["protocolVersions"]
+    # KServe asks for the model by the name of the service, and the command line gives it this one.
+    assert service["metadata"]["name"] == inspect.signature(mlserver.write).parameters["name"].default
