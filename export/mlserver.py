@@ -53,20 +53,9 @@ def write(
         raise CapscoreError(
             f"max_batch must be at least 1 and max_wait 0 to 10 seconds, not {max_batch} and {max_wait}"
         )
-    settings: dict[str, Any] = {
-        "name": name,
-        "implementation": RUNTIME,
-        "parameters": {
-            "uri": f"./{MODEL}",
-            "extra": {
-                "max_batch_size": max_batch,
-                "max_batch_time": max_wait,
-                "provider": provider,
-                "threads": threads,
-            },
-        },
-    }
-    file, target, text = onnxfile.read(model), Path(folder) / name, json.dumps(settings, indent=1) + "\n"
+    extra = {"max_batch_size": max_batch, "max_batch_time": max_wait, "provider": provider, "threads": threads}
+    about = {"name": name, "implementation": RUNTIME, "parameters": {"uri": f"./{MODEL}", "extra": extra}}
+    file, target, text = onnxfile.read(model), Path(folder) / name, _json(about)
     try:
         if target.exists():
             return _replace(file, target, text)
@@ -78,10 +67,14 @@ def write(
             write_atomically(made / SETTINGS, text.encode())
             made.rename(target)
         if not (server := target.parent / SERVER).exists():
-            write_atomically(server, (json.dumps(IN_ONE_PROCESS, indent=1) + "\n").encode())
+            write_atomically(server, _json(IN_ONE_PROCESS).encode())
     except OSError as error:
         raise ModelFileError(f"cannot write {target}: {error.strerror}") from None
     return target
+
+
+def _json(value: dict[str, Any]) -> str:
+    return json.dumps(value, indent=1) + "\n"
 
 
 def _replace(file: onnxfile.OnnxFile, target: Path, text: str) -> Path:

@@ -1,6 +1,6 @@
 """MLServer under load: is anything lost, how long do answers take, and what does the server cost beside a bare session?
 
-    python -m lab.bench.serving [--seconds 60] [--threads 1] [--rounds 5] [--json FILE]
+    python -m lab.bench.serving [--seconds 60] [--threads 1] [--rounds 3] [--json FILE --page docs/deploy.md]
 
 needs `pip install '.[mlserver]' 'tritonclient[grpc]'`. The load is that of `CLIENTS` clients, half over HTTP and half
 over gRPC, each sending its next request when it has the answer to the last. Beside them, corrupt requests come, clients
@@ -11,6 +11,7 @@ exchanged. Every answer is compared with that of a session on one of the two mod
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import socket
 import subprocess
@@ -36,6 +37,7 @@ from capscore.export import mlserver, onnx
 from capscore.export.machine import about
 from capscore.export.runtime import Session
 from lab import files
+from lab.bench import page
 
 CLIENTS, HUNG, NAME = 16, 4, "digits"
 TOLERANCE = 1e-5  # of lengths: ONNX Runtime adds in another order in another batch
@@ -88,6 +90,11 @@ class Server:
     def client(self, protocol: str) -> Any:
         module, port = (http, self.http) if protocol == "http" else (grpc, self.grpc)
         return module.InferenceServerClient(f"127.0.0.1:{port}")
+
+    def spent(self) -> float:
+        """Return the seconds of processor time that the server has had; of Linux."""
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def close(self) -> None:
         self._process.terminate()
@@ -175,6 +182,60 @@ class Load:
         return found
 
 
+class Trouble:
+    """What comes beside a load: each of these goes on until the load is over, and says how often what happened."""
+
+    def __init__(self, load: Load, repository: Path, models: list[Path], threads: int, pause: float) -> None:
+        self.load, self.repository, self.models = load, repository, models
+        self.threads, self.pause = threads, pause
+        self.said: Counter[str] = Counter()
+
+    def corrupt(self) -> None:
+        """Send requests that are wrong; whoever answers them has failed."""
+        clients = {name: self.load.server.client(name) for name in ("http", "grpc")}
+        while not self.load.over.wait(0.2):
+            for what, spoil in CORRUPT.items():
+                for protocol, client in clients.items():
+                    bad, kind, name = spoil(self.load.images[:2])
+                    try:
+                        infer(client, protocol, bad, kind, name)
+                        self.load.failed.append(f"{protocol}: {what} was answered")
+                    except (InferenceServerException, ValueError) as error:  # JSON has no NaN
+                        status = getattr(error, "status", lambda: "not sent")()
+                        self.said[f"corrupt, {protocol}: {status}"] += 1
+
+    def gone(self) -> None:
+        """Ask, and give up at once."""
+        client = self.load.server.client("grpc")
+        while not self.load.over.wait(0.05):
+            try:
+                infer(client, "grpc", self.load.images[:3], client_timeout=0.002)
+            except InferenceServerException as error:
+                self.said[f"gave up: {error.status()}"] += 1
+
+    def exchanged(self) -> None:
+        """Exchange the model, and unload and load another one."""
+        client, images = self.load.server.client("http"), self.load.images
+        for turn in itertools.count(1):
+            if self.load.over.wait(self.pause):
+                return
+            mlserver.write(self.models[turn % 2], self.repository, NAME, threads=self.threads)
+            client.load_model(NAME)
+            if not np.allclose(infer(client, "http", images), self.load.expected[turn % 2], atol=TOLERANCE):
+                self.load.failed.append("the exchange changed nothing")
+            client.unload_model("other")
+            client.load_model("other")
+            self.said["exchanged"] += 1
+
+
+def hang(server: Server) -> socket.socket:
+    """Return the connection of a client that has sent half a request."""
+    connection = socket.create_connection(("127.0.0.1", server.http))
+    head = f"POST /v2/models/{NAME}/infer HTTP/1.1\r\nHost: here\r\nContent-Length: 10000\r\n\r\n"
+    connection.sendall(head.encode() + b'{"inputs": [')
+    return connection
+
+
 def trial(folder: Path, seconds: float, threads: int) -> dict[str, Any]:
     """Load the server while all that may go wrong does, and return what became of it."""
     models, nets = [folder / "a.onnx", folder / "b.onnx"], [caps.CapsNet(PRESETS["small"], seed=k) for k in (0, 1)]
@@ -186,82 +247,58 @@ def trial(folder: Path, seconds: float, threads: int) -> dict[str, Any]:
     repository = folder / "models"
     for name in (NAME, "other"):
         mlserver.write(models[0], repository, name, threads=threads)
-    said: Counter[str] = Counter()
     with served(repository) as server:
         load = Load(server, images, expected, sizes=(1, 3))
-
-        def corrupt() -> None:
-            clients = {name: server.client(name) for name in ("http", "grpc")}
-            while not load.over.wait(0.2):
-                for what, spoil in CORRUPT.items():
-                    for protocol, client in clients.items():
-                        bad, kind, name = spoil(images[:2])
-                        try:
-                            infer(client, protocol, bad, kind, name)
-                            load.failed.append(f"{protocol}: {what} was answered")
-                        except (InferenceServerException, ValueError) as error:  # JSON has no NaN
-                            status = getattr(error, "status", lambda: "not sent")()
-                            said[f"corrupt, {protocol}: {status}"] += 1
-
-        def gone() -> None:
-            client = server.client("grpc")
-            while not load.over.wait(0.05):
-                try:
-                    infer(client, "grpc", images[:3], client_timeout=0.002)
-                except InferenceServerException as error:
-                    said[f"gave up: {error.status()}"] += 1
-
-        def exchanged() -> None:
-            client, turn = server.client("http"), 0
-            while not load.over.wait(max(1.0, seconds / 12)):
-                turn += 1
-                mlserver.write(models[turn % 2], repository, NAME, threads=threads)
-                client.load_model(NAME)
-                if not np.allclose(infer(client, "http", images), expected[turn % 2], atol=TOLERANCE):
-                    load.failed.append("the exchange changed nothing")
-                client.unload_model("other")
-                client.load_model("other")
-                said["exchanged"] += 1
-
-        hung = [socket.create_connection(("127.0.0.1", server.http)) for _ in range(HUNG)]
-        for each in hung:
-            head = f"POST /v2/models/{NAME}/infer HTTP/1.1\r\nHost: here\r\nContent-Length: 10000\r\n\r\n"
-            each.sendall(head.encode() + b'{"inputs": [')
-        took = load.run(seconds, ("http", "grpc"), (corrupt, gone, exchanged))
+        beside = Trouble(load, repository, models, threads, max(1.0, seconds / 12))
+        hung = [hang(server) for _ in range(HUNG)]
+        took = load.run(seconds, ("http", "grpc"), (beside.corrupt, beside.gone, beside.exchanged))
         for each in hung:
             each.close()
-        said["hung"] = HUNG
-    return {"seconds": took, "failed": load.failed, "latency": load.latency(), "beside": dict(sorted(said.items()))}
+        beside.said["hung"] = HUNG
+    return {
+        "seconds": took,
+        "failed": load.failed,
+        "latency": load.latency(),
+        "beside": dict(sorted(beside.said.items())),
+    }
 
 
-def throughput(folder: Path, preset: str, images: int, seconds: float, rounds: int, threads: int) -> dict[str, Any]:
-    """Return images per second of the server, and of a session at the batch of all clients together, in turn."""
+def throughput(
+    folder: Path, preset: str, protocol: str, images: int, rounds: int, threads: int, seconds: float = 3.0
+) -> dict[str, Any]:
+    """Return images per second of the server, and of a session at the batch of all clients together, in turn.
+
+    The ratio of processor times, too: it holds on a busy machine, where clients take the server's time.
+    """
     net = caps.CapsNet(PRESETS[preset])
     model, batch = folder / f"{preset}.onnx", CLIENTS * images
     onnx.export(net, model, verify=False)
-    mlserver.write(model, folder / preset, NAME, threads=threads)
+    repository = folder / f"{preset} {protocol} {images}"
+    mlserver.write(model, repository, NAME, threads=threads)
     session = Session(model, "cpu", threads)
     x = np.random.default_rng(0).random((batch, *net.spec.input), np.float32)
-    expected, bare, through = session.predict(x, batch), list[float](), list[float]()
-    with served(folder / preset) as server:
+    expected, found = session.predict(x, batch), list[tuple[float, ...]]()
+    with served(repository) as server:
         for turn in range(rounds + 1):  # the first warms up
-            begun, count = time.perf_counter(), 0
+            begun, spent, count = time.perf_counter(), time.process_time(), 0
             while time.perf_counter() - begun < seconds:
                 session(x)
                 count += batch
-            own = count / (time.perf_counter() - begun)
-            load = Load(server, x, [expected], (images,))
-            took = load.run(seconds, ("grpc",))
+            bare, bare_cpu = count / (time.perf_counter() - begun), (time.process_time() - spent) / count
+            load, spent = Load(server, x, [expected], (images,)), server.spent()
+            took = load.run(seconds, (protocol,))
             if load.failed:
                 raise SystemExit(f"{len(load.failed)} requests failed: {load.failed[0]}")
             if turn:
-                bare.append(own)
-                through.append(load.answered / took)
-    ratios = np.divide(through, bare)
+                through, cpu = load.answered / took, (server.spent() - spent) / load.answered
+                found.append((bare, through, through / bare, bare_cpu / cpu))
+    (bare, through, ratio, cpu), quartiles = np.median(found, 0), np.percentile(found, [25, 75], 0)
     return {
-        "preset": preset, "images": images, "batch": batch, "session_images_s": float(np.median(bare)),
-        "server_images_s": float(np.median(through)), "ratio": float(np.median(ratios)),
-        "quartiles": np.percentile(ratios, [25, 75]).tolist(), "p99_ms": load.latency()["grpc"]["p99_ms"],
+        "preset": preset, "protocol": protocol, "images": images, "batch": batch,
+        "session_images_s": float(bare), "server_images_s": float(through),
+        "ratio": float(ratio), "quartiles": quartiles[:, 2].tolist(),
+        "processor_ratio": float(cpu), "processor_quartiles": quartiles[:, 3].tolist(),
+        "p99_ms": load.latency()[protocol]["p99_ms"],
     }  # fmt: skip
 
 
@@ -270,9 +307,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=5, help="of the comparison; 0 for none")
+    parser.add_argument("--rounds", type=int, default=3, help="of the comparison; 0 for none")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--page", type=Path)
     args = parser.parse_args()
+    if args.json:
+        files.check(args.json)  # before, not after minutes
+    if args.page:
+        page.between(args.page, "serving")
     results: dict[str, Any] = {
         "machine": about(*PACKAGES), "clients": CLIENTS, "threads": args.threads, "rounds": args.rounds,
         "load_before": os.getloadavg()[0],
@@ -280,13 +322,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         results["load"] = found = trial(Path(folder), args.seconds, args.threads)
         print(f"{len(found['failed'])} failed {found['failed'][:3]}\n{found['latency']}\n{found['beside']}")
-        comparisons = (("mnist", 1), ("mnist", 8), ("small", 1), ("small", 8)) if args.rounds else ()
         results["throughput"] = []
-        for preset, images in comparisons:
-            results["throughput"].append(throughput(Path(folder), preset, images, 4.0, args.rounds, args.threads))
-            print(results["throughput"][-1])
+        for case in itertools.product(("mnist", "small"), ("http", "grpc"), (1, 8)) if args.rounds else ():
+            results["throughput"].append(throughput(Path(folder), *case, args.rounds, args.threads))
+            print(results["throughput"][-1], flush=True)
     if args.json:
         files.write_json(args.json, results)
+    if args.page:
+        page.write(args.page, "serving", page.serving(results))
 
 
 if __name__ == "__main__":
