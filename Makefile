@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test fuzz lint bench results docs figures clean
+.PHONY: demo test fuzz lint bench results docs figures serving clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/capscore demo
@@ -24,6 +24,10 @@ lint: $(VENV)/test.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# An environment with MLServer, which holds back packages that others want new, and runs on Python up to 3.12. Tests take
+# the one whose Python CAPSCORE_MLSERVER names.
+serving: $(VENV)-serving/stamp
 
 # Results as JSON and plots go to runs/bench; the figures of docs/performance.md are of quiet machines.
 bench: $(VENV)/demo.stamp
@@ -54,6 +58,11 @@ $(VENV)/test.stamp: pyproject.toml constraints.txt $(VENV)/demo.stamp
 	$(INSTALL) --editable '.[torch,jax,onnx,plot,docs,dev]' tensorboard
 	touch $@
 
+$(VENV)-serving/stamp: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-serving
+	$(VENV)-serving/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[mlserver]' 'tritonclient[grpc]'
+	touch $@
+
 $(VENV)/docs.stamp: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(INSTALL) --editable '.[docs]'
 	touch $@
@@ -63,4 +72,4 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 clean:
-	rm -rf $(VENV) demo build site *.egg-info
+	rm -rf $(VENV) $(VENV)-serving demo build site *.egg-info

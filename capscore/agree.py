@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from . import backend, backend_names
 from .errors import BackendError
 from .fast.conv import with_tiles
-from .layer import INFERENCE, Capsules, Grid, Run
+from .layer import INFERENCE, Capsules, Grid, Run, named_couplings
 from .model import Output, one_hot
 from .modelfile import Model
 from .net import forward, masked, scores
@@ -201,12 +201,8 @@ def outputs(net: Any, images: NDArray[Any]) -> dict[str, NDArray[Any]]:
     found = {"scores": scores(net.ops, v)}
     if isinstance(v, Capsules):
         found |= {"lengths": lengths(net.ops, v.pose), "capsules": v.pose}
-    for row in net.spec.rows:
-        iterations = [each for each in run.trace or () if each.layer == row.name]
-        for r, (_, c, _, _) in enumerate(iterations):
-            if not isinstance(c, float):
-                found[f"couplings.{row.name.split('.')[1]}.{r}"] = c.transpose(1, 2, 0)
-    return found
+    named = named_couplings(run.trace or ())
+    return found | {name: c.transpose(1, 2, 0) for name, (_, c, *_) in named if not isinstance(c, float)}
 
 
 def arrays(x: Any) -> list[NDArray[Any]]:

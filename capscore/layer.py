@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple
 
 import numpy as np
@@ -98,6 +99,17 @@ class Iteration(NamedTuple, Generic[A]):
     couplings: A | float  # [J, B, N], or the number that all of them equal
     capsules: A  # [J, B, D]
     pairs: tuple[int, int]  # N and J
+
+
+def named_couplings(trace: Iterable[Iteration[A]]) -> Iterator[tuple[str, Iteration[A]]]:
+    """Yield every iteration of a trace, and the name of its couplings in files: `couplings.{layer}.{iteration}`.
+
+    The layer is told without the word capsules, in which most names begin; iterations are counted from 0.
+    """
+    counts: Counter[str] = Counter()
+    for each in trace:
+        yield f"couplings.{each.layer.removeprefix('capsules.')}.{counts[each.layer]}", each
+        counts[each.layer] += 1
 
 
 class Run(NamedTuple):
@@ -195,6 +207,10 @@ class Layer(Value, ABC):
         """Return the layers that this one is made of, in their places, for an input shape: none, for most."""
         return ()
 
+    def pairs(self, x: Shape) -> tuple[int, int] | None:
+        """Return N and J of the couplings that the layer leaves in a trace; None: it leaves none."""
+        return None
+
     @abstractmethod
     def __call__(self, ops: Ops[A], p: Mapping[str, A], x: Any, run: Run) -> Any:
         """Compute the layer's output of `x`: arrays for maps and vectors, `Capsules` for grids.
@@ -243,6 +259,13 @@ class Row(NamedTuple):
     def parameter_count(self) -> int:
         """How many numbers the layer learns."""
         return sum(math.prod(param.shape) for param in self.plan.params.values() if param.learns)
+
+    @property
+    def within(self) -> Iterator[Row]:
+        """The layer and those that it is made of, in their order, each named by the way to it."""
+        yield self
+        for row in self.layer.rows(self.input):
+            yield from row._replace(name=f"{self.name}.{row.name}").within
 
     def run(self, ops: Ops[A], params: Mapping[str, A], x: Any, run: Run) -> Any:
         """Compute the layer's output, given the parameters of the whole network."""

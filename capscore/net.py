@@ -117,6 +117,12 @@ class CapsNetSpec:
         return tuple(rows)
 
     @cached_property
+    def routed(self) -> dict[str, tuple[int, int]]:
+        """Every layer that routes, also within other layers, in order: its name, and the N and J of its couplings."""
+        found = {row.name: row.layer.pairs(row.input) for top in self.rows for row in top.within}
+        return {name: pairs for name, pairs in found.items() if pairs is not None}
+
+    @cached_property
     def decoder_rows(self) -> tuple[Row, ...]:
         """Every layer of the decoder in its place; none without a decoder."""
         if self.decoder is None:

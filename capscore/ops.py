@@ -205,23 +205,32 @@ def check_plain(x: Any) -> None:
 def check_range(images: Any, name: str = "images", precision: str = "fp32") -> None:
     """Warn of floats that are clearly not in [0, 1]; for fp16 and int8, which hold no others, raise ShapeError.
 
-    NumPy arrays are looked at, NaN in them aside. Nothing is said of other arrays: they may lie on a GPU. An eighth
-    on either side is left to noise and overshooting filters.
+    Of arrays that are not NumPy's nothing is said: they may lie on a GPU.
+    """
+    if (found := out_of_range(images, name)) is None:
+        return
+    problem, cure = found
+    if precision != "fp32":
+        raise ShapeError(f"{problem}; {precision} takes 0 to 1 alone: {cure}")
+    warnings.warn(f"{problem}; wanted 0 to 1, or the answers are of no worth: {cure}", RuntimeWarning, stacklevel=2)
+
+
+def out_of_range(images: Any, name: str = "images") -> tuple[str, str] | None:
+    """Return what is wrong with floats that are clearly not in [0, 1], and the cure; None if nothing is.
+
+    NumPy arrays are looked at, NaN in them aside. An eighth on either side is left to noise and overshooting filters.
     """
     if not isinstance(images, np.ndarray) or images.dtype.kind != "f" or not images.size:
-        return
+        return None
     low, high = np.fmin.reduce(images, None), np.fmax.reduce(images, None)
     if not (low < -OVERSHOOT or high > 1 + OVERSHOOT):
-        return
+        return None
     cure = f"scale {name} to that"
     if low >= 0 and 2 < high <= 65535:
         cure = f"{name} / {255 if high <= 255 else 65535} for whole numbers as floats"
     elif abs(low) <= 255 and high <= 255:
         cure = f"{name} * std + mean undoes a standardisation, {name}.clip(0, 1) cuts what overshoots"
-    problem = f"{name} go from {low:.3g} to {high:.3g}; "
-    if precision != "fp32":
-        raise ShapeError(f"{problem}{precision} takes 0 to 1 alone: {cure}")
-    warnings.warn(f"{problem}wanted 0 to 1, or the answers are of no worth: {cure}", RuntimeWarning, stacklevel=2)
+    return f"{name} go from {low:.3g} to {high:.3g}", cure
 
 
 def to_host(x: Any) -> NDArray[Any]:

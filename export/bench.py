@@ -23,7 +23,7 @@ from capscore import backend, modelfile
 from capscore.agree import Truth, hard_images, largest
 from capscore.errors import BackendError, CapscoreError
 from capscore.export import onnx, onnxfile
-from capscore.export.machine import about
+from capscore.export.machine import about, peak_mb
 from capscore.ops import to_host
 
 SAMPLE = 0.2  # seconds that a contender runs at a time, warm as in a loop of a user's
@@ -291,7 +291,7 @@ def serve(task: dict[str, Any]) -> None:
             run(batch)
             seconds.append(time.perf_counter() - begun)
         print(json.dumps({"s": seconds}), flush=True)
-    found: dict[str, Any] = {"peak_mb": _peak()}
+    found: dict[str, Any] = {"peak_mb": peak_mb()}
     if hasattr(run, "placement"):
         nodes, copies = run.placement()
         found |= {"nodes": {name: len(those) for name, those in nodes.items()}, "copies": copies}
@@ -303,15 +303,6 @@ def _outputs(found: Any) -> dict[str, Any]:
     names = ("scores", "lengths", "capsules")
     arrays = found if isinstance(found, dict) else {name: getattr(found, name) for name in names}
     return {name: to_host(arrays[name]).tolist() for name in names if arrays.get(name) is not None}
-
-
-def _peak() -> float | None:
-    """Return the most MB of host memory that this process ever held, libraries included, where the system tells it."""
-    try:
-        import resource
-    except ModuleNotFoundError:  # of Unix
-        return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 if __name__ == "__main__":

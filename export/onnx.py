@@ -29,7 +29,7 @@ from capscore.export.transforms import record as record_transforms
 from capscore.fast.conv import check_tiles, with_tiles
 from capscore.fast.cook_toom import FEWEST, Tiling
 from capscore.fast.streaming import VOTES_BYTES
-from capscore.layer import Capsules, Grid, Run
+from capscore.layer import Capsules, Grid, Run, named_couplings
 from capscore.modelfile import describe
 from capscore.net import CapsNetSpec, forward, reconstruct, scores
 from capscore.ops import Axes, Index, to_host
@@ -448,8 +448,9 @@ def export(
         convolutions and the decoder, per channel, routing in float; "int8-weights", a quarter of the file with all of
         the arithmetic in float32, on any device and without calibration
     batch : a fixed number of images, which makes a single one faster; any number when None
-    outputs : some of lengths, capsules, reconstruction, couplings (`couplings.{layer}.{iteration}` [batch, N, J]
-        from the second iteration on; the first is uniform); all but couplings when None
+    outputs : some of lengths, capsules, reconstruction, couplings (`couplings.{layer}.{iteration}` [batch, N, J] of
+        every layer that routes, such as `couplings.0.1` and, within a layer, `couplings.0.layers.1.1`; from the second
+        iteration on, as the first is uniform); all but couplings when None
     byte_images : take uint8 images 0 to 255, scaled inside the graph
     calibration : images [N, C, H, W] in [0, 1] of the kind that the model will see: they show int8 the range of
         every activation, and the first of them take part in the verification
@@ -521,10 +522,10 @@ def _graph(
             drawn = reconstruct(recorder, spec, params, v.pose, recorder.argmax_one_hot(said))
             found["reconstruction"] = (drawn, tuple(spec.image))
     found = {name: value for name, value in found.items() if name in wanted}
-    found |= _couplings(recorder, spec, run)
+    found |= _couplings(recorder, run)
     if run.trace is not None and not any(name.startswith("couplings") for name in found):
         raise CapscoreError(
-            "no couplings to export: those of a first iteration are uniform, and layers within a layer keep theirs"
+            "no couplings to export: nothing is routed in more than one iteration, and those of the first are uniform"
         )
     return recorder.model({"images": spec.input}, found, byte_images)
 
@@ -576,15 +577,13 @@ def _outputs(spec: CapsNetSpec) -> list[str]:
     return [*(["reconstruction"] if spec.decoder else []), *own, "lengths", "capsules", "couplings"]
 
 
-def _couplings(recorder: Recorder, spec: CapsNetSpec, run: Run) -> dict[str, tuple[Value, tuple[int, ...]]]:
+def _couplings(recorder: Recorder, run: Run) -> dict[str, tuple[Value, tuple[int, ...]]]:
     """Return the couplings of every routing and iteration but the uniform ones, as outputs [batch, N, J]."""
-    found: dict[str, tuple[Value, tuple[int, ...]]] = {}
-    for row in spec.rows:
-        iterations = [each for each in run.trace or () if each.layer == row.name]
-        for r, (_, c, _, pairs) in enumerate(iterations):
-            if not isinstance(c, float):
-                found[f"couplings.{row.name.split('.')[1]}.{r}"] = (recorder.transpose(c, (1, 2, 0)), pairs)
-    return found
+    return {
+        name: (recorder.transpose(c, (1, 2, 0)), pairs)
+        for name, (_, c, _, pairs) in named_couplings(run.trace or ())
+        if not isinstance(c, float)
+    }
 
 
 def recorded(recorder: Recorder, net: Any) -> tuple[CapsNetSpec, dict[str, Value]]:

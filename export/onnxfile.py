@@ -22,7 +22,7 @@ try:
 except ModuleNotFoundError as error:
     raise BackendError("reading ONNX files needs the onnx package: pip install 'capscore[onnx]'") from error
 
-COUPLINGS = re.compile(r"couplings\.(\d{1,3})\.(\d{1,3})")  # of a capsule layer and a routing iteration
+COUPLINGS = re.compile(r"couplings\.([\w.]{1,200})\.(\d{1,3})")  # of a layer that routes, and an iteration
 KINDS = {  # of messages that make up a capscore model
     "ModelProto", "GraphProto", "NodeProto", "AttributeProto", "TensorProto", "ValueInfoProto", "TypeProto",
     "TypeProto.Tensor", "TensorShapeProto", "TensorShapeProto.Dimension", "OperatorSetIdProto",
@@ -157,9 +157,8 @@ def _check_tensor(spec: CapsNetSpec, tensor: Tensor) -> None:
     if isinstance(spec.output, Grid):
         known |= {"lengths": (spec.classes,), "capsules": spec.output.dims, "reconstruction": tuple(spec.image)}
     if found := COUPLINGS.fullmatch(tensor.name):
-        row = next((row for row in spec.rows if row.name == f"capsules.{found[1]}"), None)
-        if row is not None:
-            known[tensor.name] = row.input.dims[0], row.output.dims[0]
+        pairs = {name.removeprefix("capsules."): pairs for name, pairs in spec.routed.items()}.get(found[1])
+        known |= {} if pairs is None else {tensor.name: pairs}
     if (wanted := known.get(tensor.name)) is None:
         raise ModelFileError(f"it has an output {short(tensor.name)}; known are {', '.join(known)} and couplings")
     if tensor.shape != wanted:

@@ -197,19 +197,23 @@ class Session(_Session):
         An image that holds NaN gives NaN. Images in host memory that are clearly beyond [0, 1] bring a RuntimeWarning,
         and a ShapeError where the file is fp16 or int8: the one overflows, the other cuts them off.
         """
+        found = self.named(images)
+        couplings: dict[str, list[Any]] = {name.removeprefix("capsules."): [] for name in self.spec.routed}
+        for name, coupling in found.items():  # in the order of the file: of a layer, by iteration
+            if match := onnxfile.COUPLINGS.fullmatch(name):
+                couplings[match[1]].append(coupling)
+        by_layer = tuple(map(tuple, couplings.values())) if any(couplings.values()) else None
+        lengths = found.get("lengths")
+        scores = found.get("scores", lengths)
+        return Output(lengths, found.get("capsules"), found.get("reconstruction"), by_layer, scores)
+
+    def named(self, images: Any) -> dict[str, Any]:
+        """Return the outputs by their names in the file, those of a call otherwise."""
         x = array(images)
         check_images(self.spec, x, self.dtype)
         if library_of(x) is HOST:
             check_range(to_host(x), precision=self.precision)
-        found = self._run(x)
-        couplings: list[list[Any]] = [[] for _ in self.spec.capsules]
-        for name, coupling in found.items():  # in the order of the file: by layer, then by iteration
-            if match := onnxfile.COUPLINGS.fullmatch(name):
-                couplings[int(match[1])].append(coupling)
-        by_layer = tuple(map(tuple, couplings)) if any(couplings) else None
-        lengths = found.get("lengths")
-        scores = found.get("scores", lengths)
-        return Output(lengths, found.get("capsules"), found.get("reconstruction"), by_layer, scores)
+        return self._run(x)
 
     def predict(self, images: Any, batch: int = 128, progress: bool = False) -> NDArray[Any]:
         """Return the class scores [N, J] for images [N, C, H, W] as a NumPy array.

@@ -14,6 +14,7 @@ from capscore.export import onnxfile
 
 TYPES = {"float32": "TYPE_FP32", "uint8": "TYPE_UINT8"}
 NAME = "capsnet"  # of a model that nobody named
+NAMES = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")  # of models in a repository
 CONFIG, LABELS = "config.pbtxt", "labels.txt"
 USUAL: dict[str, Any] = {"max_batch": 128, "instances": 1, "device": "gpu"}
 DELAY = 500  # microseconds that a request may wait for others to share its batch
@@ -81,7 +82,7 @@ def check(
 
     All versions of a model share inputs, outputs and class names, and what is given of the settings.
     """
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", name):
+    if not NAMES.fullmatch(name):
         raise CapscoreError(f"a Triton model's name is letters, digits, _, - and ., not {name!r:.60}")
     settings = {"max_batch": max_batch, "instances": instances, "device": device}
     given = {key: value for key, value in settings.items() if value is not None}

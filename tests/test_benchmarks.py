@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from conftest import FLOAT32, GRADIENT, NUMPY, close, need
 from typer.testing import CliRunner
 
 from capscore import PRESETS
+from capscore.errors import CapscoreError
 from capscore.routing import LinearVotes, dynamic_routing
 
 torch = pytest.importorskip("torch")
@@ -161,3 +164,56 @@ def test_the_tables_are_what_was_measured() -> None:
     for row, (name, trains) in IN_README.items():
         speeds = [speed(inference["inference", batch], batch, name) for batch in (1, 32, 128)]
         assert told[row] == [*speeds, speed(steps, 128, name) if trains else ""], row
+
+
+WRITTEN = [("docs/performance.md", "engines"), ("docs/deploy.md", "serving")]
+
+
+@pytest.mark.parametrize(("where", "name"), WRITTEN)
+def test_what_a_benchmark_wrote_into_a_page_is_what_it_measured(where: str, name: str) -> None:
+    from lab.bench import page
+
+    results = json.loads((HERE / "lab" / "bench" / "results" / f"{name}.json").read_text())
+    assert page.between(HERE / where, name) == getattr(page, name)(results)
+
+
+def test_a_benchmark_writes_between_its_marks_alone(tmp_path: Path) -> None:
+    from lab.bench import page
+
+    here, marks = tmp_path / "p.md", "<!-- written by python -m lab.bench.x -->\nold\n<!-- end of x -->"
+    here.write_text(f"before\n{marks}\nafter\n")
+    page.write(here, "x", "new\n")
+    assert here.read_text() == f"before\n{marks.replace('old', 'new')}\nafter\n"
+    with pytest.raises(CapscoreError, match="has no single pair of the marks <!-- written by"):
+        page.write(here, "y", "new")
+
+
+def test_engines_are_measured_and_told() -> None:
+    from lab.bench import engines, page
+
+    results = engines.measure(["small"], rounds=1, threads=1, batches=[1], engines=["ORT cpu", "nothing"])
+    (model,) = json.loads(json.dumps(results))["models"]
+    assert {row["format"] for row in model["rows"]} == {"fp32", "int8", "int8-weights", "bytes"}
+    for row in model["rows"]:
+        assert row["absent"] is None
+        assert 0 < row["batches"]["1"]["quartile_ms"] <= row["batches"]["1"]["ms"] <= row["batches"]["1"]["p99_ms"]
+    told = page.engines(results)
+    assert results["machine"]["cpu"] in told
+    assert "n = 1 rounds" in told
+    wide, *_ = (row for row in told.splitlines() if row.startswith("| ORT cpu | fp32 |"))
+    assert f"{model['rows'][0]['batches']['1']['ms']:.2f} (" in wide
+    openvino = [
+        {"engine": name, "format": "fp32", "batches": {"128": {"ms": ms}}}
+        for name, ms in (("OpenVINO", 30.0), ("OpenVINO bf16", 10.0))
+    ]
+    assert page._bfloat16(openvino) == "OpenVINO in bfloat16, times as fast as in float32: 3.0 at a batch of 128."
+
+
+def test_a_process_has_a_peak_of_its_own() -> None:
+    """Linux counts what the parent held into getrusage, and a parent may hold a truth in float64."""
+    from capscore.export.machine import peak_mb
+
+    held = np.ones(2**26)  # 512 MB
+    ask = "from capscore.export.machine import peak_mb; print(peak_mb())"
+    said = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True).stdout
+    assert 10 < float(said) < held.nbytes / 2**20 < peak_mb()

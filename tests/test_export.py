@@ -13,9 +13,11 @@ from conftest import EXPORTED, FLOAT32, backend, close, random_images, random_pa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from capscore import PRESETS, CapsNetSpec, Decoder, DenseCaps, DynamicRouting, PrimaryCaps
+from capscore import PRESETS, CapsNetSpec, Conv, Decoder, DenseCaps, DynamicRouting, PrimaryCaps
 from capscore.errors import CapscoreError, ModelFileError, ShapeError
 from capscore.fast.streaming import VOTES_BYTES
+from capscore.layers import Concat, Concurrent, ConvCaps, ConvCaps3D, Residual
+from capscore.routing import InvertedAttention
 
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
@@ -68,6 +70,50 @@ def test_presets_within_the_tolerance_of_float32(onnx_export: ModuleType, tmp_pa
     assert report.differences is not None
     if name in PAPER:  # of deep networks and EM, which amplify it, the proof takes four times what rounding costs NumPy
         assert max(report.differences.values()) < FLOAT32
+
+
+ONCE = InvertedAttention(iterations=1)
+STEM = Conv(4, kernel=3), PrimaryCaps(2, dim=4, kernel=2)
+ROUTED = {  # layers after the stem: the names of all couplings that are not uniform
+    "a grid": (
+        (ConvCaps(3, 4, kernel=2), DenseCaps(3)),
+        {"couplings.0.1", "couplings.0.2", "couplings.1.1", "couplings.1.2"},
+    ),
+    "in 3-D": ((ConvCaps3D(3, 4, kernel=2, routing=DynamicRouting(2)), DenseCaps(3, routing=DynamicRouting(1))),
+               {"couplings.0.1"}),
+    "at the same time": (
+        (Concurrent((ConvCaps(3, 4, 2, routing=ONCE), DenseCaps(4, 4, routing=ONCE), DenseCaps(3, 4, ONCE)), 3),),
+        {"couplings.0.layers.1.1", "couplings.0.layers.2.1", "couplings.0.layers.2.2"},
+    ),
+    "in two ways": (
+        (Concat((ConvCaps3D(3, 4, kernel=2),), (ConvCaps(2, 4, kernel=2),)), DenseCaps(3, routing=DynamicRouting(1))),
+        {f"couplings.0.{way}.0.{r}" for way in ("layers", "shortcut") for r in (1, 2)},
+    ),
+    "in a block of a block": (
+        (Residual((DenseCaps(3, 4), Residual((DenseCaps(3, 4),), activation="none")), (DenseCaps(3, 4),), "none"),),
+        {f"couplings.0.{way}.{r}" for way in ("layers.0", "layers.1.layers.0", "shortcut.0") for r in (1, 2)},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ROUTED)
+def test_every_layer_that_routes_tells_its_couplings(
+    onnx_export: ModuleType, runtime: ModuleType, tmp_path: Path, name: str
+) -> None:
+    """Of grids, and of layers within layers: in the proof, in the file, and in a session in the network's order."""
+    layers, names = ROUTED[name]
+    spec, rng = CapsNetSpec((2, 9, 8), (*STEM, *layers), decoder=None), np.random.default_rng(0)
+    params = {name: rng.normal(0, 0.5, shape).astype("float32") for name, shape in spec.parameters.items()}
+    net = NUMPY.CapsNet(spec, params)
+    report = onnx_export.export(net, tmp_path / "m.onnx", outputs=["lengths", "couplings"])
+    assert set(report.differences) == {"lengths"} | names
+    x = random_images(net.spec, 3, dtype="float32")
+    found, wanted = runtime.Session(tmp_path / "m.onnx")(x).couplings, net(x, couplings=True).couplings
+    assert len(found) == len(net.spec.routed)
+    for layer, of_net in zip(found, wanted, strict=True):
+        for c, expected in zip(layer, of_net[1:], strict=True):
+            close(c, expected, FLOAT32)
+            assert np.ptp(expected) > 1e-3  # something was routed
 
 
 @settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])

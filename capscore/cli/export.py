@@ -41,6 +41,7 @@ def export_command(
     verify: Annotated[bool, typer.Option(help="Prove that the graph computes the same.")] = True,
     triton: Annotated[Path | None, typer.Option(help="A Triton model repository to put the file into, too.")] = None,
     triton_name: Annotated[str | None, typer.Option(help="The model's name there; capsnet if not given.")] = None,
+    mlserver: Annotated[Path | None, typer.Option(help="A model repository of MLServer, likewise.")] = None,
     imports: Import = None,
 ) -> None:
     """Write a model as one ONNX file, routing unrolled, and prove that it computes the same as the network."""
@@ -75,6 +76,10 @@ def export_command(
             f"{after:.2%} exported")  # fmt: skip
     if put is not None:
         say(f"{put(target)}: serve it with tritonserver --model-repository {triton}")
+    if mlserver is not None:
+        from capscore.export.mlserver import write as write_for_mlserver
+
+        say(f"{write_for_mlserver(target, mlserver)}: serve it with mlserver start {mlserver}")
 
 
 def _into(folder: Path | None, name: str | None) -> tuple[Callable[[Any], Any] | None, Callable[[Path], Path] | None]:

@@ -68,6 +68,11 @@ class ConvCaps(RoutedCaps):
         grid = Grid(self.types, found.height, found.width, self.dim, self.routing.activates)
         return Plan(grid, params | self.of_routing(votes), self.routing.multiply_adds(votes))
 
+    def pairs(self, x: Shape) -> tuple[int, int]:
+        """Return how many capsules all windows have together, and for how many types each votes."""
+        found = self.windows(x)
+        return found.positions * found.n_in, self.types
+
     def votes(self, ops: Ops[A], p: Mapping[str, A], x: Capsules[A], run: Run) -> Votes[A]:
         """Return the votes of capsules [B, N, K] for every window of every image."""
         return self._votes(ops, p, self._cut(ops, x, run), run)
@@ -97,7 +102,7 @@ class ConvCaps(RoutedCaps):
         if v is None:
             v = self.route(ops, p, self._votes(ops, p, cut, run), inside)
         for each in inside.trace or ():
-            c, pairs = each.couplings, (found.positions * found.n_in, self.types)
+            c, pairs = each.couplings, self.pairs(run.input)
             c = c if isinstance(c, float) else ops.reshape(c, (self.types, -1, pairs[0]))
             run.trace.append(each._replace(couplings=c, pairs=pairs))  # type: ignore[union-attr]
         pose = ops.transpose(ops.reshape(v.pose, (-1, found.positions, self.types, self.dim)), (0, 2, 1, 3))

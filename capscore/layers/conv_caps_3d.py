@@ -68,6 +68,11 @@ class ConvCaps3D(Layer):
         products = math.prod(shape[1:]) + 2 * self.routing.iterations - 1  # and a combine or an agree, in turn
         return Plan(Grid(self.types, height, width, self.dim), params, votes * products)
 
+    def pairs(self, x: Shape) -> tuple[int, int]:
+        """Return how many types vote, and for how many capsules."""
+        assert isinstance(x, Grid)
+        return x.types, self.plan(x).output.dims[0]
+
     def __call__(self, ops: Ops[A], p: Mapping[str, A], x: Capsules[A], run: Run) -> Capsules[A]:
         """Turn capsules [B, N, K] of a grid into those of another, [B, N', D], by votes and routing."""
         assert isinstance(run.input, Grid)

@@ -48,6 +48,11 @@ class RoutedCaps(Layer):
     def sizes(self, x: Shape) -> VotesShape:
         """Return the sizes of the votes of a grid of capsules, or say why it does not fit."""
 
+    def pairs(self, x: Shape) -> tuple[int, int]:
+        """Return how many capsules vote, and for how many."""
+        votes = self.sizes(x)
+        return votes.n_in, votes.n_out
+
     @abstractmethod
     def votes(self, ops: Ops[A], p: Mapping[str, A], x: Capsules[A], run: Run) -> Votes[A]:
         """Return the votes of capsules [B, N, K]."""

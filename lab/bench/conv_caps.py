@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -25,7 +24,7 @@ import numpy as np
 
 from capscore import CapsNetSpec, Conv, ConvCaps, DenseCaps, DynamicRouting, PrimaryCaps, SelfAttention
 from capscore.errors import CapscoreError
-from capscore.export.machine import about
+from capscore.export.machine import about, peak_mb
 from capscore.net import init_params
 from lab import ROOT, files
 
@@ -178,7 +177,7 @@ def serve(name: str, routing: str, batch: int, backward: bool) -> None:
 
 
 def _peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # MB
+    return peak_mb() or 0.0
 
 
 class Worker:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -25,7 +24,7 @@ import numpy as np
 from capscore import PRESETS, backend
 from capscore.data import load
 from capscore.errors import CapscoreError
-from capscore.export.machine import about
+from capscore.export.machine import about, peak_mb
 from capscore.optim import Cosine
 from capscore.train import Recipe, accuracy, train
 from lab import ROOT, files
@@ -93,7 +92,7 @@ def serve(task: str, name: str, batch: int) -> None:
 
 
 def _peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # MB
+    return peak_mb() or 0.0
 
 
 class Worker:

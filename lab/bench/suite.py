@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import resource  # of Unix
 import subprocess
 import sys
 import time
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from capscore.errors import CapscoreError
-from capscore.export.machine import about
+from capscore.export.machine import about, peak_mb
 from lab import ROOT, files
 from lab.bench.contenders import Settings, contenders
 
@@ -71,7 +70,7 @@ def serve(what: str, name: str, settings: Settings) -> None:
 def _peak(device: str) -> float:
     """Return the most MB held so far: by this process, or of a GPU by the library that fills it."""
     if device == "cpu":
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        return peak_mb() or 0.0
     if "cupy" in sys.modules:
         return float(sys.modules["cupy"].get_default_memory_pool().total_bytes()) / 2**20
     return float(sys.modules["torch"].cuda.max_memory_allocated()) / 2**20
