@@ -18,7 +18,7 @@ from mkdocs.structure.files import File
 ROOT = Path(__file__).resolve().parents[1]
 LINK = re.compile(r"\]\(((?:\.\./)+[^)#\s]+)(#[^)]*)?\)")
 INSIDE = re.compile(r"\]\((?!https?:|#)([^)]+)\)")
-SECTION = re.compile(r"^(Parameters|Returns|Raises|Yields)\n-+\n", re.MULTILINE)
+SECTION = re.compile(r"^(Parameters|Returns|Raises|Warns|Yields)\n-+\n", re.MULTILINE)
 PAGE = "../references.md"  # from the pages of the reference, where docstrings are shown
 ITEM = re.compile(r"^(?P<names>[\w*]+(?:, [\w*]+)*)(?: : (?P<text>.*))?$")
 ENTRY = re.compile(
@@ -54,6 +54,12 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
         return f"]({'../' * page.file.src_uri.count('/')}{copy})"
 
     return LINK.sub(link, markdown)
+
+
+def on_post_page(output: str, page: Any, config: Any) -> str:
+    """For those who hear the page or have no mouse: search has a name, no head is empty, wide code takes the focus."""
+    output = output.replace('role="dialog"', 'role="dialog" aria-label="Search"').replace("<th></th>", "<td></td>")
+    return output.replace("<pre><span></span><code>", '<pre><span></span><code tabindex="0">')
 
 
 class Docstrings(griffe.Extension):
