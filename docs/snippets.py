@@ -1,25 +1,27 @@
 """Runs the Python of a documentation page: for the tests, and for figures drawn from the very numbers of a page.
 
 A block whose fence follows the line `<!-- not run: why -->` is passed over. A statement whose last line ends in
-`# → value`, or which the line `# → value` follows, must be an expression of that value, as repr or str, with arrays
-as lists.
+`# → text`, or which the line `# → text` follows, must print that text, so that a reader who pastes the block sees it.
+Text of several lines goes on in comments indented by as much: `#   text`.
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
+import io
 import re
 import warnings
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import numpy as np
 
 DOCS = Path(__file__).parent
 BLOCK = re.compile(
     r"^(?:<!-- not run: (?P<why>.+?) -->\n+)?^```python[^\n]*\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE
 )
 RESULT = re.compile(r"#.*?→ (.*)$")
+MORE = "#   "
 
 
 class Block(NamedTuple):
@@ -54,17 +56,27 @@ def run(page: Path | str, names: dict[str, Any] | None = None) -> dict[str, Any]
 def _run(block: Block, path: Path, names: dict[str, Any]) -> None:
     lines = block.code.splitlines()
     for statement in ast.parse(block.code).body:
+        end = statement.end_lineno or 0
+        claim = _claim(lines, end)
         ast.increment_lineno(statement, block.line - 1)  # a traceback then tells the line of the page
-        end = (statement.end_lineno or 0) - block.line
-        below = lines[end + 1] if end + 1 < len(lines) and lines[end + 1].startswith("# →") else ""
-        claim = RESULT.search(lines[end]) or RESULT.search(below)
-        if claim is None:
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
             exec(compile(ast.Module([statement], []), path, "exec"), names)
-            continue
-        where = f"{path.name}, line {statement.end_lineno}"
-        if not isinstance(statement, ast.Expr):
-            raise AssertionError(f"{where}: only an expression has a value to be compared")
-        value = eval(compile(ast.Expression(statement.value), path, "eval"), names)
-        shown = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
-        if claim[1].strip() not in (repr(shown), str(shown)):
-            raise AssertionError(f"{where}: the page says {claim[1].strip()}, but it is {shown!r}")
+        printed = "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+        if claim is not None and printed != claim:
+            cure = "" if printed else "; a value is printed by print(…)"
+            raise AssertionError(
+                f"{path.name}, line {statement.end_lineno}: it prints {printed!r}, not {claim!r}{cure}"
+            )
+
+
+def _claim(lines: list[str], end: int) -> str | None:
+    """Return what the statement that ends with line `end`, counted from 1, is said to print."""
+    below = lines[end:]
+    first = RESULT.search(lines[end - 1])
+    if first is None and below and below[0].startswith("# →"):
+        first, below = RESULT.search(below[0]), below[1:]
+    if first is None:
+        return None
+    more = [line.removeprefix(MORE).rstrip() for line in takewhile(lambda line: line.startswith(MORE), below)]
+    return "\n".join([first[1].rstrip(), *more])

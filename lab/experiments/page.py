@@ -109,7 +109,8 @@ def markdown(folder: Path, beside: Path) -> str:
         "# Results",
         "This page is written by `make results` from the files of `results/`, which `python -m lab experiment NAME` "
         "adds to; nobody edits it. Errors are in percent, of the network after the last epoch, with the standard "
-        "deviation over seeds where there are several. The paper trained its networks for hundreds of epochs on GPUs; "
+        "deviation over seeds where there are several. [The paper](references.md#sabour-2017) trained its networks for "
+        "hundreds of epochs on GPUs; "
         "the column *full* is that here. The columns *hour* and *quick* are small networks, whose parameters stand "
         "below, after about an hour and after minutes on a CPU: they show that the experiments run and what they tend "
         "to. They are no reproduction.",
