@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import SpecError, check_whole, short
-from .layer import INFERENCE, Capsules, Grid, Layer, Map, Param, Row, Run, Shape, Vector
+from .layer import INFERENCE, Capsules, Grid, Iteration, Layer, Map, Param, Row, Run, Shape, Vector
 from .layers import Conv, Decoder, DenseCaps, Drawing, PrimaryCaps
 from .layers.chain import check_layers, check_size, check_sizes, place, plan_chain, through
 from .losses import Loss, MarginLoss
 from .ops import A, Ops, scope
-from .squash import presence
+from .squash import lengths, presence
 from .values import check_kind, check_names, read, sizes, write
 
 Shapes = dict[str, tuple[int, ...]]  # of parameters, by name
@@ -244,6 +244,37 @@ def forward(ops: Ops[A], spec: CapsNetSpec, params: Mapping[str, A], x: Any, run
     That is class capsules [B, J, D], or scores [B, J] of a network that ends in a vector.
     """
     return through(ops, spec.rows, params, x, run)  # type: ignore[no-any-return]
+
+
+def followed(
+    ops: Ops[A], spec: CapsNetSpec, params: Mapping[str, A], x: Any
+) -> tuple[Capsules[A] | A, dict[str, tuple[A, tuple[int, ...]]]]:
+    """Run the network as `forward` does, and follow its routings.
+
+    Returns the output, and arrays [B, ...] with their shapes without the batch, by the names that exports give them.
+    Of every layer `capsules.{i}` that routes: `inputs.{i}` [B, N], how present each capsule is that comes in;
+    `couplings.{i}.{r}` [B, N, J] of iteration r, where they are not all equal; `lengths.{i}.{r}` [B, J], how long the
+    capsules are after it, unless their activations say how present they are. A layer that routes in windows tells its
+    couplings alone.
+    """
+    told: dict[str, tuple[A, tuple[int, ...]]] = {}
+    for row in spec.rows:
+        trace: list[Iteration[A]] = []
+        given = x
+        x = through(ops, (row,), params, x, Run(trace=trace))
+        iterations = [each for each in trace if each.layer == row.name]
+        i, sizes = row.name.split(".")[-1], (row.input.dims[:1], row.output.dims[:1])
+        for r, (_, c, v, pairs) in enumerate(iterations):
+            if not isinstance(c, float):
+                told[f"couplings.{i}.{r}"] = ops.transpose(c, (1, 2, 0)), pairs
+            if pairs != sizes[0] + sizes[1]:
+                continue
+            with scope(ops, f"{row.name}/steps"):
+                if r == 0:
+                    told[f"inputs.{i}"] = presence(ops, given), sizes[0]
+                if isinstance(row.output, Grid) and not row.output.active:
+                    told[f"lengths.{i}.{r}"] = lengths(ops, ops.transpose(v, (1, 0, 2))), sizes[1]
+    return x, told
 
 
 def primary_capsules(ops: Ops[A], spec: CapsNetSpec, params: Mapping[str, A], x: A) -> A:
