@@ -1,10 +1,10 @@
 """The `capscore` command: one file for each of its commands."""
 
 # As help lists them.
-from capscore.cli import train, eval, predict, export, inspect, verify, bench, explore, import_, augment, demo  # noqa: I001
+from capscore.cli import train, eval, predict, export, inspect, verify, bench, explore, play, import_, augment, demo  # noqa: I001
 from capscore.cli.app import app, main
 
 __all__ = [
-    "app", "augment", "bench", "demo", "eval", "explore", "export", "import_", "inspect", "main", "predict", "train",
-    "verify",
+    "app", "augment", "bench", "demo", "eval", "explore", "export", "import_", "inspect", "main", "play", "predict",
+    "train", "verify",
 ]  # fmt: skip
