@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from . import backend, backend_names
 from .errors import BackendError
 from .fast.conv import with_tiles
-from .layer import INFERENCE, Capsules, Grid, Run, named_couplings
+from .layer import INFERENCE, Capsules, Grid, Run
 from .model import Output, one_hot
 from .modelfile import Model
-from .net import forward, masked, scores
+from .net import followed, masked, scores
 from .ops import to_host
 from .squash import lengths
 
@@ -191,18 +191,16 @@ def layers(net: Any, images: Any, chosen: Any, run: Run = INFERENCE) -> Iterator
 
 
 def outputs(net: Any, images: NDArray[Any]) -> dict[str, NDArray[Any]]:
-    """Return what a NumPy network says, by the names of an export: couplings too, scores always, no pixels.
+    """Return what a NumPy network says, by the names of an export: its routings too, scores always, no pixels.
 
     Routing runs in its plain form, as the paper has it.
     """
-    run = Run(trace=[])
     x = net.ops.asarray(images, next(iter(net.params.values())))
-    v = forward(net.ops, net.spec, net.params, x, run)
+    v, told = followed(net.ops, net.spec, net.params, x)
     found = {"scores": scores(net.ops, v)}
     if isinstance(v, Capsules):
         found |= {"lengths": lengths(net.ops, v.pose), "capsules": v.pose}
-    named = named_couplings(run.trace or ())
-    return found | {name: c.transpose(1, 2, 0) for name, (_, c, *_) in named if not isinstance(c, float)}
+    return found | {name: array for name, (array, _) in told.items()}
 
 
 def arrays(x: Any) -> list[NDArray[Any]]:

@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import SpecError, check_whole, short
-from .layer import INFERENCE, Capsules, Grid, Layer, Map, Param, Row, Run, Shape, Vector
+from .layer import INFERENCE, Capsules, Grid, Iteration, Layer, Map, Param, Row, Run, Shape, Vector, named_couplings
 from .layers import Conv, Decoder, DenseCaps, Drawing, PrimaryCaps
 from .layers.chain import check_layers, check_size, check_sizes, place, plan_chain, through
 from .losses import Loss, MarginLoss
 from .ops import A, Ops, scope
-from .squash import presence
+from .squash import lengths, presence
 from .values import check_kind, check_names, read, sizes, write
 
 Shapes = dict[str, tuple[int, ...]]  # of parameters, by name
@@ -255,6 +255,37 @@ def forward(ops: Ops[A], spec: CapsNetSpec, params: Mapping[str, A], x: Any, run
     That is class capsules [B, J, D], or scores [B, J] of a network that ends in a vector.
     """
     return through(ops, spec.rows, params, x, run)  # type: ignore[no-any-return]
+
+
+def followed(
+    ops: Ops[A], spec: CapsNetSpec, params: Mapping[str, A], x: Any
+) -> tuple[Capsules[A] | A, dict[str, tuple[A, tuple[int, ...]]]]:
+    """Run the network as `forward` does, and follow its routings.
+
+    Returns the output, and arrays [B, ...] with their shapes without the batch, by the names that exports give them.
+    Of every layer `capsules.{i}` that routes: `inputs.{i}` [B, N], how present each capsule is that comes in;
+    `couplings.{i}.{r}` [B, N, J] of iteration r, where they are not all equal; `lengths.{i}.{r}` [B, J], how long the
+    capsules are after it, unless their activations say how present they are. A layer that routes in windows, or within
+    another, tells its couplings alone: see `capscore.layer.named_couplings`.
+    """
+    told: dict[str, tuple[A, tuple[int, ...]]] = {}
+    for row in spec.rows:
+        trace: list[Iteration[A]] = []
+        given = x
+        x = through(ops, (row,), params, x, Run(trace=trace))
+        sizes = row.input.dims[:1], row.output.dims[:1]
+        for name, (layer, c, v, pairs) in named_couplings(trace):
+            if not isinstance(c, float):
+                told[name] = ops.transpose(c, (1, 2, 0)), pairs
+            if layer != row.name or pairs != sizes[0] + sizes[1]:
+                continue
+            at, _, iteration = name.removeprefix("couplings.").rpartition(".")
+            with scope(ops, f"{row.name}/steps"):
+                if iteration == "0":
+                    told[f"inputs.{at}"] = presence(ops, given), sizes[0]
+                if isinstance(row.output, Grid) and not row.output.active:
+                    told[f"lengths.{at}.{iteration}"] = lengths(ops, ops.transpose(v, (1, 0, 2))), sizes[1]
+    return x, told
 
 
 def primary_capsules(ops: Ops[A], spec: CapsNetSpec, params: Mapping[str, A], x: A) -> A:

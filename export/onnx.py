@@ -25,13 +25,14 @@ from capscore.disk import write_atomically
 from capscore.errors import BackendError, CapscoreError, ModelFileError, short
 from capscore.export import LARGEST
 from capscore.export.fold import fold
+from capscore.export.places import places
 from capscore.export.transforms import record as record_transforms
 from capscore.fast.conv import check_tiles, with_tiles
 from capscore.fast.cook_toom import FEWEST, Tiling
 from capscore.fast.streaming import VOTES_BYTES
-from capscore.layer import Capsules, Grid, Run, named_couplings
+from capscore.layer import Capsules, Grid
 from capscore.modelfile import describe
-from capscore.net import CapsNetSpec, forward, reconstruct, scores
+from capscore.net import CapsNetSpec, followed, forward, reconstruct, scores
 from capscore.ops import Axes, Index, to_host
 from capscore.routing import ArrayVotes, DynamicRouting, LinearVotes, dynamic_routing
 from capscore.routing.votes import votes_in_memory
@@ -47,6 +48,11 @@ if TYPE_CHECKING:
     from capscore.export.onnxfile import OnnxFile
 
 OPSETS = range(13, onnx.defs.onnx_opset_version() + 1)  # from 13 on, ReduceSum takes its axes as an input
+ROUTED = {"couplings": ("couplings",), "steps": ("inputs", "lengths")}  # what is asked for; how its outputs begin
+NONE = {  # why there may be none
+    "couplings": "nothing is routed in more than one iteration, and those of the first are uniform",
+    "steps": "no layer of the network itself routes all of its capsules at once",
+}
 PRECISIONS = ("fp32", "fp16", "int8", "int8-weights")
 
 
@@ -448,9 +454,11 @@ def export(
         convolutions and the decoder, per channel, routing in float; "int8-weights", a quarter of the file with all of
         the arithmetic in float32, on any device and without calibration
     batch : a fixed number of images, which makes a single one faster; any number when None
-    outputs : some of lengths, capsules, reconstruction, couplings (`couplings.{layer}.{iteration}` [batch, N, J] of
+    outputs : some of lengths, capsules, reconstruction; couplings (`couplings.{layer}.{iteration}` [batch, N, J] of
         every layer that routes, such as `couplings.0.1` and, within a layer, `couplings.0.layers.1.1`; from the second
-        iteration on, as the first is uniform); all but couplings when None
+        iteration on, as the first is uniform); steps (of every layer that routes at once `inputs.{layer}` [batch, N],
+        how present each capsule is that comes in, and `lengths.{layer}.{iteration}` [batch, J]). All but couplings and
+        steps when None
     byte_images : take uint8 images 0 to 255, scaled inside the graph
     calibration : images [N, C, H, W] in [0, 1] of the kind that the model will see: they show int8 the range of
         every activation, and the first of them take part in the verification
@@ -495,12 +503,12 @@ def _check_precision(precision: str, calibrated: bool, fast_conv: str | None) ->
 
 
 def _wanted(spec: CapsNetSpec, outputs: Sequence[str] | str | None) -> tuple[str, ...]:
-    """Return the names of the outputs that are asked for: all but couplings for None."""
+    """Return the names of the outputs that are asked for: all but those of `ROUTED` for None."""
     offered = _outputs(spec)
     outputs = (outputs,) if isinstance(outputs, str) else outputs
     if unknown := [name for name in outputs or () if name not in offered]:
         raise CapscoreError(f"this network has no output {short(unknown[0])}; it has {', '.join(sorted(offered))}")
-    return tuple(outputs) if outputs else tuple(name for name in offered if name != "couplings")
+    return tuple(outputs) if outputs else tuple(name for name in offered if name not in ROUTED)
 
 
 def _graph(
@@ -510,8 +518,12 @@ def _graph(
     spec, params = recorded(recorder, net)
     images = recorder.input("images", spec.input)
     x = images if not byte_images else recorder.node("Cast", images, to=TensorProto.FLOAT) * (1 / 255)
-    run = Run(trace=[] if "couplings" in wanted else None)
-    v = forward(with_tiles(recorder, fast_conv), spec, params, x, run)
+    ops, told = with_tiles(recorder, fast_conv), dict[str, tuple[Any, tuple[int, ...]]]()
+    asked = {start: name for name in ROUTED if name in wanted for start in ROUTED[name]}
+    if asked:
+        v, told = followed(ops, spec, params, x)
+    else:
+        v = forward(ops, spec, params, x)
     said = scores(recorder, v)
     found: dict[str, tuple[Any, tuple[int, ...]]] = {"scores": (said, (spec.classes,))}
     if isinstance(v, Capsules):
@@ -522,11 +534,10 @@ def _graph(
             drawn = reconstruct(recorder, spec, params, v.pose, recorder.argmax_one_hot(said))
             found["reconstruction"] = (drawn, tuple(spec.image))
     found = {name: value for name, value in found.items() if name in wanted}
-    found |= _couplings(recorder, run)
-    if run.trace is not None and not any(name.startswith("couplings") for name in found):
-        raise CapscoreError(
-            "no couplings to export: nothing is routed in more than one iteration, and those of the first are uniform"
-        )
+    found |= {name: value for name, value in told.items() if name.split(".")[0] in asked}
+    for name in asked.values():
+        if not any(output.split(".")[0] in ROUTED[name] and "." in output for output in found):
+            raise CapscoreError(f"no {name} to export: {NONE[name]}")
     return recorder.model({"images": spec.input}, found, byte_images)
 
 
@@ -541,11 +552,11 @@ def export_decoder(
 ) -> Report:
     """Write the decoder as a model of its own, `capsules` [batch, J, D] → `reconstruction` [batch, C, H, W].
 
-    It draws the longest capsule, so that a client can move the numbers of one and see what they mean. The other
-    parameters are those of `export`.
+    It draws the longest capsule, so that a client can move the numbers of one and see what they mean. `precision` is
+    fp32, fp16 or int8-weights; the other parameters are those of `export`.
     """
-    if precision not in ("fp32", "fp16"):
-        raise CapscoreError(f"a decoder is exported as fp32 or fp16, not {short(precision)}")
+    if precision not in ("fp32", "fp16", "int8-weights"):
+        raise CapscoreError(f"a decoder is exported as fp32, fp16 or int8-weights, not {short(precision)}")
     if net.spec.decoder is None:
         raise CapscoreError("this network has no decoder (decoder=None in its spec)")
     _check(opset, batch)
@@ -559,6 +570,10 @@ def export_decoder(
 
     plain = record(half=False)
     model = record(half=True) if precision == "fp16" else plain
+    if precision == "int8-weights":
+        from capscore.export.precision import narrow
+
+        model = narrow(plain)
     return _finish(net, model, plain, path, precision, verify)
 
 
@@ -570,20 +585,11 @@ def _check(opset: int, batch: int | None) -> None:
 
 
 def _outputs(spec: CapsNetSpec) -> list[str]:
-    """Return the names of all outputs of a network, couplings last."""
+    """Return the names of all outputs of a network, those of its routings last."""
     if not isinstance(spec.output, Grid):
         return ["scores"]
     own = ["scores"] if spec.output.active else []
-    return [*(["reconstruction"] if spec.decoder else []), *own, "lengths", "capsules", "couplings"]
-
-
-def _couplings(recorder: Recorder, run: Run) -> dict[str, tuple[Value, tuple[int, ...]]]:
-    """Return the couplings of every routing and iteration but the uniform ones, as outputs [batch, N, J]."""
-    return {
-        name: (recorder.transpose(c, (1, 2, 0)), pairs)
-        for name, (_, c, _, pairs) in named_couplings(run.trace or ())
-        if not isinstance(c, float)
-    }
+    return [*(["reconstruction"] if spec.decoder else []), *own, "lengths", "capsules", *ROUTED]
 
 
 def recorded(recorder: Recorder, net: Any) -> tuple[CapsNetSpec, dict[str, Value]]:
@@ -645,6 +651,8 @@ def _finish(
         about["fast_conv"] = fast_conv
     if differences is not None:  # to one digit, so that the rounding of another machine rarely changes the file
         about["largest_differences"] = {name: float(f"{value:.0e}") for name, value in differences.items()}
+    if lie := places(net.spec, [output.name for output in model.graph.output]):
+        about["places"] = lie
     text = describe(net.spec, net.classes, {**net.provenance, "export": about})
     helper.set_model_props(model, {"capscore": text})
     content = model.SerializeToString(deterministic=True)

@@ -23,6 +23,7 @@ except ModuleNotFoundError as error:
     raise BackendError("reading ONNX files needs the onnx package: pip install 'capscore[onnx]'") from error
 
 COUPLINGS = re.compile(r"couplings\.([\w.]{1,200})\.(\d{1,3})")  # of a layer that routes, and an iteration
+STEPS = re.compile(r"inputs\.(\d{1,3})|lengths\.(\d{1,3})\.\d{1,3}")  # what comes into one; what comes out
 KINDS = {  # of messages that make up a capscore model
     "ModelProto", "GraphProto", "NodeProto", "AttributeProto", "TensorProto", "ValueInfoProto", "TypeProto",
     "TypeProto.Tensor", "TensorShapeProto", "TensorShapeProto.Dimension", "OperatorSetIdProto",
@@ -159,8 +160,14 @@ def _check_tensor(spec: CapsNetSpec, tensor: Tensor) -> None:
     if found := COUPLINGS.fullmatch(tensor.name):
         pairs = {name.removeprefix("capsules."): pairs for name, pairs in spec.routed.items()}.get(found[1])
         known |= {} if pairs is None else {tensor.name: pairs}
+    if found := STEPS.fullmatch(tensor.name):
+        row = next((row for row in spec.rows if row.name == f"capsules.{found[1] or found[2]}"), None)
+        if row is not None:
+            known[tensor.name] = (row.input if found[1] else row.output).dims[:1]
     if (wanted := known.get(tensor.name)) is None:
-        raise ModelFileError(f"it has an output {short(tensor.name)}; known are {', '.join(known)} and couplings")
+        raise ModelFileError(
+            f"it has an output {short(tensor.name)}; known are {', '.join(known)}, couplings and steps of routings"
+        )
     if tensor.shape != wanted:
         raise ModelFileError(f"its {tensor.name} are {list(tensor.shape)}; its spec says {list(wanted)}")
     if tensor.dtype != "float32" and tensor.name != "images":

@@ -30,6 +30,7 @@ RESULTS, RUNS = ROOT / "results", ROOT / "runs" / "experiments"
 MADE = ROOT / "runs" / "recipes"
 ZOO = ROOT / "docs" / "zoo.md"
 PAGE, IMAGES = ROOT / "docs" / "results.md", ROOT / "docs" / "images"
+PLAYGROUND = ROOT / "docs" / "playground"
 
 Results = Annotated[Path, typer.Option(help="Folder of the results' JSON files.", show_default="results")]
 
@@ -115,6 +116,32 @@ def zoo_command(
         path = zoo.ship(lab, name)
         lab.say(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
     files.write(out, zoo.page().encode())
+
+
+@app.command("playground")
+def playground_command(
+    models: Annotated[list[Path] | None, typer.Argument(help=".safetensors models; else some are trained.")] = None,
+    budget: Annotated[str, typer.Option(help="Of the training: smoke, quick or hour.")] = "quick",
+    data_dir: Annotated[Path | None, typer.Option(help="Folder with mnist/; else CAPSCORE_DATA.")] = None,
+    runs: Annotated[Path, typer.Option(help="Folder for the trainings.", show_default="runs/experiments")] = RUNS,
+    out: Annotated[Path, typer.Option(help="Folder of the page.", show_default="docs/playground")] = PLAYGROUND,
+) -> None:
+    """Write the models and the digits of the playground: those that are given, or trained ones."""
+    backend("torch")  # says what to install
+    from capscore.export.playground import LIST, write
+    from lab import playground
+    from lab.experiments.trials import Lab
+
+    if budget not in playground.BUDGETS:
+        raise TrainingError(f"the playground has no budget {budget!r}; choose one of {', '.join(playground.BUDGETS)}")
+    files.check(out / "models" / LIST)
+    files.check(out / playground.DIGITS)
+    lab = Lab("playground", budget, playground.BUDGETS[budget], RESULTS, runs, IMAGES, data_dir, console=console)
+    chosen = models or playground.train(lab)
+    two = {"two": playground.TWO} if playground.TWO in [path.stem for path in chosen] else {}
+    for path in write(chosen, out / "models", "int8-weights", note=files.MARK, **two):
+        lab.say(f"{path}: {path.stat().st_size:,} bytes")
+    playground.write_digits(out / playground.DIGITS, lab.digits()[2])
 
 
 @app.command("results")

@@ -17,7 +17,7 @@ from capscore import PRESETS, __version__, modelfile
 from capscore.backends import numpy as caps
 from capscore.data import load
 
-COMMANDS = ["train", "eval", "predict", "export", "inspect", "verify", "import", "explore", "demo"]
+COMMANDS = ["train", "eval", "predict", "export", "inspect", "verify", "import", "explore", "play", "demo"]
 
 
 def capscore(*args, code=0, **options):

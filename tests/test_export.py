@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,14 +14,17 @@ from conftest import EXPORTED, FLOAT32, backend, close, random_images, random_pa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from capscore import PRESETS, CapsNetSpec, Conv, Decoder, DenseCaps, DynamicRouting, PrimaryCaps
+from capscore import PRESETS, CapsNetSpec, Conv, Decoder, DenseCaps, DynamicRouting, MaxPool, PrimaryCaps
 from capscore.errors import CapscoreError, ModelFileError, ShapeError
 from capscore.fast.streaming import VOTES_BYTES
-from capscore.layers import Concat, Concurrent, ConvCaps, ConvCaps3D, Residual
+from capscore.layers import Concat, Concurrent, ConvCaps, ConvCaps3D, Residual, Upsample
+from capscore.net import primary_capsules
 from capscore.routing import InvertedAttention
 
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
+from capscore.export.places import places  # noqa: E402
+
 NUMPY = backend("numpy")
 SPEC = small_spec()
 
@@ -132,6 +136,64 @@ def test_only_what_is_asked_for_is_computed(onnx_export: ModuleType, tmp_path: P
     assert {tensor.name for tensor in graph.initializer} <= used
     if "reconstruction" not in outputs:
         assert not [tensor.name for tensor in graph.initializer if tensor.name.startswith("decoder")]
+
+
+def test_the_steps_of_every_routing(onnx_export: ModuleType, tmp_path: Path) -> None:
+    """How present the capsules are that come in, and how long those are that each iteration makes."""
+    report = onnx_export.export(network(), tmp_path / "m.onnx", outputs=["lengths", "steps"])
+    x = random_images(SPEC, 3, dtype="float32")
+    found = run(report.path, x)
+    steps = {0: 2, 1: 3}
+    assert set(found) == {"lengths", "inputs.0", "inputs.1"} | {
+        f"lengths.{i}.{r}" for i in steps for r in range(steps[i])
+    }
+    close(found["lengths.1.2"], found["lengths"], 0)
+    close(found["inputs.1"], found["lengths.0.1"], 0)
+    given = primary_capsules(NUMPY, SPEC, network().params, x)
+    close(found["inputs.0"], np.linalg.norm(given, axis=-1), FLOAT32)
+    for r, iterations in enumerate((1, 2)):  # fewer iterations end where more of them have been
+        layers = (*SPEC.capsules[:-1], replace(SPEC.capsules[-1], routing=DynamicRouting(iterations)))
+        short = NUMPY.CapsNet(replace(SPEC, capsules=layers), network().params)
+        close(found[f"lengths.1.{r}"], short(x).lengths, FLOAT32)
+    assert max(np.abs(found["lengths.1.0"] - found["lengths"]).ravel()) > 1e-3
+
+
+def test_steps_of_capsules_with_activations(onnx_export: ModuleType, tmp_path: Path) -> None:
+    """Their presence is the activation, and how long their poses are says nothing; windows tell couplings alone."""
+    net = NUMPY.CapsNet(PRESETS["small-em"])
+    report = onnx_export.export(net, tmp_path / "m.onnx", outputs=["scores", "couplings", "steps"])
+    found = run(report.path, random_images(net.spec, 2, dtype="float32"))
+    assert set(found) == {"scores", "inputs.1"} | {f"couplings.{i}.{r}" for i in range(2) for r in range(2)}
+    assert found["inputs.1"].shape == (2, net.spec.rows[-1].input.dims[0])
+    assert 0 <= found["inputs.1"].min() < found["inputs.1"].max() <= 1
+
+
+def test_where_the_capsules_lie_that_a_routing_takes_in() -> None:
+    """A capsule sees what its `first` and `step` say: nothing else of the image moves it."""
+    layers = Conv(4, 5, 2, padding=1), MaxPool(2), PrimaryCaps(2, 4, 3), DenseCaps(3)
+    spec = CapsNetSpec((1, 30, 26), layers, decoder=None)
+    told = places(spec, ["lengths", "inputs.0", "lengths.0.1"])
+    assert told == {"inputs.0": {"grid": (2, 5, 4), "first": [6, 6], "step": [4, 4]}}
+    params = random_params(spec, dtype="float64")
+    black = primary_capsules(NUMPY, spec, params, np.zeros((1, *spec.input)))
+    seen = {(y, x): np.zeros(2) for y in range(5) for x in range(4)}
+    count = dict.fromkeys(seen, 0)
+    for down in range(30):
+        for across in range(26):
+            image = np.zeros((1, *spec.input))
+            image[0, 0, down, across] = 50
+            moved = np.abs(primary_capsules(NUMPY, spec, params, image) - black)[0].sum(-1).reshape(2, 5, 4).sum(0) > 0
+            for place in zip(*np.nonzero(moved), strict=True):
+                seen[place] += (down, across)
+                count[place] += 1
+    y, x = 2, 1  # whose window lies within the image
+    assert seen[y, x] / count[y, x] == pytest.approx((6 + 4 * y, 6 + 4 * x), abs=1)
+
+
+def test_capsules_behind_layers_of_other_kinds_are_spread_evenly() -> None:
+    spec = CapsNetSpec((1, 8, 12), (Conv(4, 3), Upsample(2), PrimaryCaps(2, 4, 5, 2), DenseCaps(3)), decoder=None)
+    (told,) = places(spec, ["inputs.0"]).values()
+    assert told == {"grid": (2, 4, 8), "first": [0.5, 0.25], "step": [2, 1.5]}
 
 
 def test_half_precision_keeps_norms_and_softmax_in_float32(onnx_export: ModuleType, tmp_path: Path) -> None:
@@ -256,7 +318,7 @@ def test_bytes_as_images_and_a_fixed_batch(onnx_export: ModuleType, tmp_path: Pa
         close(array, expected(network(), x / 255)[name], tolerance, name)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8-weights"])
 def test_the_decoder_alone(onnx_export: ModuleType, tmp_path: Path, precision: str) -> None:
     report = onnx_export.export_decoder(network(), tmp_path / "d.onnx", precision=precision)
     v = np.random.default_rng(0).normal(0, 0.3, (5, 3, 6)).astype(np.float32)
@@ -275,6 +337,7 @@ def test_the_decoder_alone(onnx_export: ModuleType, tmp_path: Path, precision: s
         ({"batch": 0}, "batch must be a whole number of at least 1"),
         ({"outputs": "votes"}, "no output 'votes'; it has capsules, couplings, lengths, reconstruction"),
         ({"opset": 11}, "opset must be from 13"),
+        ({"outputs": ["lengths", "votes.0"]}, "no output 'votes.0'"),
     ],
 )
 def test_options_that_are_not_offered(

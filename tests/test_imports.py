@@ -204,7 +204,7 @@ def test_every_function_reads_at_a_glance() -> None:
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy, since building writes beside the sources; with text where git cannot make symbolic links, on Windows."""
     folder = tmp_path_factory.mktemp("checkout")
-    for name in ("capscore", "backends", "export", "lab"):
+    for name in ("capscore", "backends", "export", "lab", "docs/playground"):
         shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
         shutil.copy(ROOT / name, folder)
@@ -251,6 +251,8 @@ def test_the_wheel_holds_every_module_of_capscore_and_nothing_else(wheel: Path) 
     assert top == {"capscore", "capscore-0.2.0.dist-info"}  # no lab, and no backends beside capscore
     modules = {str(path.relative_to(wheel)) for path in wheel.rglob("*.py")}
     assert modules == set(glob.glob("capscore/**/*.py", root_dir=ROOT, recursive=True))
+    page = {path.name for path in (ROOT / "docs" / "playground").iterdir() if path.is_file()}
+    assert {path.name for path in (wheel / "capscore" / "playground").iterdir()} == page  # the models are the user's
 
 
 def test_capscore_runs_from_the_wheel_and_asks_nothing_of_the_lab(wheel: Path) -> None:

@@ -601,6 +601,14 @@ REFUSED = {
         r"into \[.*'images'\], not images into lengths",
     ),
     "an unknown output": (lambda m: setattr(m.graph.output[0], "name", "lies"), "it has an output 'lies'; known are"),
+    "steps of a layer that is not there": (
+        lambda m: setattr(m.graph.output[0], "name", "inputs.7"),
+        r"it has an output 'inputs\.7'; known are",
+    ),
+    "steps of another size": (
+        lambda m: setattr(m.graph.output[0], "name", "inputs.0"),
+        r"its inputs\.0 are \[.*\]; its spec says \[",
+    ),
     "no outputs": (lambda m: m.graph.ClearField("output"), r"into \[\], not images into lengths"),
     "a huge image": (sizes(2, 2**50), r"its images are \[2, 1125899906842624, 6\]; its spec says"),
     "a negative size": (sizes(2, -7), r"'images' has the shape .*not \[batch, sizes above 0\]"),

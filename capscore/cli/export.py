@@ -29,7 +29,7 @@ def export_command(
     precision: Annotated[str, typer.Option(help="fp32, fp16, int8 or int8-weights.")] = "fp32",
     batch: Annotated[int | None, typer.Option(help="A fixed number of images; any number if not given.")] = None,
     opset: Annotated[int, typer.Option(help="ONNX operator set, 13 or later.")] = 17,
-    outputs: Annotated[str | None, typer.Option(help="Some of lengths,capsules,reconstruction,couplings.")] = None,
+    outputs: Annotated[str | None, typer.Option(help="Of lengths,capsules,reconstruction,couplings,steps.")] = None,
     byte_images: Annotated[bool, typer.Option("--byte-images", help="Take uint8 images, 0 to 255.")] = False,
     decoder: Annotated[Path | None, typer.Option(help="Write the decoder as a model of its own here.")] = None,
     data: Annotated[
@@ -66,7 +66,8 @@ def export_command(
                   fast_conv=fast_conv, json=json, accept=accept, **written)  # fmt: skip
     _exported(told, model)
     if decoder is not None:
-        _exported(export_decoder(net, decoder, precision="fp16" if precision == "fp16" else "fp32", **written), model)
+        same = "fp32" if precision == "int8" else precision  # calibration is not for decoders alone
+        _exported(export_decoder(net, decoder, precision=same, **written), model)
     if sets is not None and (chosen is None or "lengths" in chosen):
         from capscore.export.runtime import Session
 

@@ -1,0 +1,430 @@
+// The page: from the paper through the network to what is shown.
+
+import { Engine } from "./engine.js";
+import { Model, read } from "./model.js";
+import { over, Paper, pixels, STRAIGHT, TINTS } from "./paper.js";
+import { Arrows, black, make, Numbers, paint, percent, shares, votes } from "./views.js";
+
+const $ = (id) => document.getElementById(id);
+const asked = new URLSearchParams(location.search).get("engine"); // webgpu or wasm
+const CLEAR = 0.4; // how long a capsule is that has found its digit
+let engine, model, list; // list: what models.json says
+const models = new Map(); // by name, those that are open
+let result = null; // of the last drawing: {seen, chances, capsules, steps}
+let before = null; // capsules of the same drawing put straight
+let chosen = 0; // class whose capsule is bent
+let held = false; // whether the user chose it
+let bent = null; // numbers of the chosen capsule, where they were moved by hand
+let comparing = false;
+let pinned = false; // whether the user named the network
+
+// ---- files ----
+
+const loaded = new Map(); // files, as promises of their bytes
+
+function fetched(file) {
+  const load = async () => {
+    const answer = await fetch(file);
+    if (!answer.ok) throw new Error(`${file} is not here (${answer.status})`);
+    return new Uint8Array(await answer.arrayBuffer());
+  };
+  if (!loaded.has(file)) loaded.set(file, load());
+  return loaded.get(file);
+}
+
+/** The bytes of a network and of its decoder, undefined if it has none. */
+const files = (entry) => [entry.file, entry.decoder].map((file) => file && fetched(`models/${file}`));
+
+async function open(name) {
+  if (!models.has(name)) {
+    const entry = list.models.find((each) => each.name === name);
+    const [net, decoder] = await Promise.all(files(entry));
+    await add(entry, await read(engine, net), decoder && (await read(engine, decoder)));
+  }
+  return models.get(name);
+}
+
+async function add(entry, net, decoder) {
+  const opened = new Model(engine, net, entry);
+  opened.decoder = decoder?.session;
+  models.set(entry.name, opened);
+  return opened;
+}
+
+/** Files that were dropped or chosen: a network, its decoder, pictures. */
+async function take(files) {
+  const told = [];
+  const decoders = [];
+  let shown = null;
+  for (const file of files) {
+    try {
+      if (file.type.startsWith("image/")) {
+        paper.take(await createImageBitmap(file));
+        told.push(`${file.name} is on the paper.`);
+        continue;
+      }
+      const opened = await read(engine, new Uint8Array(await file.arrayBuffer()));
+      if (opened.session.inputNames.includes("capsules")) decoders.push([file.name, opened]);
+      else {
+        shown = await add({ name: file.name.replace(/\.onnx$/i, "") }, opened);
+        told.push(`${file.name} takes ${shown.width} × ${shown.height} pixels in ${shown.channels === 1 ? "grey" : "colour"} and knows ${shown.classes.length} classes.`);
+      }
+    } catch (error) {
+      told.push(`${file.name} cannot be used: ${error.message}.`);
+    }
+  }
+  for (const [name, opened] of decoders) {
+    const of = [shown, model, ...models.values()].find((each) => each?.takes(opened));
+    if (of) of.decoder = opened.session;
+    told.push(of ? `${name} draws for ${of.name}.` : `${name} cannot be used: it is the decoder of another network. Drop its network with it.`);
+  }
+  $("own-note").textContent = told.join(" ");
+  if (shown) {
+    pinned = true;
+    choices();
+  }
+  await show(shown ?? model);
+}
+
+// ---- from the drawing to the page ----
+
+let running = false;
+let again = false;
+
+/** Look at the drawing; one look at a time, and one more if it has changed meanwhile. */
+async function update() {
+  paper.show();
+  again = running;
+  if (running || !model) return;
+  running = true;
+  try {
+    do {
+      again = false;
+      await fit();
+      await look();
+    } while (again);
+  } catch (error) {
+    tell(error);
+  } finally {
+    running = false;
+  }
+}
+
+/** Two digits are for the network that has learned from pairs, if there is one and the user has named no other. */
+async function fit() {
+  if (!list.two || pinned) return;
+  const two = paper.layers.every((layer) => !layer.empty);
+  const wanted = two ? list.two : list.models[0].name;
+  if (model.name !== wanted) build(await open(wanted));
+}
+
+const drawn = (move) => paper.layers.map((layer) => pixels(layer, model, move)).reduce(over);
+
+async function look() {
+  const using = model;
+  const seen = drawn();
+  result = { seen, ...(await using.look(seen)) };
+  if (using !== model) return;
+  const straight = paper.layers.every((layer) => layer.straight);
+  before = straight ? result.capsules : (await using.look(drawn(STRAIGHT))).capsules;
+  const order = result.chances.map((_, j) => j).sort((a, b) => result.chances[b] - result.chances[a]);
+  if (!held) chosen = order[0];
+  bent = null;
+  paint($("seen"), seen, [model.channels, model.height, model.width]);
+  sayAnswer(order);
+  arrows.show(result.chances, result.capsules, order[0]);
+  arrows.choose(chosen);
+  await showCapsule();
+  await showApart(order);
+  showStep();
+  if (comparing) await compare();
+  $("engine").textContent = `${engine.note ?? ""}Runs on ${engine.words}: ${model.time.toFixed(1)} ms a picture.`;
+}
+
+function sayAnswer([a, b]) {
+  const { chances } = result;
+  const sure = (j) => `${model.classes[j]} (${percent(chances[j])})`;
+  let words = `Not sure: ${sure(a)}, or ${sure(b)}?`;
+  if (paper.layers.every((layer) => layer.empty)) words = "Draw something.";
+  else if (chances[b] > CLEAR) words = `${model.classes[a]} and ${model.classes[b]}`;
+  else if (chances[a] > CLEAR) words = `${model.classes[a]}, ${percent(chances[a])} sure`;
+  if ($("answer").textContent !== words) $("answer").textContent = words;
+}
+
+async function showCapsule() {
+  $("chosen").textContent = `of ${model.classes[chosen]}`;
+  if (result.capsules) numbers.show(bent ?? result.capsules[chosen], before[chosen]);
+  $("unbend").disabled = !bent;
+  if (model.decoder) {
+    const { data, dims } = await model.draw(chosen, bent ?? result.capsules[chosen]);
+    paint($("drawn"), data, dims.slice(1));
+  } else if (result.drawn) paint($("drawn"), result.drawn, [model.channels, model.height, model.width]);
+  else black($("drawn"));
+}
+
+async function showApart(order) {
+  if (!model.decoder) return;
+  const pictures = [];
+  for (const [i, j] of order.slice(0, 2).entries()) {
+    const there = result.chances[j] > CLEAR;
+    const { data, dims } = await model.draw(j, there ? result.capsules[j] : result.capsules[j].map(() => 0));
+    pictures.push(there ? data : data.map(() => 0));
+    const [canvas, name] = [["first", "first-name"], ["second", "second-name"]][i];
+    paint($(canvas), pictures[i], dims.slice(1), TINTS[i]);
+    $(name).textContent = there ? `${model.classes[j]}, ${percent(result.chances[j])}` : "no other digit";
+    if (i === 1) both(pictures, dims.slice(1));
+  }
+}
+
+/** Both pictures in their colours, summed. */
+function both([a, b], [channels, height, width]) {
+  if (channels !== 1) return paint($("both"), over(a, b), [channels, height, width]);
+  const rgb = TINTS.map((tint) => [1, 3, 5].map((i) => parseInt(tint.slice(i, i + 2), 16) / 255));
+  const plane = height * width;
+  const mixed = Float32Array.from({ length: 3 * plane }, (_, i) => {
+    const [c, at] = [Math.floor(i / plane), i % plane];
+    return a[at] * rgb[0][c] + b[at] * rgb[1][c];
+  });
+  paint($("both"), mixed, [3, height, width]);
+}
+
+function showStep() {
+  const { steps, chances } = result;
+  $("votes").hidden = $("shares").hidden = $("step").disabled = !steps.length;
+  if (!steps.length) return;
+  const last = $("step").max === $("step").value;
+  $("step").max = steps.length;
+  if (last) $("step").value = steps.length;
+  const r = Number($("step").value);
+  const step = steps[r - 1];
+  document.querySelector("output[for=step]").textContent = `${r} of ${steps.length}`;
+  const parts = votes($("votes"), $("seen"), model, step);
+  const best = (step.lengths ?? chances).reduce((a, x, j, all) => (x > all[a] ? j : a), 0);
+  shares($("shares"), model.classes, step.lengths, parts, best);
+  const even = Math.max(...parts) - Math.min(...parts) < 1e-3;
+  $("votes-words").textContent = even
+    ? `In step ${r} every capsule gives each digit the same part of its vote.`
+    : `After step ${r}, ${model.classes[best]} has ${percent(parts[best])} of all votes; an even share would be ${percent(1 / parts.length)}.`;
+}
+
+async function compare() {
+  for (const entry of list.models) {
+    const other = models.get(entry.name);
+    if (other.pixels !== model.pixels) continue;
+    const { chances } = other === model ? result : await other.look(result.seen);
+    const best = chances.indexOf(Math.max(...chances));
+    const cells = $(`row-${entry.name}`).cells;
+    [cells[2].textContent, cells[3].textContent] = [other.classes[best], percent(chances[best])];
+    cells[4].textContent = `${other.time.toFixed(1)} ms`;
+  }
+}
+
+// ---- which network ----
+
+const title = (name) => (name[0].toUpperCase() + name.slice(1)).replaceAll("-", " ");
+
+function choices() {
+  const own = [...models.keys()].filter((name) => !list.models.some((each) => each.name === name));
+  const names = [...list.models.map((each) => each.name), ...own];
+  $("network").replaceChildren(...names.map((name) => make("option", { value: name }, title(name))));
+  $("network").disabled = false;
+  if (model) $("network").value = model.name;
+}
+
+let arrows, numbers;
+
+async function show(network) {
+  build(network);
+  await update();
+}
+
+/** Build what depends on the network. */
+function build(network) {
+  if (network !== model) {
+    [model, held, before] = [network, false, null];
+    const capsules = model.session.outputMetadata.find(({ name }) => name === "capsules");
+    arrows = new Arrows($("arrows"), model.classes, (j) => {
+      [chosen, held, bent] = [j, true, null];
+      showCapsule().catch(tell);
+    });
+    numbers = new Numbers($("numbers"), capsules ? capsules.shape[2] : 0, (values) => {
+      bent = values;
+      showCapsule().catch(tell);
+    });
+    $("step").max = $("step").value = 1;
+  }
+  $("network").value = model.name;
+  $("numbers").inert = !model.decoder;
+  for (const id of ["both", "first", "second"]) $(id).closest("figure").hidden = !model.decoder;
+  note("bend-note", model.decoder, model.outputs.has("capsules")
+    ? "No decoder of this network is here: its numbers can be read, not drawn."
+    : "This network has no capsules: no number of it stands for one property of one digit.");
+  note("apart-note", model.decoder, "Taking apart needs a decoder: choose another network, or drop this one’s decoder.");
+  note("route-note", model.places, "This network tells of no routing: it has none, or was exported without its steps.");
+}
+
+function note(id, there, words) {
+  $(id).hidden = Boolean(there);
+  $(id).textContent = there ? "" : words;
+}
+
+function tell(error) {
+  $("answer").textContent = `This does not work here: ${error.message}`;
+}
+
+// ---- what users do ----
+
+const digits = []; // to take: {label, picture}, those of a class in the order in which they are taken
+const paper = new Paper($("paper"), () => update(), (label) => {
+  const picture = next(({ label: its }) => its === label);
+  if (picture) paper.take(picture);
+});
+
+/** The next digit of some, which goes to the end. */
+function next(fits) {
+  const at = digits.findIndex(fits);
+  if (at < 0) return null;
+  const [digit] = digits.splice(at, 1);
+  digits.push(digit);
+  return digit.picture;
+}
+
+/** Cut digits.png, a row of 28 × 28 pixels for each class, into buttons. */
+async function cut() {
+  const sprite = await createImageBitmap(await (await fetch("digits.png")).blob());
+  const [columns, rows] = [sprite.width / 28, sprite.height / 28];
+  for (let i = 0; i < columns * rows; i++) {
+    const [row, column] = [Math.floor(i / columns), i % columns];
+    const picture = new OffscreenCanvas(28, 28);
+    picture.getContext("2d").drawImage(sprite, -28 * column, -28 * row);
+    digits.push({ label: row, picture });
+    if (column) continue;
+    const face = make("canvas", { width: 28, height: 28, "aria-hidden": "true" });
+    face.getContext("2d").drawImage(picture, 0, 0);
+    const button = make("button", { type: "button", "aria-label": `Take a ${row}` }, face);
+    button.addEventListener("click", () => paper.digit(row));
+    $("digits").append(button);
+  }
+}
+
+const UNITS = { turn: "°", size: "%", right: " px", down: " px" };
+
+function moves() {
+  for (const name of Object.keys(STRAIGHT)) {
+    $(name).value = paper.layer.move[name];
+    document.querySelector(`output[for=${name}]`).textContent = `${paper.layer.move[name]}${UNITS[name]}`;
+  }
+}
+
+function listen() {
+  $("clear").addEventListener("click", () => paper.clear());
+  for (const input of $("layers").querySelectorAll("input")) {
+    input.addEventListener("change", () => {
+      paper.active = Number(input.value);
+      moves();
+    });
+  }
+  for (const name of Object.keys(STRAIGHT)) {
+    $(name).addEventListener("input", () => {
+      paper.layer.move[name] = Number($(name).value);
+      moves();
+      update();
+    });
+  }
+  $("straight").addEventListener("click", () => {
+    Object.assign(paper.layer.move, STRAIGHT);
+    moves();
+    update();
+  });
+  $("unbend").addEventListener("click", () => {
+    bent = null;
+    showCapsule().catch(tell);
+  });
+  $("overlap").addEventListener("click", () => {
+    const label = Math.floor(Math.random() * 10);
+    const pair = [next((each) => each.label === label), next((each) => each.label !== label)];
+    paper.layers.forEach((layer, i) => {
+      layer.clear();
+      Object.assign(layer, { picture: pair[i], move: { ...STRAIGHT, right: i ? 3 : -3, down: i ? 2 : -2 } });
+    });
+    held = false;
+    moves();
+    update();
+  });
+  $("step").addEventListener("input", () => result && showStep());
+  $("network").addEventListener("change", async (event) => {
+    try {
+      pinned = true;
+      await show(await open(event.target.value));
+    } catch (error) {
+      tell(error);
+    }
+  });
+  $("compare").addEventListener("click", async () => {
+    $("compare").disabled = true;
+    try {
+      for (const { name } of list.models) await open(name);
+      comparing = true;
+      $("compare").textContent = "Compared with every change";
+      await update();
+    } catch (error) {
+      tell(error);
+    }
+  });
+  $("files").addEventListener("change", async (event) => {
+    await take([...event.target.files]);
+    event.target.value = "";
+  });
+  for (const name of ["dragenter", "dragover", "dragleave", "drop"]) {
+    document.addEventListener(name, (event) => {
+      if (!event.dataTransfer?.types.includes("Files")) return;
+      event.preventDefault();
+      $("drop").classList.toggle("over", name === "dragover");
+      if (name === "drop") take([...event.dataTransfer.files]).catch(tell);
+    });
+  }
+}
+
+// ---- from the beginning ----
+
+/** Keep all that was loaded, so that the page works without a network the next time. */
+async function keep() {
+  if (!navigator.serviceWorker || !globalThis.caches) return;
+  await navigator.serviceWorker.register("sw.js");
+  const all = list.models.flatMap(({ file, decoder }) => (decoder ? [file, decoder] : [file]));
+  const got = performance.getEntriesByType("resource").map(({ name }) => name).filter((name) => name.startsWith("http"));
+  const named = all.map((file) => new URL(`models/${file}`, location).href);
+  const box = await caches.open("playground");
+  await box.addAll([...new Set([new URL(location.pathname, location).href, ...got, ...named])]);
+  $("offline").textContent = "This page now works offline.";
+}
+
+async function start() {
+  listen();
+  moves();
+  paper.show();
+  list = await (await fetch("models/models.json")).json();
+  for (const { name, parameters } of list.models) {
+    const cells = [parameters?.toLocaleString("en") ?? "", "", "", ""].map((words) => make("td", {}, words));
+    $("others").append(make("tr", { id: `row-${name}` }, make("th", { scope: "row" }, title(name)), ...cells));
+  }
+  const first = list.models[0];
+  const [started] = await Promise.all([Engine.start(list.runtime, asked), cut(), ...files(first)]); // what loads, at once
+  engine = started;
+  try {
+    await open(first.name);
+  } catch (error) {
+    if (engine.name === "wasm") throw error;
+    engine = await Engine.start(list.runtime, "wasm");
+    engine.note = "WebGPU refused the network. ";
+    await open(first.name);
+  }
+  choices();
+  paper.layer.picture = next(({ label }) => label === 4);
+  await show(models.get(first.name));
+  performance.mark("answered");
+  $("compare").disabled = false;
+  await keep();
+}
+
+start().catch(tell);

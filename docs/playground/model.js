@@ -1,0 +1,150 @@
+// A network and its decoder, by what their files say of themselves.
+
+const text = new TextDecoder();
+
+/** What `capscore export` wrote into an ONNX file: the entry "capscore" of the model's metadata, or null. */
+export function metadata(bytes) {
+  for (const [field, entry] of messages(bytes)) {
+    if (field !== 14) continue; // metadata_props of ModelProto
+    const pair = Object.fromEntries([...messages(entry)].map(([k, value]) => [k, text.decode(value)]));
+    if (pair[1] === "capscore") return JSON.parse(pair[2]);
+  }
+  return null;
+}
+
+/** The fields of a protobuf message that have bytes, each with its number; RangeError if it is none. */
+function* messages(bytes) {
+  let at = 0;
+  const number = () => {
+    for (let value = 0, scale = 1; ; scale *= 128) {
+      if (at >= bytes.length || scale > 2 ** 63) throw new RangeError("no protobuf");
+      const byte = bytes[at++];
+      value += (byte % 128) * scale;
+      if (byte < 128) return value;
+    }
+  };
+  while (at < bytes.length) {
+    const key = number();
+    const [field, kind] = [Math.floor(key / 8), key % 8];
+    if (kind === 0) number();
+    else if (kind === 1) at += 8;
+    else if (kind === 5) at += 4;
+    else if (kind === 2) {
+      const size = number();
+      if (at + size > bytes.length) throw new RangeError("no protobuf");
+      yield [field, bytes.subarray(at, at + size)];
+      at += size;
+    } else throw new RangeError("no protobuf");
+  }
+}
+
+/** A file [Uint8Array] that is dropped or fetched: {about, session}; Error in words for one that is foreign. */
+export async function read(engine, bytes) {
+  let about;
+  try {
+    about = metadata(bytes);
+  } catch {
+    throw new Error("it is no ONNX model");
+  }
+  if (!about?.spec || !about.classes) {
+    throw new Error("it is not from capscore: capscore export writes files that tell size, classes and scale");
+  }
+  return { about, session: await engine.open(bytes) };
+}
+
+const sigmoid = (x) => 1 / (1 + Math.exp(-x));
+
+function softmax(xs) {
+  const most = Math.max(...xs);
+  const es = xs.map((x) => Math.exp(x - most));
+  const total = es.reduce((a, b) => a + b);
+  return es.map((e) => e / total);
+}
+
+export class Model {
+  constructor(engine, { about, session }, { name, parameters }) {
+    if (!session.inputNames.includes("images")) {
+      throw new Error(`it takes ${session.inputNames}, not images: is it a decoder? Drop its network with it`);
+    }
+    Object.assign(this, { engine, session, about, name, parameters, times: [] });
+    [this.channels, this.height, this.width] = about.spec.input;
+    this.classes = about.classes;
+    const { shape, type } = session.inputMetadata[0];
+    this.bytes = type === "uint8";
+    if (typeof shape[0] === "number" && shape[0] > 1) {
+      throw new Error(`it takes ${shape[0]} images at a time: export it without --batch`);
+    }
+    if (![1, 3].includes(this.channels)) {
+      throw new Error(`it takes ${this.channels} channels: this page has grey and colour pictures`);
+    }
+    this.outputs = new Set(session.outputNames);
+    if (!this.outputs.has("lengths") && !this.outputs.has("scores")) {
+      throw new Error(`it tells ${session.outputNames}, no lengths: export it with --outputs lengths,capsules`);
+    }
+    this.places = Object.entries(about.provenance?.export?.places ?? {}).at(-1); // of the last layer that routes
+  }
+
+  get pixels() {
+    return this.channels * this.height * this.width;
+  }
+
+  /** Whether a decoder's file is of this network. */
+  takes({ about }) {
+    return JSON.stringify(about.spec) === JSON.stringify(this.about.spec);
+  }
+
+  /** What the network says of pixels [C, H, W] in [0, 1]. */
+  async look(pixels) {
+    const data = this.bytes ? Uint8Array.from(pixels, (x) => Math.round(x * 255)) : Float32Array.from(pixels);
+    const { found, ms } = await this.engine.run(this.session, "images", data, [1, this.channels, this.height, this.width]);
+    this.times = [...this.times.slice(-14), ms];
+    const [, count, dim] = found.capsules?.dims ?? [];
+    const capsule = (j) => Array.from(found.capsules.data.subarray(j * dim, (j + 1) * dim));
+    return {
+      chances: this.#chances(found),
+      capsules: found.capsules && Array.from({ length: count }, (_, j) => capsule(j)),
+      drawn: found.reconstruction?.data,
+      steps: this.#steps(found),
+    };
+  }
+
+  #chances({ scores, lengths }) {
+    if (!scores) return Array.from(lengths.data);
+    const { type, exclusive } = this.about.spec.loss;
+    const found = Array.from(scores.data);
+    if (type !== "CrossEntropy") return found;
+    return exclusive === false ? found.map(sigmoid) : softmax(found);
+  }
+
+  /** Of each step of the last routing: {votes [N][J], lengths [J]}; [] where the file does not tell. */
+  #steps(found) {
+    if (!this.places) return [];
+    const [inputs, j] = [found[this.places[0]].data, this.classes.length];
+    const layer = this.places[0].split(".")[1];
+    const count = 1 + Math.max(...Object.keys(found).map((name) => Number(name.split(".")[2] ?? 0)));
+    const steps = [];
+    for (let r = 0; r < count; r++) {
+      const couplings = found[`couplings.${layer}.${r}`]?.data; // none where all are equal
+      const share = (n, k) => Math.max(0, couplings ? couplings[n * j + k] : 1 / j) * inputs[n];
+      const votes = Array.from(inputs, (_, n) => Array.from({ length: j }, (_, k) => share(n, k)));
+      const lengths = found[`lengths.${layer}.${r}`]?.data;
+      steps.push({ votes, lengths: lengths && Array.from(lengths) });
+    }
+    return steps;
+  }
+
+  /** What the decoder draws of class `j` with these numbers: pixels [C, H, W] in [0, 1]. */
+  async draw(j, numbers) {
+    const capsules = new Float32Array(this.classes.length * numbers.length);
+    capsules.set(numbers, j * numbers.length); // all others are zero, so that this one is the longest
+    const dims = [1, this.classes.length, numbers.length];
+    const { found } = await this.engine.run(this.decoder, "capsules", capsules, dims);
+    return found.reconstruction;
+  }
+
+  /** Milliseconds of a run: the median of the last fifteen. */
+  get time() {
+    const sorted = this.times.toSorted((a, b) => a - b);
+    return sorted[Math.floor(sorted.length / 2)];
+  }
+}

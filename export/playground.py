@@ -1,0 +1,86 @@
+"""Files for the page in docs/playground: networks and their decoders as ONNX, and models.json, which lists them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from capscore import backend
+from capscore.disk import write_atomically
+from capscore.errors import CapscoreError
+from capscore.export import onnxfile
+from capscore.export.onnx import export, export_decoder
+from capscore.layer import Grid
+from capscore.net import followed
+
+LIST = "models.json"
+
+
+def write(
+    models: Sequence[str | os.PathLike[str]], folder: str | os.PathLike[str], precision: str = "fp32", **about: Any
+) -> list[Path]:
+    """Write what the page needs of each model into a folder, and return the files, the list among them.
+
+    Models are .safetensors files, exported with all that the page can show, or .onnx exports, which are checked and
+    copied. The page shows the first, and compares all; their names are those of the files. `precision` is that of
+    `capscore.export.onnx.export`, without int8. `about` are JSON values that the page reads from the list: `runtime`,
+    the address of the folder `dist` of onnxruntime-web, relative to the page, by default a content delivery network's;
+    `two`, the name of the model that the page turns to when two digits are drawn.
+
+    Raises
+    ------
+    CapscoreError : there is no model, or two of one name
+    ModelFileError : a file is foreign or damaged
+    """
+    paths = [Path(model) for model in models]
+    names = [path.stem for path in paths]
+    if not names:
+        raise CapscoreError("no model for the page: name at least one .safetensors or .onnx file")
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise CapscoreError(f"two models are called {twice[0]}: rename one")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    listed, files = [], []
+    for path in paths:
+        entry, made = (_copied if path.suffix.lower() == ".onnx" else _exported)(path, folder, precision)
+        listed.append({"name": path.stem, **entry})
+        files += made
+    write_atomically(folder / LIST, (json.dumps({**about, "models": listed}, indent=1) + "\n").encode())
+    return [*files, folder / LIST]
+
+
+def _copied(path: Path, folder: Path, precision: str) -> tuple[dict[str, Any], list[Path]]:
+    file = onnxfile.read(path)
+    if file.input.name != "images":
+        raise CapscoreError(f"{path} is a decoder: give the network, as a .safetensors model, to have both on the page")
+    target = folder / path.name
+    write_atomically(target, path.read_bytes())
+    return {"file": target.name, "parameters": _parameters(file.spec)}, [target]
+
+
+def _exported(path: Path, folder: Path, precision: str) -> tuple[dict[str, Any], list[Path]]:
+    net = backend("numpy").load(path)
+    spec = net.spec
+    _, told = followed(net.ops, spec, net.params, np.zeros((1, *spec.input), np.float32))
+    outputs = ["lengths", "capsules"] if isinstance(spec.output, Grid) else []
+    outputs += [] if isinstance(spec.output, Grid) and not spec.output.active else ["scores"]
+    outputs += ["couplings"] if any(name.startswith("couplings") for name in told) else []
+    outputs += ["steps"] if any(not name.startswith("couplings") for name in told) else []
+    files = [folder / f"{path.stem}.onnx"]
+    export(net, files[0], precision=precision, outputs=outputs)
+    entry = {"file": files[0].name, "parameters": _parameters(spec)}
+    if spec.decoder is not None:
+        files.append(folder / f"{path.stem}-decoder.onnx")
+        export_decoder(net, files[1], precision=precision)
+        entry["decoder"] = files[1].name
+    return entry, files
+
+
+def _parameters(spec: Any) -> int:
+    """Return how many numbers say what an image shows: those of the decoder do not."""
+    return sum(row.parameter_count for row in spec.rows)
