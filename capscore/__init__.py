@@ -62,6 +62,7 @@ from .routing import (
     SelfAttention,
     SelfRouting,
     VariationalBayes,
+    VectorRouting,
 )
 
 if TYPE_CHECKING:  # what `__getattr__` finds, as it is on NumPy
@@ -77,8 +78,8 @@ __all__ = [
     "DynamicRouting", "EMRouting", "FlatCaps", "GlobalPool", "Grid", "GroupNorm", "HeinsenRouting",
     "HomogeneousCaps", "InstanceNorm", "InvertedAttention", "Layer", "LayerNorm", "Linear", "Logits", "Map",
     "MarginLoss", "MaxPool", "PadChannels", "PrimaryCaps", "Residual", "Routing", "SelfAttention",
-    "SelfRoutedClasses", "SelfRouting", "SpreadLoss", "Upsample", "VariationalBayes", "Vector", "backend",
-    "backend_names",
+    "SelfRoutedClasses", "SelfRouting", "SpreadLoss", "Upsample", "VariationalBayes", "Vector", "VectorRouting",
+    "backend", "backend_names",
 ]  # fmt: skip
 
 _OF_THE_BACKEND = {"CapsNet", "Learner", "Module", "load"} | {name for name in vars(Ops) if not name.startswith("_")}
