@@ -62,6 +62,7 @@ from .routing import (
     SelfAttention,
     SelfRouting,
     VariationalBayes,
+    VectorRouting,
 )
 from .zoo import create, list_models
 
@@ -78,8 +79,8 @@ __all__ = [
     "DynamicRouting", "EMRouting", "FlatCaps", "GlobalPool", "Grid", "GroupNorm", "HeinsenRouting",
     "HomogeneousCaps", "InstanceNorm", "InvertedAttention", "Layer", "LayerNorm", "Linear", "Logits", "Map",
     "MarginLoss", "MaxPool", "PadChannels", "PrimaryCaps", "Residual", "Routing", "SelfAttention",
-    "SelfRoutedClasses", "SelfRouting", "SpreadLoss", "Upsample", "VariationalBayes", "Vector", "backend",
-    "backend_names", "create", "list_models",
+    "SelfRoutedClasses", "SelfRouting", "SpreadLoss", "Upsample", "VariationalBayes", "Vector", "VectorRouting",
+    "backend", "backend_names", "create", "list_models",
 ]  # fmt: skip
 
 _OF_THE_BACKEND = {"CapsNet", "Learner", "Module", "load"} | {name for name in vars(Ops) if not name.startswith("_")}

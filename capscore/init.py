@@ -77,4 +77,9 @@ class HeNormal(Init):
 
     def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[Any]:
         """Draw."""
-        return TruncatedNormal(math.sqrt(2 / math.prod(shape[1:])) / 0.87962566).draw(rng, shape)
+        return normal(math.sqrt(2 / math.prod(shape[1:]))).draw(rng, shape)
+
+
+def normal(std: float) -> TruncatedNormal:
+    """Return truncated normal numbers whose standard deviation is `std` itself, after they were cut off at twice it."""
+    return TruncatedNormal(std / 0.87962566)

@@ -431,9 +431,13 @@ def seen_by_all(how: Mapping[str, Any], p: Mapping[str, Array], x: Caps) -> Seen
     t, h, w, k = x.pose.shape
     found = np.zeros((1, t * h * w, how["count"], how["dim"]))
     for i, (kind, row, column) in enumerate(np.ndindex(t, h, w)):
-        own = {False: i, True: kind, "all": 0}[how["shared"]]
+        own = {False: i, True: kind, "all": 0, "factors": 0}[how["shared"]]
         for j in range(how["count"]):
-            found[0, i, j] = vote(x.pose[kind, row, column], p["weight"][own, j], how["pose_rows"])
+            if how["shared"] == "factors":
+                weight = p["weight"][0, 0] * p["scale"][j] / math.sqrt(t * h * w)
+            else:
+                weight = p["weight"][own, j]
+            found[0, i, j] = vote(x.pose[kind, row, column], weight, how["pose_rows"])
             if how["vote_bias"]:
                 found[0, i, j] += p["vote_bias"][own, j]
             if how["coordinates"]:

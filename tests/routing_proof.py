@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 import oracle
 import pytest
-from conftest import FLOAT32, FLOAT64, GRADIENT, NUMPY, TOLERANCE, backend, close, need
+from conftest import EXPORTED, FLOAT32, FLOAT64, GRADIENT, NUMPY, TOLERANCE, backend, close, need
 
 from capscore import CapsNetSpec
 from capscore.grad import value_and_gradients
@@ -139,6 +139,20 @@ class Proof:
             x = images(spec, count, "float32")
             close(session(x).scores, net(x).scores, FLOAT32)
 
+    @pytest.mark.parametrize("precision", ["fp16", "int8", "int8-weights"])
+    def test_its_export_in_lower_precision(
+        self, tmp_path: Any, runtime: ModuleType, spec: CapsNetSpec, precision: str
+    ) -> None:
+        from capscore.export import onnx
+
+        net, x = NUMPY.CapsNet(spec, numbers(spec)), images(spec, 8, "float32")
+        wanted = net(x)
+        name = "lengths" if wanted.scores is wanted.lengths else "scores"
+        calibration = x if precision == "int8" else None
+        onnx.export(net, tmp_path / "net.onnx", precision=precision, calibration=calibration, outputs=[name])
+        session = runtime.Session(tmp_path / "net.onnx", provider="cpu")
+        close(getattr(session(x), name), wanted.scores, EXPORTED[precision])
+
     def test_its_export_by_a_second_engine(self, tmp_path: Any, spec: CapsNetSpec) -> None:
         openvino = need("openvino", "openvino")
         from capscore.export import onnx
@@ -181,14 +195,16 @@ class Proof:
         assert (list(nodes), copies) == (["WebGpuExecutionProvider"], 0)
 
     @pytest.mark.parametrize("seed", range(10))
-    def test_it_stays_finite(self, spec: CapsNetSpec, seed: int) -> None:
-        net = NUMPY.CapsNet(spec, seed=seed)
-        learner = NUMPY.Learner(net)
-        for x in (np.zeros((1, *spec.input)), np.ones((2, *spec.input)), images(spec, 1)):
-            x = x.astype("float32")
-            assert np.isfinite(net(x).scores).all()
-            assert np.isfinite(learner.step(x, np.eye(spec.classes)[: len(x)], 1e-3)[0])
-        assert all(np.isfinite(p).all() for p in net.params.values())
+    def test_it_stays_finite(self, torch_caps: ModuleType, spec: CapsNetSpec, seed: int) -> None:
+        """Constant images, and batches of one."""
+        for caps in (NUMPY, torch_caps):
+            net = caps.CapsNet(spec, seed=seed)
+            learner = caps.Learner(net)
+            for x in (np.zeros((1, *spec.input)), np.ones((2, *spec.input)), images(spec, 1)):
+                x = x.astype("float32")
+                assert np.isfinite(caps.to_numpy(net(caps.asarray(x)).scores)).all()
+                assert np.isfinite(float(learner.step(x, np.eye(spec.classes)[: len(x)], 1e-3)[0]))
+            assert all(np.isfinite(caps.to_numpy(p)).all() for p in net.params.values())
 
     def test_it_survives_json(self, spec: CapsNetSpec) -> None:
         assert CapsNetSpec.from_json(spec.to_json()) == spec

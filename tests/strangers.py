@@ -272,6 +272,56 @@ def efficient(kind: str, seed: int = 0) -> Network:
     return p, capsules, draws
 
 
+def heinsen_vectors(seed: int = 0) -> Network:
+    """github.com/glassroom/heinsen_routing_2022_paper: 3 depths of 4 numbers to 5 vectors, 2, and 3 classes."""
+    draw = Draw(seed)
+    p: Arrays = {"W": draw(3, 4) + 1, "B": draw(3, 4)}
+    sizes = ((0, 5, 4, 6), (5, 2, 6, 6), (2, 3, 6, 1))  # n_inp, n_out, d_inp, d_out
+    for k, (n, j, d, h) in enumerate(sizes):
+        shapes = {
+            "CONST_ones_over_n_out": (j,), "W_A": (n or 1, d), "B_A": (n or 1,), "W_F1": (j, d), "W_F2": (d, h),
+            "B_F2": (j, h), "W_G1": (h, d), "W_G2": (j, d), "B_G2": (j, d), "W_S": (n or 1, j), "B_S": (n or 1, j),
+        }  # fmt: skip
+        for name in ("beta_use", "beta_ign"):
+            linear = {f"compute_{name}.weight": (j, d), f"compute_{name}.bias": (j,)}
+            shapes |= {name: (n, j)} if n else linear
+        p |= {f"route.{k}.{name}": draw(*shape, spread=0.5) for name, shape in shapes.items()}
+        p[f"route.{k}.CONST_ones_over_n_out"] = np.full(j, 1 / j, "f4")
+
+    def normal(x: Array) -> Array:
+        if x.shape[-1] == 1:
+            return x
+        x = x - x.mean(-1, keepdims=True)
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5)
+
+    def routing(k: int, x: Array) -> Array:
+        """Vectors [B, N, d] to [B, J, h]."""
+        q = {name.removeprefix(f"route.{k}."): array for name, array in p.items() if name.startswith(f"route.{k}.")}
+        use, ignore = (
+            q[name] if name in q else x @ q[f"compute_{name}.weight"].T + q[f"compute_{name}.bias"]
+            for name in ("beta_use", "beta_ign")
+        )
+        scaled = x / np.sqrt(x.shape[1])
+        f = sigmoid((scaled * q["W_A"]).sum(-1) + q["B_A"])[..., None]
+        votes = np.einsum("bid,jd,dh->bijh", scaled, q["W_F1"], q["W_F2"]) + q["B_F2"]
+        r = np.full(votes.shape[:3], 1 / votes.shape[2])
+        for _ in range(2):
+            out = np.einsum("bij,bijh->bjh", use * f * r - ignore * (f - f * r), votes)
+            predicted = np.einsum("bjh,hd,jd->bjd", normal(out), q["W_G1"], q["W_G2"]) + q["B_G2"]
+            scores = np.einsum("bid,bjd->bij", x, predicted) * q["W_S"] + q["B_S"]
+            r = softmax(np.log(sigmoid(scores)), 2)  # for the next iteration
+        return normal(out)
+
+    def scores(states: Array) -> Array:
+        """Scores [B, 3] of hidden states [B, positions, 3, 4]."""
+        x = (normal(states) * p["W"] + p["B"]).reshape(len(states), -1, 4)
+        for k in range(len(sizes)):
+            x = routing(k, x)
+        return x[..., 0]
+
+    return p, scores, None
+
+
 def heinsen(seed: int = 0) -> Network:
     """github.com/glassroom/heinsen_routing_2019_paper on 2×9×8 images: two convolutions, 2 parts, 3 classes."""
     draw = Draw(seed)

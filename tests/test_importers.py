@@ -157,6 +157,23 @@ def test_heinsen(tmp_path: Path) -> None:
     assert convert(path, iterations=2).spec.layers[-1].routing.iterations == 2
 
 
+def test_heinsens_heads(tmp_path: Path) -> None:
+    arrays, scores, _ = strangers.heinsen_vectors()
+    path = strangers.pytorch(tmp_path / "a.state_dict", arrays)
+    assert convert(path).spec.input == (12, 1, 197)
+    assert "any number of positions" in str(convert(path).provenance)
+    model = convert(path, input=(12, 1, 7))
+    assert (model.spec.classes, model.provenance["imported"]["notes"]) == (3, [])
+    assert model.spec.parameter_count == sum(a.size for name, a in arrays.items() if "CONST" not in name)
+    states = np.random.default_rng(0).random((3, 7, 3, 4))
+    images = states.transpose(0, 2, 3, 1).reshape(3, 12, 1, 7)  # depth by depth, the numbers of every position
+    found = NUMPY.CapsNet(model.spec, model.params, dtype="float64")(images)
+    close(found.scores, scores(states), 1e-6)
+    assert convert(path, iterations=1).spec.capsules[-1].routing.iterations == 1
+    with pytest.raises(ModelFileError, match="have 11 channels; the weights are for 3·4 of them"):
+        convert(path, input=(11, 1, 7))
+
+
 def test_iterations_are_told(tmp_path: Path) -> None:
     path = strangers.pytorch(tmp_path / "a.pt", strangers.gram_ai()[0])
     last = convert(path, iterations=2, classes=["a", "b", "c"])

@@ -100,7 +100,7 @@ class TestHeinsenRouting(Proof):
 def test_what_means_nothing_is_refused() -> None:
     with pytest.raises(SpecError, match="DenseCaps: HeinsenRouting adds no bias to its capsules: bias=False"):
         DenseCaps(3, 4, HeinsenRouting())
-    with pytest.raises(SpecError, match='DenseCaps: shared must be true, false or "all", not 1'):
+    with pytest.raises(SpecError, match='DenseCaps: shared must be true, false, "all" or "factors", not 1'):
         DenseCaps(3, 4, shared=1)  # type: ignore[arg-type]
 
 

@@ -129,7 +129,8 @@ LEAKY = DynamicRouting(3, leaky=True)
 def test_presets_are_reached_from_the_package() -> None:
     assert capscore.PRESETS is PRESETS
     small = {
-        f"small-{name}" for name in ["attention", "inverted", "em", "vb", "self-routing", "heinsen", "hvc", "deepcaps"]
+        f"small-{name}"
+        for name in ("attention", "inverted", "em", "vb", "self-routing", "heinsen", "vectors", "hvc", "deepcaps")
     }
     assert set(PRESETS) == small | {
         *("mnist", "multimnist", "cifar10", "smallnorb", "svhn", "small", "deepcaps", "deepcaps-64"),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from capscore.init import HeNormal, Init, TruncatedNormal
+from capscore.init import HeNormal, normal
 from capscore.layer import Layer
 from capscore.layers import (
     AsCaps,
@@ -28,13 +28,9 @@ from capscore.layers import (
 from capscore.net import CapsNetSpec
 
 
-def _normal(std: float) -> Init:
-    return TruncatedNormal(std / 0.87962566)  # of this standard deviation when cut off at twice the other
-
-
 def _caps(below: int, types: int, dim: int, stride: int = 1) -> tuple[Layer, ...]:
     """Return capsules that a convolution makes of a map of `below` channels, without routing (section 3.2)."""
-    init = _normal((9 * below * types * dim) ** -0.25)  # Keras' Glorot for an array of six axes
+    init = normal((9 * below * types * dim) ** -0.25)  # Keras' Glorot for an array of six axes
     conv = Conv(types * dim, 3, stride, padding="same", activation="none", bias=False, init=init)
     return conv, AsCaps(types, dim)
 
@@ -51,12 +47,12 @@ def _decoder(image: tuple[int, int, int], maps: tuple[int, ...], dim: int) -> Ch
     factor = 2 ** (len(maps) - 1)
     size = 16, image[1] // factor, image[2] // factor
     chain: list[Layer] = [
-        Linear(size, init=_normal(math.sqrt(2 / (dim + math.prod(size))))),
+        Linear(size, init=normal(math.sqrt(2 / (dim + math.prod(size))))),
         BatchNorm(momentum=0.2, epsilon=1e-3),
     ]
     for i, (below, channels) in enumerate(zip((16, *maps), (*maps, image[0]), strict=True)):
         stride, last = (2 if 0 < i < len(maps) else 1), i == len(maps)
-        init = _normal(math.sqrt(2 / (9 * (below + channels))))
+        init = normal(math.sqrt(2 / (9 * (below + channels))))
         chain.append(ConvTranspose(channels, 3, stride, "relu" if last else "none", init))
     return ChainDecoder(tuple(chain), class_independent=True)
 

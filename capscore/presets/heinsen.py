@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from capscore.init import HeNormal, TruncatedNormal
+from capscore.init import HeNormal, normal
 from capscore.layer import Layer
 from capscore.layers import AsCaps, BatchNorm, Concat, Conv, Coordinates, DenseCaps
 from capscore.losses import CrossEntropy
@@ -39,7 +39,7 @@ def heinsen(
             pose_rows=4,
             shared="all" if one_for_all else False,
             vote_bias=True,
-            init=TruncatedNormal(0.25 / 0.87962566),  # a standard deviation of 1/4, as the authors' normal numbers
+            init=normal(0.25),
         )
 
     return CapsNetSpec(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from capscore.init import TruncatedNormal
+from capscore.init import normal
 from capscore.layer import Layer
 from capscore.layers import AsCaps, BatchNorm, BranchScores, Conv, HomogeneousCaps, Residual
 from capscore.losses import CrossEntropy
 from capscore.net import CapsNetSpec
 
-INIT = TruncatedNormal(0.05 / 0.87962566)  # a standard deviation of 0.05, as the authors' normal numbers
+INIT = normal(0.05)
 
 
 def hvc(

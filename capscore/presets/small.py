@@ -9,6 +9,7 @@ from capscore.init import HeNormal, TruncatedNormal
 from capscore.layer import Layer
 from capscore.layers import (
     AsCaps,
+    AsMap,
     BatchNorm,
     BranchScores,
     CapsNorm,
@@ -17,6 +18,7 @@ from capscore.layers import (
     ConvCaps,
     Decoder,
     DenseCaps,
+    GlobalPool,
     HomogeneousCaps,
     Logits,
     PrimaryCaps,
@@ -25,7 +27,7 @@ from capscore.layers import (
 )
 from capscore.losses import CrossEntropy, Loss, MarginLoss, SpreadLoss
 from capscore.net import CapsNetSpec
-from capscore.routing import EMRouting, HeinsenRouting, InvertedAttention, SelfAttention, SelfRouting
+from capscore.routing import EMRouting, HeinsenRouting, InvertedAttention, SelfAttention, SelfRouting, VectorRouting
 
 from . import em, variational
 from .deepcaps import deepcaps
@@ -115,6 +117,22 @@ def heinsen() -> CapsNetSpec:
     )
 
 
+def vectors() -> CapsNetSpec:
+    """Return a network of two layers of vectors with the routing of Heinsen 2022, the second of scores."""
+    how: dict[str, Any] = {"routing": VectorRouting(), "bias": False, "shared": "factors", "vote_bias": True}
+    return _network(
+        *_normal(32, 5, 2),
+        *_normal(64, 3, 2),
+        AsCaps(1, 64, "none"),
+        CapsNorm(),
+        DenseCaps(16, 64, **how),
+        DenseCaps(10, 1, **how),
+        AsMap(),
+        GlobalPool(),  # of one position: a vector of scores
+        loss=CrossEntropy(),
+    )
+
+
 def homogeneous() -> CapsNetSpec:
     """Return a network of two branches of capsules without routing."""
 
@@ -133,6 +151,7 @@ PRESETS: dict[str, Callable[[], CapsNetSpec]] = {
     "small-vb": bayes,
     "small-self-routing": self_routing,
     "small-heinsen": heinsen,
+    "small-vectors": vectors,
     "small-hvc": homogeneous,
     "small-deepcaps": lambda: deepcaps((1, 28, 28), 32, 8, (4, 8), 16, (16, 8, 8)),
 }

@@ -8,9 +8,11 @@ from .inverted import InvertedAttention
 from .self_attention import SelfAttention
 from .self_routing import SelfRouting
 from .variational import VariationalBayes
-from .votes import ArrayVotes, LinearVotes, ShiftedVotes, Votes
+from .vectors import VectorRouting
+from .votes import ArrayVotes, LinearVotes, SharedVotes, ShiftedVotes, Votes
 
 __all__ = [
     "ArrayVotes", "DynamicRouting", "EMRouting", "HeinsenRouting", "InvertedAttention", "LinearVotes", "Routing",
-    "SelfAttention", "SelfRouting", "ShiftedVotes", "VariationalBayes", "Votes", "VotesShape", "dynamic_routing",
+    "SelfAttention", "SelfRouting", "SharedVotes", "ShiftedVotes", "VariationalBayes", "VectorRouting", "Votes",
+    "VotesShape", "dynamic_routing",
 ]  # fmt: skip

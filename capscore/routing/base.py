@@ -30,6 +30,7 @@ class VotesShape(NamedTuple):
     d_in: int
     rows: int = 1
     windows: int = 1  # how often the same weights see so many inputs: at every position of a convolutional layer
+    alike: bool = False  # whether all inputs have the same weight: they are summed before they are multiplied by it
 
     @property
     def weight(self) -> tuple[int, int, int, int]:
@@ -39,7 +40,24 @@ class VotesShape(NamedTuple):
     @property
     def product(self) -> int:
         """Multiply-adds of one `combine` or `agree` of one image, without votes in memory."""
-        return self.windows * self.n_in * self.n_out * self.d_out * self.d_in // self.rows
+        if not self.alike:
+            return self.written
+        return self.windows * self.n_out * self.d_in * (self.n_in + self.d_out // self.rows)
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers the votes of one image are."""
+        return self.windows * self.n_in * self.n_out * self.d_out
+
+    @property
+    def written(self) -> int:
+        """Multiply-adds of the votes of one image, written to memory."""
+        return self.numbers * self.d_in // self.rows
+
+    def agreed(self, iterations: int) -> int:
+        """Return the multiply-adds of a `combine` per iteration, uniform at first, and an `agree` between two."""
+        scaled = 0 if self.alike else self.windows * self.n_in * self.d_in * self.n_out  # inputs times their couplings
+        return self.product + (iterations - 1) * 2 * (self.product + scaled)
 
 
 class Routing(Value, ABC):

@@ -52,8 +52,7 @@ class HeinsenRouting(Routing):
 
     def multiply_adds(self, votes: VotesShape) -> int:
         """Return the multiply-adds of one image: the votes, their means and variances, and their distances."""
-        numbers = votes.windows * votes.n_in * votes.n_out * votes.d_out
-        return votes.product + (4 * self.iterations - 1) * numbers
+        return votes.written + (4 * self.iterations - 1) * votes.numbers
 
     def __call__(self, ops: Ops[A], votes: Votes[A], p: Mapping[str, A], run: Run) -> Capsules[A]:
         """Route the votes to output capsules [B, J, D] and their activations [B, J]."""

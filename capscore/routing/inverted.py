@@ -44,8 +44,7 @@ class InvertedAttention(Routing):
 
     def multiply_adds(self, votes: VotesShape) -> int:
         """Return the multiply-adds of one image: a combine per iteration, an agree between two of them."""
-        scaled = votes.windows * votes.n_in * votes.d_in * votes.n_out  # inputs times their couplings
-        return votes.product + (self.iterations - 1) * 2 * (votes.product + scaled)
+        return votes.agreed(self.iterations)
 
     def __call__(self, ops: Ops[A], votes: Votes[A], p: Mapping[str, A], run: Run) -> Capsules[A]:
         """Route the votes to output capsules [B, J, D]."""

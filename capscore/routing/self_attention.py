@@ -35,7 +35,7 @@ class SelfAttention(Routing):
 
     def multiply_adds(self, votes: VotesShape) -> int:
         """Return the multiply-adds of one image: two combines and an agree."""
-        return 3 * votes.product + 2 * votes.windows * votes.n_in * votes.d_in * votes.n_out
+        return votes.agreed(2)
 
     def __call__(self, ops: Ops[A], votes: Votes[A], p: Mapping[str, A], run: Run) -> Capsules[A]:
         """Route the votes to output capsules [B, J, D]."""

@@ -54,8 +54,7 @@ class VariationalBayes(Routing):
 
     def multiply_adds(self, votes: VotesShape) -> int:
         """Return the multiply-adds of one image: the votes, means and variances, distances between iterations."""
-        once = votes.windows * votes.n_in * votes.n_out * votes.d_out
-        return votes.product + (3 * self.iterations - 1) * once
+        return votes.written + (3 * self.iterations - 1) * votes.numbers
 
     def __call__(self, ops: Ops[A], votes: Votes[A], p: Mapping[str, A], run: Run) -> Capsules[A]:
         """Route the votes to output capsules [B, J, D] with activations [B, J]."""

@@ -130,6 +130,60 @@ class LinearVotes(Votes[A]):
         return ops.reshape(ops.transpose(u_hat, (3, 1, 0, 2, 4)), (j, -1, n, r * d))
 
 
+class SharedVotes(Votes[A]):
+    """Votes û_ij = W_j u_i, where all inputs have one matrix: an output capsule sums them before it multiplies.
+
+    `weight` is [J, D, K]; or [1, D, K] with a `scale` [J, K], and W_j = weight · diag(scale_j). Poses of R `rows` are
+    matrices, as in `LinearVotes`. Memory is linear in N, J, D and K.
+    """
+
+    def __init__(
+        self,
+        ops: Ops[A],
+        u: A,
+        weight: A,
+        bias: A | None,
+        shape: tuple[int, int, int, int],
+        activation: A | None = None,
+        rows: int = 1,
+        scale: A | None = None,
+    ) -> None:
+        self.ops, self.weight, self.bias, self.activation, self.rows = ops, weight, bias, activation, rows
+        self.u = self.pose = u
+        self.n_in, self.n_out, self.d, self.k = shape
+        self.d_out = rows * self.d
+        self.scale = None if scale is None else ops.reshape(scale, (self.n_out, 1, self.k))
+
+    def _scaled(self, x: A) -> A:
+        return x if self.scale is None else x * self.scale
+
+    def combine(self, c: A | float) -> A:
+        """Return s [J, B, R·D]."""
+        ops, j, u = self.ops, self.n_out, self.u
+        if isinstance(c, float):
+            total = ops.reshape(ops.sum(u, 1) * c, (1, -1, self.k))  # [1, B·R, K]
+        else:
+            total = ops.transpose(ops.matmul(ops.transpose(c, (1, 0, 2)), u), (1, 0, 2))  # [J, B, R·K]
+            total = ops.reshape(total, (j, -1, self.k))
+        total = self._scaled(total)
+        s = ops.reshape(ops.matmul(total, ops.transpose(self.weight, (0, 2, 1))), (j, -1, self.d_out))
+        return s if self.bias is None else s + ops.reshape(self.bias, (j, 1, self.d_out))
+
+    def agree(self, v: A) -> A:
+        """Return a [J, B, N]."""
+        ops, j, u = self.ops, self.n_out, self.u
+        t = self._scaled(ops.matmul(ops.reshape(v, (j, -1, self.d)), self.weight))  # [J, B·R, K]
+        t = ops.transpose(ops.reshape(t, (j, -1, self.rows * self.k)), (1, 2, 0))  # [B, R·K, J]
+        return ops.transpose(ops.matmul(u, t), (2, 0, 1))
+
+    def array(self) -> A:
+        """Return û [J, B, N, R·D]."""
+        ops, j = self.ops, self.n_out
+        u = self._scaled(ops.reshape(self.u, (1, -1, self.k)))  # [1 or J, B·N·R, K]
+        u_hat = ops.matmul(u, ops.transpose(self.weight, (0, 2, 1)))
+        return ops.reshape(u_hat, (j, -1, self.n_in, self.d_out))
+
+
 class ArrayVotes(Votes[A]):
     """Votes given as an array û [B, N, J, D], with an optional bias [J, D]; `sizes` (N, J, D) if it cannot tell."""
 
@@ -162,19 +216,23 @@ class ArrayVotes(Votes[A]):
 
 
 class ShiftedVotes(Votes[A]):
-    """Votes û_ij + e_ij, with e [J, N, D] or [1, N, D] the same for all images: a place, or a learned number."""
+    """Votes û_ij + e_ij, with e the same for all images, such as a place or a learned number.
 
-    def __init__(self, votes: Votes[A], shift: A) -> None:
-        self.votes, self.shift, self.ops = votes, shift, votes.ops
+    e is [J, N, D], [1, N, D] if it is that of all outputs, or [J, 1, D] if it is that of all inputs.
+    """
+
+    def __init__(self, votes: Votes[A], shift: A, alike: bool = False) -> None:
+        self.votes, self.shift, self.alike, self.ops = votes, shift, alike, votes.ops
         self.n_in, self.n_out, self.d_out = votes.n_in, votes.n_out, votes.d_out
         self.pose, self.activation, self.windows = votes.pose, votes.activation, votes.windows
 
     def combine(self, c: A | float) -> A:
         """Return s [J, B, D]."""
+        ops = self.ops
         if isinstance(c, float):
-            total = self.ops.sum(self.shift, 1, keepdims=True) * c  # [J or 1, 1, D]
+            total = ops.sum(self.shift, 1, keepdims=True) * (c * self.n_in if self.alike else c)  # [J or 1, 1, D]
         else:
-            total = self.ops.matmul(c, self.shift)  # [J, B, D]
+            total = ops.matmul(ops.sum(c, 2, keepdims=True) if self.alike else c, self.shift)  # [J, B, D]
         return self.votes.combine(c) + total
 
     def agree(self, v: A) -> A:
@@ -183,4 +241,4 @@ class ShiftedVotes(Votes[A]):
 
     def array(self) -> A:
         """Return û + e [J, B, N, D]."""
-        return self.votes.array() + self.ops.reshape(self.shift, (-1, 1, self.n_in, self.d_out))
+        return self.votes.array() + self.ops.reshape(self.shift, (-1, 1, 1 if self.alike else self.n_in, self.d_out))

@@ -12,14 +12,14 @@ from capscore.modelfile import Model, check_classes, check_params
 from capscore.net import CapsNetSpec
 from capscore.values import sizes
 
-from . import efficient, escvm_original, gram_ai, guo_keras, guo_pytorch, heinsen
+from . import efficient, escvm_original, gram_ai, guo_keras, guo_pytorch, heinsen, heinsen_vectors
 from .family import Family, Found, Hints, Size
 from .layouts import Array
 from .mapping import listed, mapped
 from .tensors import read_tensors
 
 FAMILIES: tuple[Family, ...] = tuple(
-    module.FAMILY for module in (guo_keras, guo_pytorch, gram_ai, escvm_original, efficient, heinsen)
+    module.FAMILY for module in (guo_keras, guo_pytorch, gram_ai, escvm_original, efficient, heinsen, heinsen_vectors)
 )
 
 
