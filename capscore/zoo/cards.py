@@ -40,7 +40,7 @@ def card_of(name: str, model: Model) -> str:
         + f". Seed {recipe['seed']}; the last epoch; the test images were read once, in the end.",
         *_numbers(told),
         f"- **Licence**: the weights as capscore, Apache-2.0; the images are under {licence}.",
-        "- **Cite**: capscore and its version, beside the paper of the routing.",
+        "- **Cite**: capscore and its version, beside the [paper](references.md) of the routing.",
         "",
         f'`capscore.create("{name}", pretrained=True)`, `capscore eval {name} --data …`, '
         f"`capscore export {name} {name}.onnx`",
