@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import signal
 import sys
 import tempfile
 import webbrowser
@@ -16,7 +17,7 @@ import typer
 
 import capscore
 from capscore.cli.app import app, say
-from capscore.cli.shared import Import
+from capscore.cli.shared import Import, found
 from capscore.errors import CapscoreError
 
 PAGE = Path(capscore.__file__).parent / "playground"  # docs/playground in a checkout
@@ -28,7 +29,10 @@ RUNTIME = "ort.wasm.min.mjs"  # of onnxruntime-web
 def play_command(
     models: Annotated[
         list[Path],
-        typer.Argument(help=".safetensors models or .onnx exports: the first to play with, all to compare."),
+        typer.Argument(
+            help="Models, exports or names of `capscore models`: the first to play with, all to compare.",
+            callback=lambda paths: list(map(found, paths)),
+        ),
     ],
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 for any that is free.")] = 8765,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.")] = True,
@@ -57,6 +61,7 @@ def play_command(
             say(f"{address} (Ctrl-C ends it)")
             if browser:
                 webbrowser.open(address)
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # of who stops a server as Ctrl-C does
             try:
                 server.serve_forever()
             except KeyboardInterrupt:

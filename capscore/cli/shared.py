@@ -24,7 +24,7 @@ from capscore.data import NAMES
 from capscore.errors import CapscoreError, SpecError, short
 
 
-def _found(path: Path) -> Path:
+def found(path: Path) -> Path:
     """Return the path of a model: of the trained network of that name, where there is no such file."""
     return zoo.path(str(path)) if not path.exists() and str(path) in zoo.list_models(pretrained=True) else path
 
@@ -32,11 +32,11 @@ def _found(path: Path) -> Path:
 ModelPath = Annotated[
     Path,
     typer.Argument(help="A .safetensors model, an .onnx export, or a name of `capscore models`.", show_default=False,
-                   callback=_found),
+                   callback=found),
 ]  # fmt: skip
 Weights = Annotated[
     Path,
-    typer.Argument(help="A .safetensors model, or a name of `capscore models`.", show_default=False, callback=_found),
+    typer.Argument(help="A .safetensors model, or a name of `capscore models`.", show_default=False, callback=found),
 ]
 Data = Annotated[str, typer.Option(help=f"{', '.join(NAMES)}, a folder or list of images, .npz, .npy, .csv, IDX.")]
 DataDir = Annotated[Path | None, typer.Option(help="Folder with mnist/, cifar10/ and so on; else CAPSCORE_DATA.")]
