@@ -454,11 +454,9 @@ def export(
         convolutions and the decoder, per channel, routing in float; "int8-weights", a quarter of the file with all of
         the arithmetic in float32, on any device and without calibration
     batch : a fixed number of images, which makes a single one faster; any number when None
-    outputs : some of lengths, capsules, reconstruction; couplings (`couplings.{layer}.{iteration}` [batch, N, J] of
-        every layer that routes, such as `couplings.0.1` and, within a layer, `couplings.0.layers.1.1`; from the second
-        iteration on, as the first is uniform); steps (of every layer that routes at once `inputs.{layer}` [batch, N],
-        how present each capsule is that comes in, and `lengths.{layer}.{iteration}` [batch, J]). All but couplings and
-        steps when None
+    outputs : some of lengths, capsules, reconstruction, couplings, steps; all but the last two when None. For these,
+        `couplings.{layer}.{iteration}` [batch, N, J], `inputs.{layer}` [batch, N] and `lengths.{layer}.{iteration}`
+        [batch, J], see `capscore.net.followed`
     byte_images : take uint8 images 0 to 255, scaled inside the graph
     calibration : images [N, C, H, W] in [0, 1] of the kind that the model will see: they show int8 the range of
         every activation, and the first of them take part in the verification
@@ -485,10 +483,8 @@ def export(
     if precision.startswith("int8"):
         from capscore.export.precision import narrow, quantize
 
-        if precision == "int8-weights":
-            model = narrow(plain)
-        else:
-            model = quantize(net.spec, plain, np.asarray(to_host(calibration)), byte_images)
+        narrowed = precision == "int8-weights"
+        model = narrow(plain) if narrowed else quantize(net.spec, plain, np.asarray(to_host(calibration)), byte_images)
     return _finish(net, model, plain, path, precision, verify, calibration, fast_conv, json, accept)
 
 

@@ -157,16 +157,24 @@ class SharedVotes(Votes[A]):
     def _scaled(self, x: A) -> A:
         return x if self.scale is None else x * self.scale
 
+    def _of_all(self, x: A) -> A:
+        """Return rows x [R, K] by the matrices of all output capsules: [J, R, D]."""
+        ops, j, d, k = self.ops, self.n_out, self.d, self.k
+        if self.scale is not None:
+            return ops.matmul(ops.reshape(x, (1, -1, k)) * self.scale, ops.transpose(self.weight, (0, 2, 1)))
+        by_output = ops.transpose(ops.reshape(self.weight, (j * d, k)), (1, 0))
+        return ops.transpose(ops.reshape(ops.matmul(x, by_output), (-1, j, d)), (1, 0, 2))
+
     def combine(self, c: A | float) -> A:
         """Return s [J, B, R·D]."""
         ops, j, u = self.ops, self.n_out, self.u
         if isinstance(c, float):
-            total = ops.reshape(ops.sum(u, 1) * c, (1, -1, self.k))  # [1, B·R, K]
+            s = self._of_all(ops.reshape(ops.sum(u, 1) * c, (-1, self.k)))
         else:
             total = ops.transpose(ops.matmul(ops.transpose(c, (1, 0, 2)), u), (1, 0, 2))  # [J, B, R·K]
-            total = ops.reshape(total, (j, -1, self.k))
-        total = self._scaled(total)
-        s = ops.reshape(ops.matmul(total, ops.transpose(self.weight, (0, 2, 1))), (j, -1, self.d_out))
+            total = self._scaled(ops.reshape(total, (j, -1, self.k)))
+            s = ops.matmul(total, ops.transpose(self.weight, (0, 2, 1)))
+        s = ops.reshape(s, (j, -1, self.d_out))
         return s if self.bias is None else s + ops.reshape(self.bias, (j, 1, self.d_out))
 
     def agree(self, v: A) -> A:
@@ -178,10 +186,8 @@ class SharedVotes(Votes[A]):
 
     def array(self) -> A:
         """Return û [J, B, N, R·D]."""
-        ops, j = self.ops, self.n_out
-        u = self._scaled(ops.reshape(self.u, (1, -1, self.k)))  # [1 or J, B·N·R, K]
-        u_hat = ops.matmul(u, ops.transpose(self.weight, (0, 2, 1)))
-        return ops.reshape(u_hat, (j, -1, self.n_in, self.d_out))
+        u_hat = self._of_all(self.ops.reshape(self.u, (-1, self.k)))
+        return self.ops.reshape(u_hat, (self.n_out, -1, self.n_in, self.d_out))
 
 
 class ArrayVotes(Votes[A]):
