@@ -31,7 +31,8 @@ DRAWN = [
     DOCS / "architecture.md",
 ]  # the pages whose pictures docs/figures.py draws
 NOT_RUN = {
-    "plugins", "a GPU", "a Triton server", "three alternatives", "the end of a module of its own", "coremltools",
+    "plugins", "a GPU", "a server", "a Triton server", "three alternatives", "the end of a module of its own",
+    "coremltools",
     "it reads a file of yours",
     "tests/test_tools.py runs it where OpenVINO is installed", "tests/test_tools.py runs it where OpenCV is installed",
 }  # fmt: skip
