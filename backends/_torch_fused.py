@@ -113,7 +113,6 @@ def route(routing: Routing, u: Tensor, weight: Tensor, bias: Tensor | None, *own
     return capsules
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _said(routing: Routing) -> str:
     """Return what an operator is told of a routing: text, as PyTorch's take no values of ours."""
     if (text := _texts.get(routing)) is None:
@@ -121,6 +120,8 @@ def _said(routing: Routing) -> str:
     return text
 
 
+# As `torch.compiler.assume_constant_result` marks it, which first imports the compiler: a second at every start.
+_said._dynamo_marked_constant = True  # type: ignore[attr-defined]
 _texts: dict[Routing, str] = {}
 
 

@@ -94,6 +94,7 @@ def self_routing() -> CapsNetSpec:
     """Return a network of two layers of capsules that route themselves."""
     return _network(
         *_normal(32, 5, 2),
+        *_normal(32, 3),
         *_normal(16 * 9, 3, 2, "none"),
         AsCaps(16, 8, "none", active=True),
         ConvCaps(16, 8, 3, routing=SelfRouting(), bias=False),
