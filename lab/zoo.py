@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from capscore import backend, modelfile, zoo
+from capscore.data import Samples
 from capscore.errors import TrainingError
 from capscore.export.onnx import export
 from capscore.export.runtime import Session
@@ -38,11 +40,12 @@ def ship(lab: Lab, name: str) -> Path:
         spec = model.spec.replace(decoder=None)
         model = replace(model, spec=spec, params={name: model.params[name] for name in spec.parameters})
     path, published = zoo.FOLDER / (name + zoo.END), Published.read(name)
+    learn, _, tests = published.sets(lab)  # first: a file without its numbers is none
     told = modelfile.public(model.provenance) | {"seeds": _seeds(lab, name)}
     told["published"] |= {"why": published.why}
     model = replace(model, provenance=told)
     modelfile.save(path, model, "float16")
-    model.provenance["measured"] = _measured(lab, published, path)
+    model.provenance["measured"] = _measured(learn, tests, path)
     modelfile.save(path, model, "float16")
     return path
 
@@ -68,9 +71,8 @@ def _seeds(lab: Lab, name: str) -> dict[str, Any]:
     return {test: {"n": row["n"], "mean": row["mean"][test], "std": row["std"][test]} for test in tests}
 
 
-def _measured(lab: Lab, published: Published, path: Path) -> dict[str, Values]:
+def _measured(learn: Samples, tests: Mapping[str, Samples], path: Path) -> dict[str, Values]:
     """Return the errors in percent of a file on every engine."""
-    learn, _, tests = published.sets(lab)
     nets = {name: backend(name).load(path) for name in ("torch", "numpy")}
     engines: dict[str, Any] = dict(nets)
     with tempfile.TemporaryDirectory() as made:
