@@ -120,13 +120,12 @@ def conv2d(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int], padding: tuple[int, int], groups: int = 1
 ) -> Tensor:
     """Correlate x [B, C, H, W] with weight [O, C/groups, kh, kw], plus bias [O]."""
-    if x.device.type != "cpu" or _torch_fused.exporting():
-        return nn.functional.conv2d(x, weight, bias, stride, padding, 1, groups)
-    if groups > 1:
-        if padding == (0, 0) and weight.shape[1:] == (1, *x.shape[2:]):
+    if x.device.type == "cpu" and not _torch_fused.exporting():
+        if groups == 1:
+            return _torch_fused.direct_conv2d(x, weight, bias, stride, padding)
+        if padding == (0, 0) and len(weight) == groups and weight.shape[1:] == (1, *x.shape[2:]):
             return _torch_fused.depthwise_whole(x, weight, bias)
-        return nn.functional.conv2d(x, weight, bias, stride, padding, 1, groups)
-    return _torch_fused.direct_conv2d(x, weight, bias, stride, padding)
+    return nn.functional.conv2d(x, weight, bias, stride, padding, 1, groups)
 
 
 def fast_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, tiling: Tiling) -> Tensor:

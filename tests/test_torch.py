@@ -347,6 +347,13 @@ def test_a_depthwise_convolution_over_the_whole_map_is_a_sum() -> None:
     assert "Convolution" not in type(mine.grad_fn).__name__, "PyTorch's takes several times longer"
 
 
+def test_a_depthwise_convolution_may_have_several_kernels_a_channel() -> None:
+    caps, rng = backend("torch"), np.random.default_rng(2)
+    x, weight, bias = (rng.normal(size=s) for s in ((3, 4, 5, 4), (8, 1, 5, 4), (8,)))
+    mine = caps.conv2d(*map(caps.asarray, (x, weight, bias)), (1, 1), (0, 0), 4)
+    close(caps.to_numpy(mine), NUMPY.conv2d(x, weight, bias, (1, 1), (0, 0), 4), FLOAT64)
+
+
 @pytest.mark.parametrize(("kernel", "stride", "padding"), [(3, 1, 0), (2, 3, 1), (5, 2, 2), (1, 1, 0)])
 def test_few_patches_are_one_product(kernel: int, stride: int, padding: int, monkeypatch: pytest.MonkeyPatch) -> None:
     ops = backend("torch")
