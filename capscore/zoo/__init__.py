@@ -30,6 +30,13 @@ def path(name: str) -> Path:
     return FOLDER / (name + END)
 
 
+def chosen(backend: str | None) -> Any:
+    """Return what has `CapsNet`: the backend of a name, else the one chosen at import time."""
+    import capscore
+
+    return capscore if backend is None else capscore.backend(backend)
+
+
 def create(name: str, pretrained: bool = False, seed: int = 0, backend: str | None = None, **options: Any) -> Any:
     """Return a network by its name: `list_models()` has them all.
 
@@ -37,9 +44,7 @@ def create(name: str, pretrained: bool = False, seed: int = 0, backend: str | No
     name such as "torch"; else the chosen one. `options` are those of `CapsNet`, such as dtype="float64". Raises
     SpecError if there is no such network, or no trained one.
     """
-    import capscore
-
-    caps: Any = capscore if backend is None else capscore.backend(backend)
+    caps = chosen(backend)
     if pretrained:
         return caps.CapsNet.load(path(name), **options)
     if name in PRESETS:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from capscore.errors import BackendError, ModelFileError
+from capscore.zoo import chosen
 
 MODEL, CARD = "model.safetensors", "README.md"
 HEAD = "---\nlibrary_name: capscore\ntags:\n- capsule-network\n---\n\n"
@@ -18,11 +19,8 @@ def from_pretrained(where: str | os.PathLike[str], backend: str | None = None, r
 
     Raises ModelFileError if there is none, or the Hub does not give it.
     """
-    import capscore
-
-    caps: Any = capscore if backend is None else capscore.backend(backend)
     folder = Path(where)
-    return caps.CapsNet.load(folder / MODEL if folder.is_dir() else _fetched(str(where), revision))
+    return chosen(backend).CapsNet.load(folder / MODEL if folder.is_dir() else _fetched(str(where), revision))
 
 
 def save_pretrained(net: Any, folder: str | os.PathLike[str], card: str = "") -> Path:
