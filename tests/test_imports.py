@@ -234,8 +234,8 @@ def wheel(checkout: Path) -> Path:
 def test_a_checkout_without_symbolic_links_installs_for_editing(checkout: Path) -> None:
     code = f"""
 import site, sys
-sys.path.append({sysconfig.get_path("purelib")!r})  # without what is installed for editing there
 site.addsitedir({str(built(checkout, "editable"))!r})
+sys.path.append({sysconfig.get_path("purelib")!r})  # last: a capscore installed for editing has a finder of this name
 import capscore, capscore.backends.numpy, capscore.export.onnxfile, capscore.data
 print(capscore.__file__, capscore.backends.numpy.__file__, capscore.export.__file__)
 """
