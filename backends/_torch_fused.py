@@ -8,6 +8,7 @@ products of bfloat16, and of tf32 where `torch.backends.cuda.matmul` allows them
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -23,6 +24,7 @@ from capscore.values import read, write
 
 STREAMING: Streaming = Streaming(ops)
 PATCH = 512  # numbers in a patch: the first layer of most networks; with more, patches cost too much memory
+BLOCK = 64  # channels from which on PyTorch's convolution takes maps in either order equally fast
 FEW = 80  # patches: PyTorch's convolution rearranges its weights at every call, for so few the greater part of its time
 
 
@@ -57,6 +59,9 @@ def direct_conv2d(
     height, width = ((size + 2 * margin - kernel) // step + 1 for size, margin, kernel, step in sizes)
     learning = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     if learning or torch.compiler.is_compiling() or x.shape[0] * height * width > FEW:
+        # Maps of few channels take twice as long where their channels are apart; of one, they are not apart.
+        few = x.is_contiguous() and 1 < x.shape[1] < BLOCK and not learning and x.dtype == torch.float32
+        x = x.contiguous(memory_format=torch.channels_last) if few else x
         return nn.functional.conv2d(x, weight, bias, stride, padding)
     return _patches_conv2d(x, weight, bias, stride, padding)
 
@@ -89,9 +94,18 @@ def depthwise_whole(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def batch_norm(
-    layer: BatchNorm, x: Tensor, weight: Tensor | None, bias: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return a map normalised over its batch, scaled and shifted, and the mean and the variance [C] it had."""
+    layer: BatchNorm, x: Tensor, weight: Tensor | None, bias: Tensor | None, running: Sequence[Tensor] | None = None
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Return a map normalised over its batch, scaled and shifted, and the mean and the variance [C] it had.
+
+    With `running` mean and variance, these are used in place of the batch's own; None where they want a gradient, which
+    PyTorch's operator has not.
+    """
+    if running:
+        mean, variance = running
+        if mean.requires_grad or variance.requires_grad:
+            return None
+        return nn.functional.batch_norm(x, mean, variance, weight, bias, eps=layer.epsilon), mean, variance
     y, mean, scale = torch.native_batch_norm(x, weight, bias, None, None, True, 0.0, layer.epsilon)
     return y, mean.detach(), (scale.detach() ** -2 - layer.epsilon).clamp_min(0)
 

@@ -63,10 +63,13 @@ class BatchNorm(Layer):
         """Return a map of the same shape."""
         c = run.input.dims[0]
         of_map = (1, c, 1, 1)
-        if run.training and run.batch_mean is None and (kernel := ops.FUSED.get(BatchNorm)):
-            y, *found = kernel(self, x, p.get("weight"), p.get("bias"))
-            run.move((p["mean"], p["variance"]), (found[0], found[1]), self.momentum)
-            return activate(ops, y, self.activation)
+        running = p["mean"], p["variance"]
+        if (kernel := ops.FUSED.get(BatchNorm)) and run.batch_mean is None:
+            found = kernel(self, x, p.get("weight"), p.get("bias"), None if run.training else running)
+            if found is not None:
+                if run.training:
+                    run.move(running, found[1:], self.momentum)
+                return activate(ops, found[0], self.activation)
         mean, variance = run.moments(ops, x, (0, 2, 3), p, c, self.momentum)  # [1, C, 1, 1]
         deviation: Any = ops.sqrt(variance + self.epsilon)
         if run.training or not self.scale:
