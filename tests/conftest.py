@@ -79,22 +79,13 @@ USABLE = {"cupy": lambda: REAL_CUPY, "torch": cuda_of_torch}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the files of this process's share; skip what wants a GPU where there is none."""
-    keep_share(items)
+    """Put what loads OpenVINO last; skip what wants a GPU where there is none."""
     # OpenVINO, once it is loaded, ends the process at a SIGINT: what interrupts a training comes before it.
     items.sort(key=lambda item: item.path.name in OPENVINO)
     skip_without_gpu(items)
 
 
 OPENVINO = ("test_engines.py", "test_export.py", "test_promises.py", "test_tools.py")
-
-
-def keep_share(items: list[pytest.Item]) -> None:
-    """CAPSCORE_SHARE is such as "1/2", the first of two processes. Large files and small ones are spread over all."""
-    mine, processes = map(int, os.environ.get("CAPSCORE_SHARE", "1/1").split("/"))
-    files = sorted({item.path for item in items}, key=lambda path: path.stat().st_size)
-    share = {path for i, path in enumerate(files) if i // 2 % processes == mine - 1}
-    items[:] = [item for item in items if item.path in share]
 
 
 def skip_without_gpu(items: list[pytest.Item]) -> None:

@@ -394,7 +394,7 @@ def test_kernels_in_tritons_interpreter() -> None:
     if need("torch", "torch").cuda.is_available():
         pytest.skip("a GPU runs them")  # and an interpreter may not go with every NumPy
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "CAPSCORE_SHARE": "1/1"}
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
