@@ -25,7 +25,7 @@ from lab.experiments.trials import Lab, Values
 
 FOLDER = Path(__file__).parent / "recipes"
 FINAL = "final.safetensors"
-PAIRS = 25  # MultiMNIST: for each digit; the paper has 1,000
+PAIRS = 55  # MultiMNIST: for each digit; the paper has 1,000
 
 Sets = tuple[Samples, Samples, dict[str, Samples]]  # to learn from, to watch by, to test with by their names
 

@@ -135,7 +135,14 @@ def test_presets_are_reached_from_the_package() -> None:
     assert set(PRESETS) == small | {
         *("mnist", "multimnist", "cifar10", "smallnorb", "svhn", "small", "deepcaps", "deepcaps-64"),
         *("efficient-mnist", "efficient-multimnist", "efficient-smallnorb", "inverted-cifar10", "inverted-cifar100"),
-        *("efficient-affnist", "dynamic-mnist", "unrouted-mnist"),
+        *(
+            "efficient-affnist",
+            "residual-multimnist",
+            "residual-affnist",
+            "residual-fashion",
+            "dynamic-mnist",
+            "unrouted-mnist",
+        ),
         *("self-routing-resnet20", "heinsen-smallnorb", "hvc-mnist", "em-smallnorb", "em-small", "vb-smallnorb"),
     }
     leaky = [name for name, p in PRESETS.items() if any(getattr(c, "routing", None) == LEAKY for c in p.capsules)]

@@ -18,7 +18,9 @@ from capscore.layers import (
     DenseCaps,
     InstanceNorm,
     Linear,
+    MaxPool,
     PrimaryCaps,
+    Residual,
     Upsample,
 )
 from capscore.net import CapsNetSpec
@@ -73,9 +75,38 @@ def smallnorb() -> CapsNetSpec:
     )
 
 
+def _residual(size: int, widths: tuple[int, int, int] = (16, 32, 64)) -> CapsNetSpec:
+    """Return ours: the same head over residual blocks (He et al. 2016) on maps of a half and a quarter of the size.
+
+    At equal time of training it tells overlapping digits apart better than the stem of the paper.
+    """
+    norm = BatchNorm(momentum=0.01, epsilon=1e-3)
+
+    def convolved(channels: int, kernel: int = 3, activation: str = "relu") -> tuple[Layer, ...]:
+        return Conv(channels, kernel, padding="same", activation=activation, init=HeNormal()), norm
+
+    def block(channels: int) -> Residual:
+        return Residual((*convolved(channels), *convolved(channels, activation="none")))
+
+    first, half, quarter = widths
+    return CapsNetSpec(
+        input=(1, size, size),
+        layers=(
+            *convolved(first, 5), MaxPool(2),
+            *convolved(half), block(half), block(half), MaxPool(2),
+            *convolved(quarter), block(quarter), *convolved(128, 1),
+            _primary(size // 4), _attentive(10),
+        ),
+        decoder=Decoder((128, 256)),
+    )  # fmt: skip
+
+
 PRESETS: dict[str, Callable[[], CapsNetSpec]] = {
     "efficient-mnist": lambda: _digits(28, (1, 1, 1, 2), kernel=9),  # 161,824 parameters, and the paper's decoder
     "efficient-multimnist": lambda: _digits(36, (1, 1, 2, 2), kernel=5, stride=2),  # 154,656
+    "residual-multimnist": lambda: _residual(36),  # 174,848
+    "residual-affnist": lambda: _residual(40),  # 177,280
+    "residual-fashion": lambda: _residual(28, (32, 64, 128)),
     "efficient-smallnorb": smallnorb,
     "efficient-affnist": lambda: _digits(40, (1, 1, 2, 2), kernel=7),  # ours: the same on the canvas of affNIST
     # Ours: the stem of efficient-mnist, so that the heads alone differ.
