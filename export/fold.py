@@ -1,4 +1,4 @@
-"""Batch normalisation, folded into the convolution before it: an export then has no node of it."""
+"""Batch normalisation, folded into the convolution before or behind it: an export then has no node of it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from capscore.layer import Layer
-from capscore.layers import Activation, BatchNorm, Conv, Residual
+from capscore.layers import Activation, BatchNorm, Conv, PrimaryCaps, Residual
+from capscore.layers.conv import margins
 from capscore.net import CapsNetSpec
 
 Params = dict[str, NDArray[Any]]
@@ -31,12 +32,18 @@ def _folded(layers: tuple[Layer, ...], own: list[Params]) -> tuple[list[Layer], 
     """Return the layers and their parameters with every pair of convolution and normalisation made one."""
     new, arrays = list(layers), list(own)
     for i, layer in enumerate(layers):
-        before = new[i - 1] if i else None
         if isinstance(layer, Residual):
             new[i], arrays[i] = _inside(layer, own[i])
-        if isinstance(layer, BatchNorm) and isinstance(before, Conv) and before.activation == "none":
+        if not isinstance(layer, BatchNorm):
+            continue
+        before, behind = new[i - 1] if i else None, layers[i + 1] if i + 1 < len(layers) else None
+        if isinstance(before, Conv) and before.activation == "none":
             new[i - 1], new[i] = replace(before, bias=True), Activation(layer.activation)
-            arrays[i - 1], arrays[i] = _scaled(arrays[i - 1], own[i], layer.epsilon), {}
+            arrays[i - 1], arrays[i] = _before(arrays[i - 1], *_affine(own[i], layer)), {}
+        elif isinstance(behind, Conv | PrimaryCaps) and margins(behind) == (0, 0) and layer.activation == "none":
+            # With a margin the zeros of it, which no norm has shifted, would need a bias of their own.
+            new[i], new[i + 1] = Activation("none"), replace(behind, bias=True) if isinstance(behind, Conv) else behind
+            arrays[i], arrays[i + 1] = {}, _behind(own[i + 1], *_affine(own[i], layer), behind.groups)
     return new, arrays
 
 
@@ -53,8 +60,20 @@ def _inside(block: Residual, own: Params) -> tuple[Residual, Params]:
     return replace(block, **changed), found
 
 
-def _scaled(conv: Params, norm: Params, epsilon: float) -> Params:
+def _affine(norm: Params, layer: BatchNorm) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return by what a normalisation multiplies every channel, and what it adds then."""
     exact = {name: array.astype(np.float64) for name, array in norm.items()}
-    scale = exact.get("weight", 1.0) / np.sqrt(exact["variance"] + epsilon)
-    bias = conv.get("bias", 0.0) - exact["mean"]
-    return {"weight": conv["weight"] * scale[:, None, None, None], "bias": bias * scale + exact.get("bias", 0.0)}
+    scale = exact.get("weight", 1.0) / np.sqrt(exact["variance"] + layer.epsilon)
+    return scale, exact.get("bias", 0.0) - exact["mean"] * scale
+
+
+def _before(conv: Params, scale: NDArray[Any], shift: NDArray[Any]) -> Params:
+    """Return a convolution whose results are scaled and shifted."""
+    return {"weight": conv["weight"] * scale[:, None, None, None], "bias": conv.get("bias", 0.0) * scale + shift}
+
+
+def _behind(conv: Params, scale: NDArray[Any], shift: NDArray[Any], groups: int) -> Params:
+    """Return a convolution that scales and shifts what it sees."""
+    weight = conv["weight"].astype(np.float64)
+    by, plus = (np.repeat(a.reshape(groups, -1), len(weight) // groups, 0)[:, :, None, None] for a in (scale, shift))
+    return {"weight": weight * by, "bias": conv.get("bias", 0.0) + (weight * plus).sum((1, 2, 3))}

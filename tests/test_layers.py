@@ -578,10 +578,11 @@ def test_fast_convolutions_leave_the_layers_as_they_are(
 
 
 def nodes(onnx_export: ModuleType, layers: tuple[Layer, ...], path: Any) -> list[str]:
-    """Kinds of the nodes of an export of these layers and some scores."""
+    """Kinds of the nodes of an export of these layers, and of some scores where they make no capsules."""
     import onnx
 
-    spec = CapsNetSpec((3, 8, 7), (*layers, Linear(2)), decoder=None)
+    scores = () if isinstance(layers[-1], DenseCaps) else (Linear(2),)
+    spec = CapsNetSpec((3, 8, 7), (*layers, *scores), decoder=None)
     onnx_export.export(NUMPY.CapsNet(spec, filled(spec)), path)  # which verifies that it computes the same
     return [node.op_type for node in onnx.load(path).graph.node]
 
@@ -604,6 +605,21 @@ def test_batch_normalisation_leaves_no_node(
     assert nodes(onnx_export, (blocks[0],), path) == nodes(onnx_export, (blocks[1],), path)
     inside = [(Residual((Residual(block.layers, block.shortcut),), (Conv(**past), Conv(**past))),) for block in blocks]
     assert nodes(onnx_export, inside[0], path) == nodes(onnx_export, inside[1], path)
+
+
+@pytest.mark.parametrize(
+    "behind",
+    [Conv(4, 3), Conv(6, (2, 3), 2, groups=3, bias=False), PrimaryCaps(2, 3, (8, 7), groups=3), PrimaryCaps(2, 3, 3)],
+)
+@pytest.mark.parametrize("norm", [BatchNorm(), BatchNorm(scale=False), BatchNorm(shift=False)])
+def test_batch_normalisation_after_an_activation_leaves_no_node(
+    onnx_export: ModuleType, tmp_path: Any, behind: Layer, norm: Layer
+) -> None:
+    first, last = (Conv(3, 3, padding=1),), (behind, DenseCaps(2, 4)) if isinstance(behind, PrimaryCaps) else (behind,)
+    path = tmp_path / "m.onnx"
+    assert nodes(onnx_export, (*first, norm, *last), path) == nodes(onnx_export, (*first, *last), path)
+    seen = Conv(4, 3, padding=1)  # a margin of zeros, which the norm does not shift
+    assert len(nodes(onnx_export, (*first, norm, seen), path)) > len(nodes(onnx_export, (*first, seen), path))
 
 
 # -------------------------------------------------------------------------------------------------------------- JSON
