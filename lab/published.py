@@ -25,7 +25,6 @@ from lab.experiments.trials import Lab, Values
 
 FOLDER = Path(__file__).parent / "recipes"
 FINAL = "final.safetensors"
-PAIRS = 55  # MultiMNIST: for each digit; the paper has 1,000
 
 Sets = tuple[Samples, Samples, dict[str, Samples]]  # to learn from, to watch by, to test with by their names
 
@@ -42,6 +41,7 @@ class Published:
     amp: bool  # products in bfloat16
     recipe: Recipe
     why: str
+    pairs: int = 0  # for each digit, of overlapping digits; the paper has 1,000
 
     @classmethod
     def read(cls, name: str) -> Published:
@@ -64,21 +64,25 @@ class Published:
         assert isinstance(learn, Dataset)
         assert isinstance(watched, Dataset)
         assert isinstance(test, Dataset)
-        return arranged(learn, watched, test)
+        return arranged(self, learn, watched, test)
 
 
-def _pairs(learn: Dataset, watched: Dataset, test: Dataset) -> Sets:
+def _single(_: Published, learn: Dataset, watched: Dataset, test: Dataset) -> Sets:
+    return learn, watched, {"test": test}
+
+
+def _pairs(published: Published, learn: Dataset, watched: Dataset, test: Dataset) -> Sets:
     # All pairs differ, so that the recipes have one epoch.
-    return Pairs(learn, 0, PAIRS), Pairs(watched, 1, 10), {"test": Pairs(test, 1, 1)}
+    return Pairs(learn, 0, published.pairs), Pairs(watched, 1, 10), {"test": Pairs(test, 1, 1)}
 
 
-def _affine(learn: Dataset, watched: Dataset, test: Dataset) -> Sets:
+def _affine(_: Published, learn: Dataset, watched: Dataset, test: Dataset) -> Sets:
     return Framed(learn, 40, 40), Placed(watched, 40, 1), {"test": Placed(test, 40, 1), "affine": Affine(test, 40, 1)}
 
 
-SETS: dict[str, tuple[str, Callable[[Dataset, Dataset, Dataset], Sets]]] = {
-    "mnist": ("mnist", lambda learn, watched, test: (learn, watched, {"test": test})),
-    "fashion-mnist": ("fashion-mnist", lambda learn, watched, test: (learn, watched, {"test": test})),
+SETS: dict[str, tuple[str, Callable[[Published, Dataset, Dataset, Dataset], Sets]]] = {
+    "mnist": ("mnist", _single),
+    "fashion-mnist": ("fashion-mnist", _single),
     "multimnist": ("mnist", _pairs),
     "mnist-40": ("mnist", _affine),
 }

@@ -79,15 +79,17 @@ def test_a_recipe_that_is_not_there() -> None:
 
 def test_what_is_watched_is_not_learned_from_and_tests_are_others() -> None:
     data = load("digits")[0]
+    recipe = Published.read("efficient-multimnist")
     learn, watched, tests = published._pairs(
-        data, replace(data, images=data.images[:50], labels=data.labels[:50]), data
+        recipe, data, replace(data, images=data.images[:50], labels=data.labels[:50]), data
     )
     assert isinstance(learn, Pairs)
     assert isinstance(watched, Pairs)
     seeds: set[Any] = {learn.seed, watched.seed}
     assert len(seeds) == 2
     assert list(tests) == ["test"]
-    assert len(learn) == published.PAIRS * len(data), "so that an epoch never shows a pair twice"
+    assert len(learn) == recipe.pairs * len(data)
+    assert recipe.recipe.epochs == 1, "so that no pair is shown twice"
 
 
 def test_a_network_ships_as_a_file_that_reaches_what_its_card_says(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
