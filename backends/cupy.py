@@ -37,6 +37,7 @@ from capscore.backends.numpy import (
     transpose,
 )
 from capscore.data import Samples, resident
+from capscore.data.device import Device, floored
 from capscore.errors import BackendError
 from capscore.fast import cook_toom
 from capscore.fast.streaming import RULES, Streaming
@@ -129,7 +130,12 @@ class Learner(model.Learner[Array]):
     def to_device(self, data: Samples, margin: int) -> Samples:
         """Return images to learn from, with `margin` around them, on the GPU."""
         like = next(iter(self.net.params.values()))
-        return resident(data, margin, lambda shape: empty(shape, like), cupy.asarray)
+        return resident(data, margin, images_on(like))
+
+
+def images_on(like: Array) -> Device:
+    """Return the place of images that lie beside `like`."""
+    return Device(lambda shape: empty(shape, like), cupy.asarray, floored)
 
 
 load = CapsNet.load

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from capscore import model
-from capscore.data import Samples, resident
+from capscore.data import Device, Samples, resident
 from capscore.errors import BackendError, TrainingError
 from capscore.fast.cook_toom import Tiling
 from capscore.fast.streaming import RULES
@@ -350,7 +350,7 @@ class Learner(model.Learner[Tensor]):
         like = next(self.net.parameters())
         if like.device.type == "cpu":
             return data
-        return resident(data, margin, lambda shape: empty(shape, like), lambda x: _send(x, like.device))
+        return resident(data, margin, images_on(like))
 
     def step(
         self, images: Any, targets: NDArray[Any], rate: float, parts: Sequence[tuple[Any, Any]] = ()
@@ -426,6 +426,16 @@ class Learner(model.Learner[Tensor]):
                 self.engine.state[p]["step"] = torch.tensor(float(own), device=p.device)
         for name, mean in self.kept.get("average", {}).items():
             mean.copy_(asarray(state[f"average.{name}"], mean))
+
+
+def images_on(like: Tensor) -> Device:
+    """Return the place of images that lie beside `like`."""
+    return Device(lambda shape: empty(shape, like), lambda x: _send(x, like.device), _floored)
+
+
+def _floored(x: Tensor) -> tuple[Tensor, Tensor]:
+    below = x.floor()
+    return below.long(), x - below
 
 
 def _send(x: Any, device: torch.device) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import itertools
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -39,6 +40,7 @@ Box = tuple[float, float, float, float]  # x, y of the upper left corner, width,
 DPI = 150
 WIDTH, MARGIN, HEADER = 9.0, 0.3, 0.85  # of every page: 1,350 pixels, legible at two thirds of that
 HEADING, BODY, SMALL = 13, 9, 8  # points
+NOTE = 120  # characters of a note beneath a heading
 INK, GREY, PALE, LINE = "#222222", "#6b6b6b", "#a9a9a9", "#d0d0d0"
 BLUE, ORANGE, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"  # told apart with every colour blindness
 BALANCE = LinearSegmentedColormap.from_list("balance", [ORANGE, "#f4f4f4", BLUE])
@@ -370,10 +372,11 @@ def augmentations(data: Samples, changes: Sequence[Augmentation], rows: int = 8,
         for epoch in range(columns)
     ]
     side, step = 0.85, 0.9
-    names = ", ".join(repr(change) for change in changes) or "no change"
-    fig = _page(HEADER + rows * step + MARGIN, "What training sees", names)
+    names = textwrap.wrap(", ".join(repr(change) for change in changes) or "no change", NOTE)
+    top = HEADER + 0.15 * (len(names) - 1)
+    fig = _page(top + rows * step + MARGIN, "What training sees", "\n".join(names))
     for row, image in enumerate(data.batch(index)[0]):
-        y = HEADER + row * step
+        y = top + row * step
         _tile(fig, (MARGIN, y, side, side), image)
         for column, images in enumerate(rounds):
             _tile(fig, (MARGIN + (column + 1) * step + 0.15, y, side, side), images[row])

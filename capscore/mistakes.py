@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ page, text, axes, tile, short = figures._page, figures._text, figures._axes, fig
 
 SHOWN = 30  # classes whose names and numbers there is room for
 NAMES = 1.3  # inches for the names of the classes
+CAPTION = 0.6  # inches for what stands below an image, and the space to the next
 
 
 def confusion(measures: Measures) -> Figure:
@@ -25,50 +27,66 @@ def confusion(measures: Measures) -> Figure:
     """
     counts = measures.confusion
     assert counts is not None, "a confusion matrix is for one class an image"
-    classes = len(counts)
-    side = min(0.45, (WIDTH - 2 * MARGIN - NAMES) / classes)
+    side = min(0.45, (WIDTH - 2 * MARGIN - NAMES) / len(counts))
     fig = page(
-        HEADER + NAMES + side * classes + 0.3,
+        HEADER + NAMES + side * len(counts) + 0.3,
         "Confusion",
         f"{measures.images:,} images: a row for each class, a column for each answer; colour is the share of the row",
     )
-    ax = axes(fig, (MARGIN + NAMES, HEADER + NAMES, side * classes, side * classes))
+    matrix(fig, MARGIN, HEADER, counts, measures.classes, side)
+    return fig
+
+
+def matrix(
+    fig: Figure,
+    x: float,
+    y: float,
+    counts: NDArray[np.int64],
+    classes: Sequence[str],
+    side: float,
+    names: float = NAMES,
+) -> None:
+    """Draw counts [J, J], in cells of `side` inches, behind and below `names` inches for the names of the classes."""
+    left, top = x + names, y + names
+    ax = axes(fig, (left, top, side * len(counts), side * len(counts)))
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    ax.imshow(share * np.where(np.eye(classes), 1, -1), figures.BALANCE, vmin=-1, vmax=1, aspect="auto")
+    ax.imshow(share * np.where(np.eye(len(counts)), 1, -1), figures.BALANCE, vmin=-1, vmax=1, aspect="auto")
     ax.set(xticks=(), yticks=())
-    if classes > SHOWN:
-        return fig
-    for j, name in enumerate(measures.classes):
-        at, called = HEADER + NAMES + side * (j + 0.5), short(name, NAMES - 0.1)
-        text(fig, MARGIN + NAMES - 0.08, at, called, va="center", ha="right")
-        text(
-            fig, MARGIN + NAMES + side * (j + 0.5), HEADER + NAMES - 0.08, called, va="bottom", ha="center", rotation=90
-        )
+    if len(counts) > SHOWN:
+        return
+    for j, name in enumerate(classes):
+        called, middle = short(name, names - 0.1), side * (j + 0.5)
+        text(fig, left - 0.08, top + middle, called, va="center", ha="right")
+        text(fig, left + middle, top - 0.08, called, va="bottom", ha="center", rotation=90)
         for k in np.flatnonzero(counts[j]):
             ink = "white" if share[j, k] > 0.6 else INK
             ax.text(float(k), j, f"{counts[j, k]:,}", ha="center", va="center", color=ink, size=min(SMALL, 18 * side))
-    return fig
 
 
 def hardest(images: NDArray[Any], measures: Measures, index: NDArray[np.int64]) -> Figure:
     """Draw the images [K, C, H, W] at the positions `index` [K], with their classes, the answers and their scores."""
     columns, wide = 8, (WIDTH - 2 * MARGIN) / 8 - 0.12
-    band = wide + 0.6
     fig = page(
-        HEADER + band * max(1, -(-len(index) // columns)),
+        HEADER + (wide + CAPTION) * max(1, -(-len(index) // columns)),
         "The hardest images",
         "the most wrong first: what each shows, and what the network says, with its score",
     )
     for i, (image, at) in enumerate(zip(images, index, strict=True)):
-        x, y = MARGIN + (wide + 0.12) * (i % columns), HEADER + band * (i // columns)
-        _, h, w = image.shape
-        tile(fig, (x, y, wide * w / max(h, w), wide * h / max(h, w)), image)
-        wanted = ", ".join(measures.classes[j] for j in np.flatnonzero(measures.targets[at])) or "none"
+        x, y = MARGIN + (wide + 0.12) * (i % columns), HEADER + (wide + CAPTION) * (i // columns)
         best = np.argsort(-measures.scores[at], kind="stable")
-        found = [j for j in best if measures.answers[at, j]]
-        said = ", ".join(measures.classes[j] for j in found) or "none"
-        sign, colour = ("✓", BLUE) if measures.right[at] else ("✗", ORANGE)
-        text(fig, x, y + wide + 0.05, short(wanted, wide), GREY, SMALL)
-        text(fig, x, y + wide + 0.2, f"→ {short(said, wide - 0.3)} {sign}", colour, SMALL)
-        text(fig, x, y + wide + 0.35, f"{measures.scores[at, best[0]]:.2f}", GREY, SMALL)
+        wanted = [measures.classes[j] for j in np.flatnonzero(measures.targets[at])]
+        said = [measures.classes[j] for j in best if measures.answers[at, j]]
+        exhibit(fig, x, y, wide, image, wanted, said, float(measures.scores[at, best[0]]))
     return fig
+
+
+def exhibit(
+    fig: Figure, x: float, y: float, wide: float, image: NDArray[Any], wanted: list[str], said: list[str], score: float
+) -> None:
+    """Draw an image [C, H, W] over what it shows and what a network said of it, on CAPTION inches more."""
+    _, h, w = image.shape
+    tile(fig, (x, y, wide * w / max(h, w), wide * h / max(h, w)), image)
+    sign, colour = ("✓", BLUE) if set(wanted) == set(said) else ("✗", ORANGE)
+    text(fig, x, y + wide + 0.05, short(", ".join(wanted) or "none", wide), GREY, SMALL)
+    text(fig, x, y + wide + 0.2, f"→ {short(', '.join(said) or 'none', wide - 0.3)} {sign}", colour, SMALL)
+    text(fig, x, y + wide + 0.35, f"{score:.2f}", GREY, SMALL)

@@ -6,7 +6,7 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -15,6 +15,9 @@ from capscore import backend
 from capscore.errors import CapscoreError, TrainingError
 from lab import ROOT, files
 from lab.experiments import NAMES, experiment
+
+if TYPE_CHECKING:
+    from lab.experiments.trials import Lab
 
 app = typer.Typer(
     help="Experiments and benchmarks of capscore's own networks.",
@@ -87,9 +90,8 @@ def recipe_command(
     """
     backend("torch")  # says what to install
     from lab import published
-    from lab.experiments.trials import Budget, Lab
 
-    lab = Lab("recipes", "recipe", Budget(0, 1), results, runs, IMAGES, data_dir, device, console)
+    lab = _networks(results, runs, IMAGES, data_dir, device)
     try:
         published.run(lab, name, None if seeds is None else list(map(int, seeds.split(","))))
     except KeyboardInterrupt:
@@ -104,18 +106,35 @@ def zoo_command(
     results: Results = RESULTS,
     runs: Annotated[Path, typer.Option(help="Folder of the trainings.", show_default="runs/recipes")] = MADE,
     out: Annotated[Path, typer.Option(help="The page to write.", show_default="docs/zoo.md")] = ZOO,
+    check: Annotated[
+        bool, typer.Option("--check", help="Measure what ships again, and compare it with the cards.")
+    ] = False,
 ) -> None:
     """Put trained networks into capscore.zoo, measured on every engine, and write the page of their cards."""
     backend("torch")  # says what to install
-    from lab import zoo
-    from lab.experiments.trials import Budget, Lab
+    from capscore.zoo import list_models
+    from lab import gallery, zoo
 
+    lab = _networks(results, runs, out.parent / "images", data_dir)
+    if check:
+        wrong = [line for name in names or list_models(pretrained=True) for line in zoo.check(lab, name)]
+        if wrong:
+            raise CapscoreError("; ".join(wrong))
+        lab.say("every file reaches what its card says, on every engine")
+        return
     files.check(out)
-    lab = Lab("recipes", "recipe", Budget(0, 1), results, runs, IMAGES, data_dir, console=console)
     for name in names or zoo.shipped(lab):
         path = zoo.ship(lab, name)
         lab.say(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
-    files.write(out, zoo.page().encode())
+    gallery.draw(lab)
+    files.write(out, zoo.page(lab).encode())
+
+
+def _networks(results: Path, runs: Path, images: Path, data_dir: Path | None, device: str | None = None) -> Lab:
+    """Return the lab of the recipes and of the zoo."""
+    from lab.experiments.trials import Budget, Lab
+
+    return Lab("recipes", "recipe", Budget(0, 1), results, runs, images, data_dir, device, console)
 
 
 @app.command("playground")
@@ -147,12 +166,25 @@ def playground_command(
 @app.command("results")
 def results_command(
     results: Results = RESULTS,
-    out: Annotated[Path, typer.Option(help="The page to write.", show_default="docs/results.md")] = PAGE,
+    out: Annotated[
+        Path, typer.Option(help="The page to write; zoo.md comes beside it.", show_default="docs/results.md")
+    ] = PAGE,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder with mnist/ and so on; else CAPSCORE_DATA.")] = None,
+    runs: Annotated[Path, typer.Option(help="Folder of the trained networks.", show_default="runs/recipes")] = MADE,
 ) -> None:
-    """Write the page of all results: the paper, the best public re-implementation, capscore."""
+    """Write the page of all results, and that of the zoo with its pictures, from the files of the results.
+
+    A picture whose test images or decoder are not at hand stays as it is.
+    """
     backend("torch")  # says what to install
+    from lab import gallery, zoo
     from lab.experiments.page import markdown
 
+    lab = _networks(results, runs, out.parent / "images", data_dir)
+    files.check(out)
+    files.check(out.with_name(ZOO.name))
+    gallery.draw(lab)
+    files.write(out.with_name(ZOO.name), zoo.page(lab).encode())
     files.write(out, markdown(results, out.parent).encode())
     print(out)
 

@@ -12,15 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from capscore import PRESETS, CapsNetSpec
 from capscore.backends import torch as caps
 from capscore.data import Affine, Dataset, Framed, Pairs, Placed, Samples, load, with_validation
 from capscore.errors import TrainingError
 from capscore.train import LAST, Recipe, accuracy, train
 from capscore.train.report import Screen
+from lab.experiments.ensemble import Mean
 from lab.experiments.trials import Lab, Values
 
 FOLDER = Path(__file__).parent / "recipes"
@@ -141,21 +139,3 @@ def _together(nets: Sequence[Any], tests: Mapping[str, Samples]) -> Values:
     """Return the errors, in percent, of the mean scores of several networks."""
     mean = Mean(tuple(nets))
     return {name: 100 * (1 - accuracy(mean, data)) for name, data in tests.items()}
-
-
-@dataclass(frozen=True)
-class Mean:
-    """Several networks as one, whose scores are the mean of theirs."""
-
-    nets: tuple[Any, ...]
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Class names."""
-        names: tuple[str, ...] = self.nets[0].classes
-        return names
-
-    def predict(self, images: Any) -> NDArray[Any]:
-        """Return the mean scores [N, J] for images [N, C, H, W]."""
-        scores: NDArray[Any] = np.mean([net.predict(images) for net in self.nets], axis=0)
-        return scores

@@ -149,6 +149,12 @@ class ndarray(NDArrayOperatorsMixin):
     def argmax(self, axis: Any = None, out: None = None, dtype: Any = None, keepdims: bool = False) -> ndarray:
         return _wrap(_unwrap(self).argmax(axis=axis, keepdims=keepdims))
 
+    def clip(self, min: Any = None, max: Any = None, out: None = None) -> ndarray:
+        return _wrap(_unwrap(self).clip(min, max))
+
+    def take(self, indices: Any, axis: Any = None, out: None = None) -> ndarray:
+        return _wrap(_unwrap(self).take(_unwrap(indices), axis))
+
     def any(self, axis: Any = None, out: None = None, keepdims: bool = False) -> ndarray:
         return _wrap(_unwrap(self).any(axis=axis, keepdims=keepdims))
 

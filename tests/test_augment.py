@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import errno
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import NUMPY, close
+from conftest import NUMPY, backend, close, need
 
 from capscore import CapsNetSpec, Conv, DenseCaps, PrimaryCaps
-from capscore.data import AUGMENTATIONS, Batch, Pairs, augmented, load
+from capscore.data import AUGMENTATIONS, Batch, Dataset, Pairs, Resident, augmented, load, resident
 from capscore.data.augment import (
     Augmentation,
     ColourJitter,
@@ -26,7 +27,7 @@ from capscore.data.augment import (
     Translation,
 )
 from capscore.errors import DataError, SpecError, TrainingError
-from capscore.train import LAST, Recipe, train
+from capscore.train import LAST, Recipe, batches, train
 from capscore.values import read, write
 
 ALL = (
@@ -222,3 +223,81 @@ def test_training_with_them_resumes_to_the_bit(tmp_path: Path) -> None:
     again = run(tmp_path / "part", resume=True)
     for name, array in whole.items():
         np.testing.assert_array_equal(again[name], array)
+
+
+def held(name: str, data: Dataset) -> Resident:
+    """Images on the device of a backend: of torch here the CPU, of CuPy without a GPU its stand-in."""
+    caps = backend(name)
+    found = resident(data, 2, caps.images_on(caps.asarray(np.empty(0, np.float32))))
+    assert isinstance(found, Resident)
+    return found
+
+
+@pytest.mark.parametrize("name", ["torch", "cupy"])
+@pytest.mark.parametrize(
+    "changes",
+    [*((change,) for change in ALL), ALL],
+    ids=lambda changes: "+".join(type(each).__name__ for each in changes),
+)
+def test_images_on_a_device_are_changed_there_as_those_of_the_host(
+    name: str, changes: tuple[Augmentation, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    data = Dataset(rng.integers(0, 256, (40, 3, 28, 24), np.uint8), np.arange(40) % 2, ("a", "b"))
+    recipe = Recipe(batch=16, shift=2, augment=changes)
+    here = held(name, data)
+    with monkeypatch.context() as patch:
+        if "fake_cupy" in sys.modules and name == "cupy":  # the stand-in tells what would wait for a GPU
+
+            def read(*_: object) -> None:
+                raise AssertionError("the GPU is waited for")
+
+            for asked in ("get", "item", "tolist", "__bool__", "__float__", "__int__"):
+                patch.setattr(sys.modules["fake_cupy"].ndarray, asked, read, raising=False)
+        there = list(batches(here, recipe, 1))
+    caps = backend(name)
+    for plain, found in zip(batches(data, recipe, 1), there, strict=True):
+        assert type(found.images) is type(caps.asarray(plain.images))
+        close(caps.to_numpy(found.images), plain.images, 1e-5)
+        np.testing.assert_array_equal(found.targets, plain.targets)
+
+
+def test_training_changes_images_where_they_are_held(tmp_path: Path) -> None:
+    learn, test = load("digits")
+    few = [type(d)(d.images[:48], d.labels[:48], d.classes) for d in (learn, test)]
+    spec = CapsNetSpec((1, 28, 28), (Conv(4, 5, 2), PrimaryCaps(2, 4, 5, 2), DenseCaps(10, 4)), None)
+    recipe = Recipe(epochs=1, batch=16, augment=(*AUGMENTATIONS["digits"], Mixup()))
+    losses = {}
+    for name in ("numpy", "cupy"):
+        caps = backend(name)
+        learner = caps.Learner(caps.CapsNet(spec))
+        seen, step = [], learner.step
+
+        def kept(images: object, *rest: object, seen: list = seen, step: object = step) -> object:
+            seen.append(images)
+            return step(images, *rest)  # type: ignore[operator]
+
+        learner.step = kept
+        rows = train(learner.net, learner, *few, recipe, tmp_path / name, reporters=())
+        losses[name] = rows[0]["loss"]
+        assert {type(images) for images in seen} == {type(caps.asarray(few[0].batch(slice(0, 1))[0]))}
+    assert losses["cupy"] == pytest.approx(losses["numpy"], rel=1e-4)
+
+
+def test_the_picture_names_every_change_on_its_page() -> None:
+    need("matplotlib", "plot")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    from capscore.figures import augmentations
+
+    for changes in ((), (Flip(),), ALL):
+        figure = augmentations(load("digits")[0], changes)
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        shown = " ".join(text.get_text() for text in figure.texts)
+        assert all(f"{type(change).__name__}(" in shown for change in changes)
+        tiles = [ax.get_window_extent() for ax in figure.axes]
+        for text in figure.texts:
+            box = text.get_window_extent(canvas.get_renderer())
+            assert figure.bbox.containsx(box.x1), text
+            assert not any(box.overlaps(tile) for tile in tiles), text

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+import shutil
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,14 @@ need("torch", "torch")
 
 from rich.console import Console
 
-from capscore import PRESETS
+from capscore import PRESETS, create, modelfile
 from capscore.backends import torch as caps
-from capscore.data import Pairs, load
+from capscore.data import Pairs, load, targets_of
 from capscore.errors import TrainingError
-from capscore.train import Recipe, accuracy
+from capscore.metrics import Measures
+from capscore.train import Recipe, accuracy, measure
 from capscore.zoo import cards
-from lab import published, zoo
+from lab import files, gallery, published, zoo
 from lab.experiments import page
 from lab.experiments.trials import Budget, Lab, read
 from lab.published import FINAL, Published
@@ -104,8 +106,116 @@ def test_a_network_ships_as_a_file_that_reaches_what_its_card_says(lab: Lab, mon
     measured = net.provenance["measured"]
     assert set(measured) == {"torch", "numpy", "fp32", "int8"}
     assert 100 * (1 - accuracy(net, load("digits")[1])) == pytest.approx(measured["torch"]["test"])
-    assert "## tiny" in zoo.page()
-    assert "1 seed as trained" in zoo.page()
+    shown = zoo.page(lab)
+    assert "## tiny" in shown
+    assert "1 seed as trained" in shown
+    assert "![" not in shown, "nothing is drawn yet"
+    assert zoo.check(lab, "tiny") == []
+    model = modelfile.read(path)
+    model.provenance["measured"]["numpy"]["test"] += 1
+    modelfile.save(path, model, "float16")
+    (wrong,) = zoo.check(lab, "tiny")
+    assert wrong.startswith(f"tiny, test images: {measured['numpy']['test']:.2f}% wrong on NumPy, where its card says ")
+
+
+def test_what_a_network_gets_wrong_is_noted_and_drawn(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    need("matplotlib", "plot")
+    monkeypatch.setattr("capscore.zoo.FOLDER", lab.runs.parent)
+    published.run(lab, "tiny", [0])
+    trained, ships = published.folder(lab, "tiny", 0), lab.runs.parent / "tiny.safetensors"
+    net = caps.load(trained / FINAL)
+    net.save(ships)
+    _, test = load("digits")
+    gallery.note(lab, "tiny", {"test": test}, ships)
+    noted, found = gallery.read(lab.results)["tiny"], measure(net, test)
+    assert [row["epoch"] for row in noted["log"]] == [1]
+    told = noted["tests"]["test"]
+    assert (told["images"], told["wrong"]) == (1000, int((~found.right).sum()))
+    np.testing.assert_array_equal(told["found"], found.confusion)
+    worst = told["hardest"][0]
+    assert worst["image"] == found.hardest(1)[0]
+    assert worst["shows"] == [test.labels[worst["image"]]]
+    assert worst["says"] == [found.scores[worst["image"]].argmax()]
+
+    def drawn() -> dict[str, bytes]:
+        gallery.draw(lab)
+        return {path.name: path.read_bytes() for path in lab.images.glob("results-zoo*.png")}
+
+    first = drawn()
+    assert set(first) == {"results-zoo.png", "results-zoo-tiny.png", "results-zoo-tiny-drawn.png"}
+    assert all(files.MARK.encode() in content[: files.HEAD] for content in first.values())
+    assert max(map(len, first.values())) < 150_000
+    written = gallery.file(lab.results, "tiny")
+    written.write_text(written.read_text().replace(f'"wrong": {told["wrong"]}', '"wrong": 7'))
+    second = drawn()  # of the numbers: where these are the same, so are the bytes
+    assert {name for name in first if first[name] != second[name]} == {"results-zoo-tiny.png"}
+    assert gallery.words("tiny", noted, lab.images).count("](images/results-zoo-tiny") == 2
+    # Without a decoder there is nothing to draw, and the picture stays.
+    spec = net.spec.replace(decoder=None)
+    model = modelfile.read(ships)
+    modelfile.save(ships, replace(model, spec=spec, params={each: model.params[each] for each in spec.parameters}))
+    shutil.rmtree(trained)
+    lines: list[str] = []
+    monkeypatch.setattr(Lab, "say", lambda _, line: lines.append(line))
+    assert drawn() == second
+    assert any("python -m lab recipe tiny --seeds 0" in line for line in lines)
+
+
+def test_of_pairs_it_is_counted_which_digit_was_taken_for_which() -> None:
+    targets = np.array([[1, 1, 0, 0], [1, 0, 1, 0], [0, 1, 1, 0], [1, 1, 0, 0]])
+    scores = np.array([[0.9, 0.8, 0, 0], [0.9, 0, 0.1, 0.8], [0.1, 0.9, 0.5, 0.2], [0.1, 0, 0.8, 0.9]])
+    found = Measures(scores, targets, ("a", "b", "c", "d"), 2)
+    # Both are found; c is taken for d; both are found; both are missed, and nobody knows for which.
+    wanted = [[2, 0, 0, 0], [0, 2, 0, 0], [0, 0, 1, 1], [0, 0, 0, 0]]
+    np.testing.assert_array_equal(gallery.mistaken(found), wanted)
+
+
+def test_pairs_and_several_sets_have_their_pictures() -> None:
+    need("matplotlib", "plot")
+    from lab import sheets
+
+    pairs = Pairs(load("digits")[1], 1, 1)
+    net = caps.CapsNet(PRESETS["small"].replace(input=(1, 36, 36)), classes=pairs.classes)
+    again, moved = gallery._drawn(net, pairs)
+    assert again.texts[0].get_text() == "Overlapping objects"
+    assert moved.texts[0].get_text() == "What the dimensions of a capsule mean"
+    images, labels = pairs.batch(slice(0, 40))
+    told = gallery._noted(Measures(net.predict(images), targets_of(labels, 10), pairs.classes, 2))
+    figure = sheets.mistakes_of("two", "affine", pairs.classes, told, images[: gallery.HARDEST])
+    assert figure.texts[0].get_text() == f"two: {told['wrong']} of 40 test images turned, sheared and scaled are wrong"
+    assert gallery.picture("two", "affine") == "zoo-two-affine"
+
+
+def test_networks_together_answer_by_their_mean_with_classes_by_name() -> None:
+    @dataclass(frozen=True)
+    class Says:
+        classes: tuple[str, ...]
+        scores: tuple[float, ...]
+
+        def predict(self, images: Any) -> Any:
+            return np.tile(np.array(self.scores), (len(images), 1))
+
+    mean = published.Mean((Says(("a", "b"), (0.6, 0.2)), Says(("b", "a"), (0.9, 0.1))))
+    np.testing.assert_allclose(mean.predict(np.zeros((3, 1, 2, 2))), [[0.35, 0.55]] * 3)
+    assert mean.classes == ("a", "b")
+
+
+def test_networks_of_the_zoo_together_are_right() -> None:
+    _, test = load("digits")
+    few = replace(test, images=test.images[:200], labels=test.labels[:200])
+    nets = [create(name, pretrained=True, backend="torch") for name in ("efficient-mnist", "dynamic-mnist")]
+    alone = [accuracy(net, few) for net in nets]
+    together = accuracy(published.Mean(tuple(nets)), few)
+    assert min(alone) <= together
+    assert together > 0.98
+
+
+def test_every_published_figure_says_how_its_epoch_was_chosen() -> None:
+    assert set(published.names()) <= set(page.OF_RECIPES)
+    for name, (figure, epoch) in page.OF_RECIPES.items():
+        assert epoch not in ("", "–") or not any(character.isdigit() for character in figure), name
+    for name, paper, best, epoch, *_ in page.PUBLISHED:
+        assert epoch not in ("", "–") or (paper, best) == ("–", ""), name
 
 
 def row(name: str, errors: list[float]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 
@@ -15,11 +16,12 @@ import pytest
 from conftest import backend
 
 from capscore import CapsNetSpec, Conv, Decoder, DenseCaps, PrimaryCaps, modelfile
-from capscore.data import Dataset, Framed, Pairs, Resident, load, resident, targets_of
+from capscore.data import HOST, Dataset, Framed, Pairs, Resident, load, resident, targets_of
 from capscore.data.window import shifted
-from capscore.errors import CapscoreError, ShapeError, TrainingError, TrainingWarning
+from capscore.errors import CapscoreError, DataError, ShapeError, TrainingError, TrainingWarning
 from capscore.model import objective
 from capscore.train import BEST, LAST, LOG, Recipe, Stopped, accuracy, batches, found_all, locked, train
+from capscore.train.ahead import ahead
 
 TINY = CapsNetSpec(
     input=(1, 28, 28),
@@ -476,7 +478,7 @@ def test_images_held_on_a_device_come_in_the_same_batches(name, digits):
     caps = backend(name)
     whole = Dataset(np.random.default_rng(0).integers(0, 256, (40, 3, 14, 12), np.uint8), np.arange(40) % 2, ("a", "b"))
     for data in (digits[0], Framed(whole, 9, 8)):
-        held = resident(data, data.shift, lambda shape: caps.asarray(np.empty(shape, np.float32)), caps.asarray)
+        held = resident(data, data.shift, caps.images_on(caps.asarray(np.empty(0, np.float32))))
         assert isinstance(held, Resident)
         assert (held.size, held.shift, held.classes, len(held)) == (data.size, data.shift, data.classes, len(data))
         recipe = replace(RECIPE, shift=data.shift)
@@ -511,11 +513,42 @@ def test_a_step_on_a_gpu_is_not_waited_for(digits, monkeypatch, fast_conv):
 
 
 def test_what_is_drawn_or_too_large_is_not_held_on_a_device(digits, pairs, monkeypatch):
-    how = np.empty, np.asarray
-    assert resident(pairs[0], 0, *how) is pairs[0]
+    assert resident(pairs[0], 0, HOST) is pairs[0]
     monkeypatch.setattr(sys.modules["capscore.data.resident"], "LARGEST", len(digits[0]) * 32 * 32 * 4 - 1)
-    assert resident(digits[0], 2, *how) is digits[0]
-    assert resident(digits[0], 1, *how) is not digits[0]
+    assert resident(digits[0], 2, HOST) is digits[0]
+    assert resident(digits[0], 1, HOST) is not digits[0]
+
+
+def test_the_next_batch_is_prepared_while_one_is_in_use():
+    asked = [threading.Event() for _ in range(3)]
+
+    def items():
+        for number, event in enumerate(asked):
+            event.set()
+            yield number
+        raise DataError("damaged")
+
+    coming = ahead(items())
+    for number in range(3):
+        assert next(coming) == number
+        assert all(event.wait(60) for event in asked[: number + 2])
+        assert not any(event.is_set() for event in asked[number + 2 :]), "one, not more"
+    with pytest.raises(DataError, match="damaged"):  # in the thread of who asks
+        next(coming)
+
+
+def test_training_prepares_batches_in_another_thread(digits, tmp_path, monkeypatch):
+    made = set()
+
+    def noted(*args):
+        for batch in batches(*args):
+            made.add(threading.get_ident())
+            yield batch
+
+    monkeypatch.setattr("capscore.train.loop.batches", noted)
+    run("numpy", digits, tmp_path, replace(RECIPE, epochs=1))
+    assert made
+    assert threading.get_ident() not in made
 
 
 class Told:

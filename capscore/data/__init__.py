@@ -9,6 +9,7 @@ from capscore.data.augment import AUGMENTATIONS, Augmentation, augmented
 from capscore.data.batch import Batch, targets_of
 from capscore.data.classes import absent, balanced, by_name, even_chances, several
 from capscore.data.dataset import Dataset, Samples
+from capscore.data.device import HOST, Device
 from capscore.data.fingerprint import changes, fingerprint
 from capscore.data.idx import read_idx, read_idx_folder
 from capscore.data.items import Items
@@ -26,10 +27,10 @@ from capscore.data.window import window
 from capscore.errors import DataError
 
 __all__ = [
-    "AUGMENTATIONS", "Affine", "Augmentation", "Batch", "ByContent", "BySeed", "Dataset", "Framed", "Items", "Pairs",
-    "Placed", "Resident", "Samples", "absent", "augmented", "balanced", "by_name", "changes", "even_chances",
-    "fingerprint", "load", "read_idx", "read_image", "resident", "rule_of", "several", "standardised", "targets_of",
-    "whole", "window", "with_validation",
+    "AUGMENTATIONS", "HOST", "Affine", "Augmentation", "Batch", "ByContent", "BySeed", "Dataset", "Device", "Framed",
+    "Items", "Pairs", "Placed", "Resident", "Samples", "absent", "augmented", "balanced", "by_name", "changes",
+    "even_chances", "fingerprint", "load", "read_idx", "read_image", "resident", "rule_of", "several", "standardised",
+    "targets_of", "whole", "window", "with_validation",
 ]  # fmt: skip
 
 DIGITS = Path(__file__).with_name("digits.npz")

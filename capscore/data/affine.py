@@ -1,11 +1,13 @@
 """Affine transformations of the kind that made affNIST out of MNIST."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from capscore.data.dataset import Index, positions
+from capscore.data.device import HOST, Device
 from capscore.data.draws import draws, uniform
 from capscore.data.place import OnCanvas
 from capscore.errors import DataError
@@ -79,21 +81,26 @@ def transform(
     a, b, c, d = (entry[:, None, None] for entry in (a, b, c, d))
     y = (d * down - b * right) / determinant + (height - 1) / 2
     x = (a * right - c * down) / determinant + (width - 1) / 2
-    return sample(images, y, x)
+    drawn: NDArray[np.float32] = sample(images, y, x).astype(np.float32)
+    return drawn
 
 
-def sample(images: NDArray[np.float32], y: NDArray[np.float64], x: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Take images [B, C, H, W] at rows and columns [B, h, w], bilinearly, with zeros around them: [B, C, h, w]."""
+def sample(images: Any, y: Any, x: Any, device: Device = HOST) -> Any:
+    """Take images [B, C, H, W] at rows and columns [B, h, w], bilinearly, with zeros around them: [B, C, h, w].
+
+    All of them lie on `device`. Rows and columns may be less, as long as they broadcast to [B, h, w].
+    """
     count, channels, height, width = images.shape
     # Two zeros on every side: a pixel and its next neighbour then both exist for every place, clipped to there.
-    padded = np.pad(images, ((0, 0), (0, 0), (2, 2), (2, 2)))
-    top, left = np.clip(np.floor(y), -2, height), np.clip(np.floor(x), -2, width)
-    lower, righter = y - top, x - left
-    pixels, across = padded.transpose(0, 2, 3, 1).reshape(-1, channels), width + 4
-    row = np.arange(count)[:, None, None] * (height + 4) + top.astype(np.int64) + 2
-    place = row * across + left.astype(np.int64) + 2
-    taken = np.zeros((*y.shape, channels))
+    tall, wide = height + 4, width + 4
+    padded = device.empty((count, channels, tall, wide))
+    padded[...] = 0
+    padded[:, :, 2:-2, 2:-2] = images
+    (top, lower), (left, righter) = device.floored(y.clip(-2, height)), device.floored(x.clip(-2, width))
+    planes = device.put(np.arange(count * channels).reshape(count, channels, 1, 1) * (tall * wide))
+    place = planes + ((top + 2) * wide + (left + 2))[:, None]
+    taken = 0
     for i, vertical in ((0, 1 - lower), (1, lower)):
         for j, horizontal in ((0, 1 - righter), (1, righter)):
-            taken += pixels.take(place + (i * across + j), 0) * (vertical * horizontal)[..., None]
-    return np.ascontiguousarray(taken.transpose(0, 3, 1, 2), dtype=np.float32)
+            taken = padded.take(place + (i * wide + j)) * (vertical * horizontal)[:, None] + taken
+    return taken

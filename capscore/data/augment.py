@@ -2,6 +2,7 @@
 
 Changes of shape are composed and sampled once, bilinearly, with zeros around the image, so that several blur no more
 than one. All are drawn anew for every image of every batch, by a generator that the seed, the epoch and the step make.
+What chance decides is drawn on the host, a few numbers for each image; images are changed by them where they lie.
 """
 
 from __future__ import annotations
@@ -11,17 +12,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from capscore.data.affine import sample
 from capscore.data.batch import Batch
+from capscore.data.device import HOST, Device
 from capscore.errors import DataError
 from capscore.values import Value, check_choice, check_flags, check_numbers, check_whole
 
-Images = NDArray[np.float32]  # [B, C, H, W] in [0, 1]
-Points = tuple[NDArray[np.float64], NDArray[np.float64]]  # rows and columns [B, H, W], counted from the middle
+Shape = tuple[int, int, int]  # B, H, W
+Drawn = tuple[NDArray[Any], ...]  # arrays that broadcast with [B, H, W]
+Points = tuple[Any, Any]  # rows and columns, counted from the middle: float32 arrays that broadcast with [B, H, W]
 
 
 @dataclass(frozen=True)
@@ -29,20 +33,24 @@ class Augmentation(Value, ABC):
     """A change of images, and how strong. Subclasses are frozen dataclasses of JSON values."""
 
     @abstractmethod
-    def __call__(self, batch: Batch, rng: np.random.Generator) -> Batch:
-        """Return the batch changed."""
+    def __call__(self, batch: Batch, rng: np.random.Generator, device: Device = HOST) -> Batch:
+        """Return the batch changed; its images lie on `device`."""
 
 
 class Geometric(Augmentation):
     """A change of where things lie in an image."""
 
     @abstractmethod
-    def source(self, points: Points, rng: np.random.Generator) -> Points:
+    def draw(self, rng: np.random.Generator, shape: Shape) -> Drawn:
+        """Return what chance decides for B images of H×W."""
+
+    @abstractmethod
+    def source(self, points: Points, *drawn: Any) -> Points:
         """Return from where in the image each of the points takes its value."""
 
-    def __call__(self, batch: Batch, rng: np.random.Generator) -> Batch:
+    def __call__(self, batch: Batch, rng: np.random.Generator, device: Device = HOST) -> Batch:
         """Return the batch with its images, and those of its parts, drawn from other places."""
-        return _resampled(batch, (self,), rng)
+        return _resampled(batch, (self,), rng, device)
 
 
 @dataclass(frozen=True)
@@ -62,12 +70,16 @@ class Rotation(Geometric):
         check_choice(self, "spread", "uniform", "normal")
         check_numbers(self, "share", most=1)
 
-    def source(self, points: Points, rng: np.random.Generator) -> Points:
-        """Return the points turned."""
-        (y, x), most = points, math.radians(self.degrees)
-        turn = _uniform(rng, y, most) if self.spread == "uniform" else rng.normal(0, most / 3, (len(y), 1, 1))
+    def draw(self, rng: np.random.Generator, shape: Shape) -> Drawn:
+        """Return cosine and sine of the turns."""
+        most = math.radians(self.degrees)
+        turn = _uniform(rng, shape, most) if self.spread == "uniform" else rng.normal(0, most / 3, (shape[0], 1, 1))
         turn = turn * (rng.random(turn.shape) < self.share)
-        cos, sin = np.cos(turn), np.sin(turn)
+        return np.cos(turn), np.sin(turn)
+
+    def source(self, points: Points, *drawn: Any) -> Points:
+        """Return the points turned."""
+        (y, x), (cos, sin) = points, drawn
         return cos * y - sin * x, sin * y + cos * x
 
 
@@ -83,11 +95,14 @@ class Scale(Geometric):
         check_numbers(self, "by", most=0.9)
         check_flags(self, "apart")
 
-    def source(self, points: Points, rng: np.random.Generator) -> Points:
+    def draw(self, rng: np.random.Generator, shape: Shape) -> Drawn:
+        """Return how many times as tall and as wide."""
+        tall = 1 + _uniform(rng, shape, self.by)
+        return tall, 1 + _uniform(rng, shape, self.by) if self.apart else tall
+
+    def source(self, points: Points, *drawn: Any) -> Points:
         """Return the points nearer to the middle or farther away."""
-        y, x = points
-        tall = 1 + _uniform(rng, y, self.by)
-        wide = 1 + _uniform(rng, y, self.by) if self.apart else tall
+        (y, x), (tall, wide) = points, drawn
         return y / tall, x / wide
 
 
@@ -101,13 +116,17 @@ class Squeeze(Geometric):
         """Check the setting."""
         check_numbers(self, "pixels", most=1e4)
 
-    def source(self, points: Points, rng: np.random.Generator) -> Points:
+    def draw(self, rng: np.random.Generator, shape: Shape) -> Drawn:
+        """Return how many times as tall and as wide."""
+        count, height, width = shape
+        lost = rng.random((count, 1, 1)) * self.pixels
+        across = rng.random((count, 1, 1)) < 0.5
+        return 1 - np.minimum(lost / height, 0.9) * ~across, 1 - np.minimum(lost / width, 0.9) * across
+
+    def source(self, points: Points, *drawn: Any) -> Points:
         """Return the points farther from the middle along one axis."""
-        y, x = points
-        lost = rng.random((len(y), 1, 1)) * self.pixels
-        across = rng.random((len(y), 1, 1)) < 0.5
-        height, width = y.shape[1:]
-        return y / (1 - np.minimum(lost / height, 0.9) * ~across), x / (1 - np.minimum(lost / width, 0.9) * across)
+        (y, x), (tall, wide) = points, drawn
+        return y / tall, x / wide
 
 
 @dataclass(frozen=True)
@@ -120,10 +139,14 @@ class Shear(Geometric):
         """Check the setting."""
         check_numbers(self, "by", most=2)
 
-    def source(self, points: Points, rng: np.random.Generator) -> Points:
+    def draw(self, rng: np.random.Generator, shape: Shape) -> Drawn:
+        """Return how many pixels to the side for each down."""
+        return (_uniform(rng, shape, self.by),)
+
+    def source(self, points: Points, *drawn: Any) -> Points:
         """Return the points moved along their rows."""
-        y, x = points
-        return y, x - _uniform(rng, y, self.by) * y
+        (y, x), (slant,) = points, drawn
+        return y, x - slant * y
 
 
 @dataclass(frozen=True)
@@ -136,10 +159,14 @@ class Translation(Geometric):
         """Check the setting."""
         check_numbers(self, "pixels", most=1e4)
 
-    def source(self, points: Points, rng: np.random.Generator) -> Points:
+    def draw(self, rng: np.random.Generator, shape: Shape) -> Drawn:
+        """Return the pixels down and across."""
+        return _uniform(rng, shape, self.pixels), _uniform(rng, shape, self.pixels)
+
+    def source(self, points: Points, *drawn: Any) -> Points:
         """Return the points moved."""
-        y, x = points
-        return y - _uniform(rng, y, self.pixels), x - _uniform(rng, y, self.pixels)
+        (y, x), (down, across) = points, drawn
+        return y - down, x - across
 
 
 @dataclass(frozen=True)
@@ -152,10 +179,13 @@ class Crop(Geometric):
         """Check the setting."""
         check_whole(self, "padding", least=0)
 
-    def source(self, points: Points, rng: np.random.Generator) -> Points:
+    def draw(self, rng: np.random.Generator, shape: Shape) -> Drawn:
+        """Return the pixels down and across."""
+        return tuple(rng.integers(-self.padding, self.padding + 1, (2, shape[0], 1, 1)))
+
+    def source(self, points: Points, *drawn: Any) -> Points:
         """Return the points moved."""
-        y, x = points
-        down, across = rng.integers(-self.padding, self.padding + 1, (2, len(y), 1, 1))
+        (y, x), (down, across) = points, drawn
         return y - down, x - across
 
 
@@ -169,10 +199,14 @@ class Flip(Geometric):
         """Check the setting."""
         check_numbers(self, "share", most=1)
 
-    def source(self, points: Points, rng: np.random.Generator) -> Points:
+    def draw(self, rng: np.random.Generator, shape: Shape) -> Drawn:
+        """Return -1 for those that are flipped, 1 for others."""
+        return (np.where(rng.random((shape[0], 1, 1)) < self.share, -1, 1),)
+
+    def source(self, points: Points, *drawn: Any) -> Points:
         """Return the points on the other side."""
-        y, x = points
-        return y, x * np.where(rng.random((len(y), 1, 1)) < self.share, -1, 1)
+        (y, x), (side,) = points, drawn
+        return y, x * side
 
 
 @dataclass(frozen=True)
@@ -190,12 +224,16 @@ class Elastic(Geometric):
         check_numbers(self, "strength", most=1e3)
         check_numbers(self, "smooth", least=0.1, most=1e3)
 
-    def source(self, points: Points, rng: np.random.Generator) -> Points:
+    def draw(self, rng: np.random.Generator, shape: Shape) -> Drawn:
+        """Return independent moves down and across, and what makes them smooth along columns and rows."""
+        down, across = rng.standard_normal((2, *shape))
+        _, height, width = shape
+        return down, across, _gaussian(height, self.smooth) * self.strength, _gaussian(width, self.smooth).T
+
+    def source(self, points: Points, *drawn: Any) -> Points:
         """Return the points moved."""
-        y, x = points
-        tall, wide = (_gaussian(n, self.smooth) for n in y.shape[1:])
-        moves = tall @ rng.standard_normal((2, *y.shape)) @ wide.T * self.strength
-        return y + moves[0], x + moves[1]
+        (y, x), (down, across, tall, wide) = points, drawn
+        return y + tall @ down @ wide, x + tall @ across @ wide
 
 
 @dataclass(frozen=True)
@@ -208,16 +246,16 @@ class Erasing(Augmentation):
         """Check the setting."""
         check_whole(self, "size")
 
-    def __call__(self, batch: Batch, rng: np.random.Generator) -> Batch:
+    def __call__(self, batch: Batch, rng: np.random.Generator, device: Device = HOST) -> Batch:
         """Return the batch with a hole in every image; parts, which are what is to be drawn, stay whole."""
-        _, _, height, width = batch.images.shape
+        count, _, height, width = batch.images.shape
         if self.size > min(height, width):
             raise DataError(f"Erasing: a square of {self.size} pixels is larger than images of {height}×{width}")
-        top = rng.integers(0, height - self.size + 1, (len(batch.images), 1))
-        left = rng.integers(0, width - self.size + 1, (len(batch.images), 1))
+        top = rng.integers(0, height - self.size + 1, (count, 1))
+        left = rng.integers(0, width - self.size + 1, (count, 1))
         rows, columns = np.arange(height) - top, np.arange(width) - left
-        inside = ((rows >= 0) & (rows < self.size))[:, :, None] & ((columns >= 0) & (columns < self.size))[:, None]
-        return batch._replace(images=batch.images * ~inside[:, None])
+        down, across = (_sent(device, (at >= 0) & (at < self.size)) for at in (rows, columns))
+        return batch._replace(images=batch.images * (1 - down[:, None, :, None] * across[:, None, None]))
 
 
 @dataclass(frozen=True)
@@ -232,21 +270,20 @@ class ColourJitter(Augmentation):
         """Check every setting."""
         check_numbers(self, "brightness", "contrast", "saturation", most=1)
 
-    def __call__(self, batch: Batch, rng: np.random.Generator) -> Batch:
+    def __call__(self, batch: Batch, rng: np.random.Generator, device: Device = HOST) -> Batch:
         """Return the batch with its images, and those of its parts, in other colours, in [0, 1]."""
         shape = len(batch.images), 1, 1, 1
         light, depth, colour = (
-            rng.uniform(1 - most, 1 + most, shape).astype(np.float32)
+            _sent(device, rng.uniform(1 - most, 1 + most, shape))
             for most in (self.brightness, self.contrast, self.saturation)
         )
 
-        def coloured(images: Images) -> Images:
+        def coloured(images: Any) -> Any:
             images = images * light
             mean = images.mean((1, 2, 3), keepdims=True)
             images = (images - mean) * depth + mean
             grey = images.mean(1, keepdims=True)
-            bright: Images = np.clip((images - grey) * colour + grey, 0, 1)
-            return bright
+            return ((images - grey) * colour + grey).clip(0, 1)
 
         return _of_all(batch, coloured)
 
@@ -261,13 +298,13 @@ class Mixup(Augmentation):
         """Check the setting."""
         check_numbers(self, "alpha", least=1e-3, most=100)
 
-    def __call__(self, batch: Batch, rng: np.random.Generator) -> Batch:
+    def __call__(self, batch: Batch, rng: np.random.Generator, device: Device = HOST) -> Batch:
         """Return the batch mixed. DataError: it has parts, which nothing mixes."""
         if batch.parts:
             raise DataError("Mixup: these images already show several objects; train them without it")
         share, other = rng.beta(self.alpha, self.alpha, len(batch.images)), rng.permutation(len(batch.images))
-        of_image = share.astype(np.float32)[:, None, None, None]
-        images = batch.images * of_image + batch.images[other] * (1 - of_image)
+        of_image = _sent(device, share[:, None, None, None])
+        images = batch.images * of_image + batch.images[device.put(other)] * (1 - of_image)
         targets = batch.targets * share[:, None] + batch.targets[other] * (1 - share[:, None])
         return Batch(images, targets)
 
@@ -279,35 +316,44 @@ AUGMENTATIONS: dict[str, tuple[Augmentation, ...]] = {
 }
 
 
-def augmented(batch: Batch, augmentations: Sequence[Augmentation], rng: np.random.Generator) -> Batch:
-    """Return the batch after all augmentations, in their order."""
+def augmented(
+    batch: Batch, augmentations: Sequence[Augmentation], rng: np.random.Generator, device: Device = HOST
+) -> Batch:
+    """Return the batch, whose images lie on `device`, after all augmentations, in their order."""
     for geometric, group in groupby(augmentations, lambda each: isinstance(each, Geometric)):
         if geometric:
-            batch = _resampled(batch, tuple(group), rng)  # type: ignore[arg-type]
+            batch = _resampled(batch, tuple(group), rng, device)  # type: ignore[arg-type]
         else:
             for each in group:
-                batch = each(batch, rng)
+                batch = each(batch, rng, device)
     return batch
 
 
-def _resampled(batch: Batch, changes: Sequence[Geometric], rng: np.random.Generator) -> Batch:
+def _resampled(batch: Batch, changes: Sequence[Geometric], rng: np.random.Generator, device: Device) -> Batch:
     count, _, height, width = batch.images.shape
     middle = (height - 1) / 2, (width - 1) / 2
-    rows, columns = np.arange(height) - middle[0], np.arange(width) - middle[1]
-    points = np.broadcast_to(rows[:, None], (count, height, width)), np.broadcast_to(columns, (count, height, width))
+    points: Points = (
+        _sent(device, np.arange(height)[:, None] - middle[0]),
+        _sent(device, np.arange(width) - middle[1]),
+    )
     for change in reversed(changes):  # where the last change takes its values is where the one before puts them
-        points = change.source(points, rng)
+        points = change.source(points, *(_sent(device, x) for x in change.draw(rng, (count, height, width))))
     y, x = points[0] + middle[0], points[1] + middle[1]
-    return _of_all(batch, lambda images: sample(images, y, x))
+    return _of_all(batch, lambda images: sample(images, y, x, device))
 
 
-def _of_all(batch: Batch, change: Callable[[Images], Images]) -> Batch:
+def _of_all(batch: Batch, change: Callable[[Any], Any]) -> Batch:
     parts = tuple((targets, change(images)) for targets, images in batch.parts)
     return Batch(change(batch.images), batch.targets, parts)
 
 
-def _uniform(rng: np.random.Generator, like: NDArray[np.float64], most: float) -> NDArray[np.float64]:
-    return rng.uniform(-most, most, (len(like), 1, 1))
+def _sent(device: Device, drawn: NDArray[Any]) -> Any:
+    """Return numbers as float32 where the images lie."""
+    return device.put(drawn.astype(np.float32))
+
+
+def _uniform(rng: np.random.Generator, shape: Shape, most: float) -> NDArray[np.float64]:
+    return rng.uniform(-most, most, (shape[0], 1, 1))
 
 
 def _gaussian(size: int, smooth: float) -> NDArray[np.float64]:

@@ -1,6 +1,5 @@
 """Images held on a device: batches are put together and shifted there, and only their positions are sent."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +8,7 @@ from numpy.typing import NDArray
 
 from capscore.data.batch import Batch, targets_of
 from capscore.data.dataset import Index, Samples, positions
+from capscore.data.device import Device
 from capscore.data.pairs import Pairs
 from capscore.data.place import Redrawn
 from capscore.ops import check_range
@@ -19,11 +19,11 @@ BLOCK = 4096  # images sent at once
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Resident(Redrawn):
-    """All images of a source as one array on a device; what it sends there goes through `put`, which does not wait."""
+    """All images of a source as one array on a device."""
 
     images: Any  # [N, C, H + 2 margin, W + 2 margin]
     margin: int
-    put: Callable[[NDArray[Any]], Any]
+    device: Device
 
     @property
     def size(self) -> tuple[int, int, int]:
@@ -48,16 +48,16 @@ class Resident(Redrawn):
     def windows(self, index: NDArray[np.integer], top: NDArray[np.integer], left: NDArray[np.integer]) -> Any:
         """Return windows [B, C, H, W] of the images and their margins on the device, each from its row and column."""
         channels, height, width = self.size
-        at, top, left = (self.put(x.reshape(-1, 1, 1, 1)) for x in (index, top, left))
+        at, top, left = (self.device.put(x.reshape(-1, 1, 1, 1)) for x in (index, top, left))
         channel, rows, columns = (
-            self.put(np.arange(n).reshape(shape))
+            self.device.put(np.arange(n).reshape(shape))
             for n, shape in ((channels, (-1, 1, 1)), (height, (-1, 1)), (width, (-1,)))
         )
         return self.images[at, channel, top + rows, left + columns]
 
 
-def resident(source: Samples, margin: int, empty: Callable[[tuple[int, ...]], Any], put: Callable[..., Any]) -> Samples:
-    """Return `source` with its images on a device, where `empty` makes an array of a shape and `put` brings one.
+def resident(source: Samples, margin: int, device: Device) -> Samples:
+    """Return `source` with its images on a device.
 
     `source` itself if its images take more than 4 GiB, or are drawn as it goes.
     """
@@ -65,9 +65,9 @@ def resident(source: Samples, margin: int, empty: Callable[[tuple[int, ...]], An
     shape = len(source), channels, height + 2 * margin, width + 2 * margin
     if isinstance(source, Pairs) or 4 * np.prod(shape, dtype=float) > LARGEST:
         return source
-    images = empty(shape)
+    images = device.empty(shape)
     for start in range(0, len(source), BLOCK):
         block, _ = source.batch(slice(start, start + BLOCK), margin)
         check_range(block)
-        images[start : start + BLOCK] = put(block)
-    return Resident(source, images, margin, put)
+        images[start : start + BLOCK] = device.put(block)
+    return Resident(source, images, margin, device)

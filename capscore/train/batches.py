@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from capscore.data import Batch, Items, Samples, augmented, by_name, even_chances
+from capscore.data import HOST, Batch, Items, Resident, Samples, augmented, by_name, even_chances
 from capscore.errors import ShapeError, short
 from capscore.model import CapsNet
 from capscore.train.recipe import Recipe
@@ -17,8 +17,9 @@ def batches(data: Samples, recipe: Recipe, epoch: int, skip: int = 0) -> Iterato
     """Yield the shuffled, shifted batches of one epoch from batch `skip` on.
 
     With `recipe.balanced` images are drawn, those of rare classes more often. Every image is moved by its own whole
-    number of pixels, up to `recipe.shift` each way, then augmented.
+    number of pixels, up to `recipe.shift` each way, then augmented, where the images are held.
     """
+    device = data.device if isinstance(data, Resident) else HOST
     drawn = np.random.default_rng([recipe.seed, epoch])
     order = (
         drawn.choice(len(data), len(data), p=even_chances(data)) if recipe.balanced else drawn.permutation(len(data))
@@ -27,7 +28,7 @@ def batches(data: Samples, recipe: Recipe, epoch: int, skip: int = 0) -> Iterato
         index = order[step * recipe.batch : (step + 1) * recipe.batch]
         rng = np.random.default_rng([recipe.seed, epoch, step])
         batch = data.moved(index, recipe.shift, *rng.integers(0, 2 * recipe.shift + 1, (2, len(index))))
-        yield augmented(batch, recipe.augment, rng)
+        yield augmented(batch, recipe.augment, rng, device)
 
 
 def as_samples(data: Any, what: str) -> Samples:

@@ -52,7 +52,7 @@ def train(
         listeners = Listeners(_usual(learner) if reporters is None else reporters, interrupts)
         training = Training(net, learner, recipe, folder, len(data), listeners, resuming, right_for(data))
         _begin(training, data, held_out, resume, test)
-        data = data if recipe.augment else learner.to_device(data, recipe.shift)  # the host augments
+        data = learner.to_device(data, recipe.shift)
         while training.goes_on:
             training.begin_epoch()
             for batch in ahead(batches(data, recipe, training.progress.epoch, training.progress.step)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -38,22 +38,29 @@ def ensemble(lab: Lab, data: str, leaky: bool) -> None:
         lab.trial(single, **settings, network="CapsNet", models=1, seed=seed)
 
     def mean_of_all() -> Values:
-        return {"error": 100 * (1 - accuracy(_Mean([fit(seed) for seed in lab.seeds]), test))}
+        return {"error": 100 * (1 - accuracy(Mean(tuple(fit(seed) for seed in lab.seeds)), test))}
 
     if len(lab.seeds) > 1:
         lab.trial(mean_of_all, **settings, network="CapsNet", models=len(lab.seeds))
 
 
-class _Mean:
-    """Several networks that answer as one: by the mean of their lengths."""
+@dataclass(frozen=True)
+class Mean:
+    """Several networks as one, whose scores are the mean of theirs; classes are matched by name."""
 
-    def __init__(self, nets: list[Any]) -> None:
-        self.nets = nets
+    nets: tuple[Any, ...]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names, in the order of the first network."""
+        names: tuple[str, ...] = self.nets[0].classes
+        return names
 
     def predict(self, images: Any) -> NDArray[Any]:
-        """Return the mean lengths [N, J]."""
-        mean: NDArray[Any] = np.mean([net.predict(images) for net in self.nets], 0)
-        return mean
+        """Return the mean scores [N, J] for images [N, C, H, W]."""
+        each = [net.predict(images)[:, [net.classes.index(name) for name in self.classes]] for net in self.nets]
+        scores: NDArray[Any] = np.mean(each, axis=0)
+        return scores
 
 
 def _standardised(patches: Samples, count: int | None) -> Framed:

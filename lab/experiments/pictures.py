@@ -201,8 +201,8 @@ def curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
     return fig
 
 
-def _error(ax: Axes) -> None:
-    """Make the upright axis, logarithmic, that of the test error, with a tick beyond the values at either end."""
+def _error(ax: Axes, what: str = "test error, %") -> None:
+    """Make the upright axis, logarithmic, that of an error, with a tick beyond the values at either end."""
     values = np.concatenate([np.asarray(line.get_ydata(), float) for line in ax.lines])
     ticks = np.array([digit * 10.0**power for power in range(-3, 3) for digit in (1, 2, 5)])
     low, high = np.searchsorted(ticks, [values.min(), values.max()])
@@ -210,5 +210,5 @@ def _error(ax: Axes) -> None:
     ax.set(yscale="log", ylim=(ticks[0], ticks[-1]))
     ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     ax.minorticks_off()
-    ax.set_ylabel("test error, %", size=SMALL, color=GREY)
+    ax.set_ylabel(what, size=SMALL, color=GREY)
     ax.legend(frameon=False, fontsize=BODY)

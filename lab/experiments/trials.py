@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -147,6 +147,13 @@ class Lab:
         self.images.mkdir(parents=True, exist_ok=True)
         path = self.images / f"results-{name}.png"
         files.write_figure(path, figure(), figures.DPI)
+        self.say(str(path))
+
+    def sheet(self, name: str, drawn: Sequence[Any], dpi: int = 150) -> None:
+        """Write the figures `drawn`, one below the other, as the picture results-`name`.png."""
+        self.images.mkdir(parents=True, exist_ok=True)
+        path = self.images / f"results-{name}.png"
+        files.write_sheet(path, drawn, dpi)
         self.say(str(path))
 
     def summary(self, **settings: Any) -> list[dict[str, Any]]:
