@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ def _copied(path: Path, folder: Path, precision: str) -> tuple[dict[str, Any], l
         raise CapscoreError(f"{path} is a decoder: give the network, as a .safetensors model, to have both on the page")
     target = folder / path.name
     write_atomically(target, path.read_bytes())
-    return {"file": target.name, "parameters": _parameters(file.spec)}, [target]
+    return {"file": target.name, **_told(file.spec)}, [target]
 
 
 def _exported(path: Path, folder: Path, precision: str) -> tuple[dict[str, Any], list[Path]]:
@@ -73,7 +74,7 @@ def _exported(path: Path, folder: Path, precision: str) -> tuple[dict[str, Any],
     outputs += ["steps"] if any(not name.startswith("couplings") for name in told) else []
     files = [folder / f"{path.stem}.onnx"]
     export(net, files[0], precision=precision, outputs=outputs)
-    entry = {"file": files[0].name, "parameters": _parameters(spec)}
+    entry = {"file": files[0].name, **_told(spec)}
     if spec.decoder is not None:
         files.append(folder / f"{path.stem}-decoder.onnx")
         export_decoder(net, files[1], precision=precision)
@@ -81,6 +82,11 @@ def _exported(path: Path, folder: Path, precision: str) -> tuple[dict[str, Any],
     return entry, files
 
 
-def _parameters(spec: Any) -> int:
-    """Return how many numbers say what an image shows: those of the decoder do not."""
-    return sum(row.parameter_count for row in spec.rows)
+def _told(spec: Any) -> dict[str, Any]:
+    """Return what the page tells of a network before it is loaded; the numbers of its decoder do not count."""
+    told: dict[str, Any] = {"parameters": sum(row.parameter_count for row in spec.rows)}
+    if routings := [layer.routing for layer in spec.layers if hasattr(layer, "routing")]:
+        words = re.sub(r"(?<=[A-Za-z])(?=[A-Z][a-z])", " ", type(routings[-1]).__name__)
+        steps = getattr(routings[-1], "iterations", None)
+        told["routing"] = words if steps is None else f"{words}, {steps} step{'s' if steps > 1 else ''}"
+    return told

@@ -1,6 +1,7 @@
 // A network and its decoder, by what their files say of themselves.
 
 const text = new TextDecoder();
+const FRAMED = ["multimnist", "mnist-40", "affnist", "mnist-affnist", "affine-mnist"]; // MNIST's digits in larger pictures
 
 /** What `capscore export` wrote into an ONNX file: the entry "capscore" of the model's metadata, or null. */
 export function metadata(bytes) {
@@ -69,6 +70,8 @@ export class Model {
     Object.assign(this, { engine, session, about, name, parameters, times: [] });
     [this.channels, this.height, this.width] = about.spec.input;
     this.classes = about.classes;
+    const { data, published } = about.provenance ?? {};
+    this.share = FRAMED.includes(published?.data ?? data) ? 28 / this.width : 1; // of the picture, that is drawn on
     const { shape, type } = session.inputMetadata[0];
     this.bytes = type === "uint8";
     if (typeof shape[0] === "number" && shape[0] > 1) {
@@ -82,10 +85,6 @@ export class Model {
       throw new Error(`it tells ${session.outputNames}, no lengths: export it with --outputs lengths,capsules`);
     }
     this.places = Object.entries(about.provenance?.export?.places ?? {}).at(-1); // of the last layer that routes
-  }
-
-  get pixels() {
-    return this.channels * this.height * this.width;
   }
 
   /** Whether a decoder's file is of this network. */
@@ -103,7 +102,7 @@ export class Model {
     return {
       chances: this.#chances(found),
       capsules: found.capsules && Array.from({ length: count }, (_, j) => capsule(j)),
-      drawn: found.reconstruction?.data,
+      drawn: found.reconstruction,
       steps: this.#steps(found),
     };
   }
@@ -116,7 +115,7 @@ export class Model {
     return exclusive === false ? found.map(sigmoid) : softmax(found);
   }
 
-  /** Of each step of the last routing: {votes [N][J], lengths [J]}; [] where the file does not tell. */
+  /** Of each step of the last routing: {vote(n, j), lengths [J]}; [] where the file does not tell. */
   #steps(found) {
     if (!this.places) return [];
     const [inputs, j] = [found[this.places[0]].data, this.classes.length];
@@ -125,10 +124,9 @@ export class Model {
     const steps = [];
     for (let r = 0; r < count; r++) {
       const couplings = found[`couplings.${layer}.${r}`]?.data; // none where all are equal
-      const share = (n, k) => Math.max(0, couplings ? couplings[n * j + k] : 1 / j) * inputs[n];
-      const votes = Array.from(inputs, (_, n) => Array.from({ length: j }, (_, k) => share(n, k)));
+      const vote = (n, k) => Math.max(0, couplings ? couplings[n * j + k] : 1 / j) * inputs[n];
       const lengths = found[`lengths.${layer}.${r}`]?.data;
-      steps.push({ votes, lengths: lengths && Array.from(lengths) });
+      steps.push({ vote, lengths: lengths && Array.from(lengths) });
     }
     return steps;
   }
