@@ -61,7 +61,8 @@ def test_the_networks_of_the_playground(tmp_path: Path) -> None:
     assert [told["two"]] == list(entries)[5:]
     assert {name for name, entry in entries.items() if "decoder" in entry} == {"small-mnist", told["two"]}
     assert "routing" not in entries["CNN"]
-    assert Image.open(out / "digits.png").size == (6 * 28, 10 * 28)
+    with Image.open(out / "digits.png") as sheet:
+        assert sheet.size == (6 * 28, 10 * 28)
     for entry in told["models"]:
         assert (out / "models" / entry["file"]).stat().st_size < 300_000
 
