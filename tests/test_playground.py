@@ -14,6 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -341,6 +342,52 @@ def test_a_foreign_file_is_told_of_and_changes_nothing(page: Any, foreign: dict[
     assert pixels(page, "drawn") == before
 
 
+LIES = {  # what a file may say of itself that its graph does not have
+    "size": lambda about: about["spec"].update(input=[3, 100_000, 100_000]),
+    "classes": lambda about: about.update(classes=["one"]),
+    "names": lambda about: about.update(classes=[1, 2, 3]),
+    "where": lambda about: about["provenance"]["export"].update(places={"inputs.0": {"grid": [1, 10_000, 10_000]}}),
+    "what": lambda about: about["provenance"]["export"].update(places={"inputs.9": "there"}),
+}
+
+
+def test_a_file_that_lies_of_itself_is_told_of_and_changes_nothing(page: Any, tmp_path: Path) -> None:
+    import onnx
+
+    onnx_export.export(network(), tmp_path / "m.onnx", outputs=["lengths", "steps"], verify=False)
+    for name, lie in LIES.items():
+        model = onnx.load(tmp_path / "m.onnx")
+        (told,) = (entry for entry in model.metadata_props if entry.key == "capscore")
+        lie(about := json.loads(told.value))
+        told.value = json.dumps(about)
+        onnx.save(model, tmp_path / f"{name}.onnx")
+        page.set_input_files("#files", tmp_path / f"{name}.onnx")
+        says(page, f"^{name}.onnx cannot be used: what it says of itself is not what its graph has", "#own-note")
+        assert page.input_value("#network") == "small-mnist"
+    says(page, "^4, ")
+
+
+@pytest.mark.parametrize(
+    ("lacks", "where", "words"),
+    [
+        ("WebAssembly.validate = () => false", "#answer", "no SIMD. Browsers since 2023 have it"),
+        ("WebAssembly.validate = () => false", "#engine", "Nothing runs here"),
+        ("caches.open = () => Promise.reject(new Error('full'))", "#offline", "This browser keeps nothing"),
+        ("caches.open = () => Promise.reject(new Error('full'))", "#answer", "^4, "),
+    ],
+)
+def test_what_a_browser_lacks_is_told_of(
+    chromium: Callable[..., Any], address: str, lacks: str, where: str, words: str
+) -> None:
+    context = chromium().new_context()
+    context.set_default_timeout(PATIENCE)
+    page = context.new_page()
+    page.add_init_script(lacks)
+    page.goto(f"{address}?engine=wasm")
+    says(page, words, where)
+    context.close()
+
+
 def test_a_dropped_export_is_shown_by_its_own_metadata(page: Any, tmp_path: Path) -> None:
     net = network()
     onnx_export.export(
@@ -474,11 +521,18 @@ def test_files_for_the_page(tmp_path: Path) -> None:
         (["decoder.onnx"], "decoder.onnx is a decoder: give the network"),
         (["letter.onnx"], "cannot load the ONNX model"),
         (["absent.safetensors"], "absent.safetensors"),
+        (["half.safetensors"], "half.safetensors: no .safetensors file, or a damaged one"),
+        (["stereo.safetensors"], "stereo.safetensors takes 2 channels: the page has grey and colour pictures"),
+        (["eight.onnx"], "eight.onnx takes 8 images at a time: export it without --batch"),
     ],
 )
 def test_models_that_the_page_cannot_take(tmp_path: Path, names: list[str], message: str) -> None:
     (tmp_path / "letter.onnx").write_text("Dear user")
     onnx_export.export_decoder(network(), tmp_path / "decoder.onnx", verify=False)
+    onnx_export.export(network(), tmp_path / "eight.onnx", batch=8, verify=False)
+    network(replace(COLOUR, input=(2, 16, 20), decoder=None)).save(tmp_path / "stereo.safetensors")
+    whole = (tmp_path / "stereo.safetensors").read_bytes()
+    (tmp_path / "half.safetensors").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(CapscoreError, match=re.escape(message)):
         playground.write([tmp_path / name for name in names], tmp_path / "page")
 

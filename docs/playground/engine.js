@@ -57,6 +57,7 @@ export class Engine {
         return await this.ort.InferenceSession.create(bytes, options);
       } catch (error) {
         if (PROTOBUF.test(error.message)) throw new Error("it is damaged, or no ONNX model");
+        if (/SIMD/.test(error.message)) throw new Error("this browser's WebAssembly has no SIMD. Browsers since 2023 have it");
         throw new Error(`${this.words} does not run it: ${error.message.slice(0, 200)}`);
       }
     });

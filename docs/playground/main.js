@@ -39,16 +39,23 @@ async function open(name) {
   if (!models.has(name)) {
     const entry = list.models.find((each) => each.name === name);
     const [net, decoder] = await Promise.all(files(entry));
-    await add(entry, await read(engine, net), decoder && (await read(engine, decoder)));
+    add(entry, await read(engine, net), decoder && (await read(engine, decoder)));
   }
   return models.get(name);
 }
 
-async function add(entry, net, decoder) {
+function add(entry, net, decoder) {
   const opened = new Model(engine, net, entry);
   opened.decoder = decoder?.session;
   models.set(entry.name, opened);
   return opened;
+}
+
+/** A network of a user's, that has looked at black. */
+async function tried(entry, opened) {
+  const own = new Model(engine, opened, entry);
+  await own.look(new Float32Array(own.channels * own.height * own.width));
+  return own;
 }
 
 /** Files that were dropped or chosen: a network, its decoder, pictures. */
@@ -66,7 +73,8 @@ async function take(files) {
       const opened = await read(engine, new Uint8Array(await file.arrayBuffer()));
       if (opened.session.inputNames.includes("capsules")) decoders.push([file.name, opened]);
       else {
-        shown = await add({ name: file.name.replace(/\.onnx$/i, "") }, opened);
+        shown = await tried({ name: file.name.replace(/\.onnx$/i, "") }, opened);
+        models.set(shown.name, shown);
         told.push(`${file.name} takes ${shown.width} × ${shown.height} pixels in ${shown.channels === 1 ? "grey" : "colour"} and knows ${shown.classes.length} classes.`);
       }
     } catch (error) {
@@ -430,7 +438,12 @@ async function start() {
   await show(models.get(first.name));
   performance.mark("answered");
   $("compare").disabled = false;
-  await keep();
+  await keep().catch(() => {
+    $("offline").textContent = "This browser keeps nothing: the page needs a network each time.";
+  });
 }
 
-start().catch(tell);
+start().catch((error) => {
+  $("engine").textContent = "Nothing runs here.";
+  tell(error);
+});

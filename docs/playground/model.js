@@ -47,7 +47,7 @@ export async function read(engine, bytes) {
   } catch {
     throw new Error("it is no ONNX model");
   }
-  if (!about?.spec || !about.classes) {
+  if (!Array.isArray(about?.spec?.input) || !Array.isArray(about.classes)) {
     throw new Error("it is not from capscore: capscore export writes files that tell size, classes and scale");
   }
   return { about, session: await engine.open(bytes) };
@@ -62,10 +62,27 @@ function softmax(xs) {
   return es.map((e) => e / total);
 }
 
+/** Whether sizes, classes and places that a file tells of are those of its graph: anyone can write them. */
+function fits({ spec, classes, provenance }, { inputMetadata, outputMetadata }) {
+  const shapes = Object.fromEntries(outputMetadata.map(({ name, shape }) => [name, shape]));
+  const { lengths, scores } = shapes;
+  const placed = ([name, { grid, first, step }]) =>
+    shapes[name]?.[1] === grid?.reduce((a, b) => a * b) && [grid?.length, first?.length, step?.length].join() === "3,2,2";
+  return (
+    String(inputMetadata[0].shape.slice(1)) === String(spec.input) &&
+    [lengths, scores].every((shape) => !shape || shape[1] === classes.length) &&
+    classes.every((name) => typeof name === "string") &&
+    Object.entries(provenance?.export?.places ?? {}).every(placed)
+  );
+}
+
 export class Model {
   constructor(engine, { about, session }, { name, parameters }) {
     if (!session.inputNames.includes("images")) {
       throw new Error(`it takes ${session.inputNames}, not images: is it a decoder? Drop its network with it`);
+    }
+    if (!fits(about, session)) {
+      throw new Error("what it says of itself is not what its graph has: export it once more");
     }
     Object.assign(this, { engine, session, about, name, parameters, times: [] });
     [this.channels, this.height, this.width] = about.spec.input;
@@ -109,7 +126,7 @@ export class Model {
 
   #chances({ scores, lengths }) {
     if (!scores) return Array.from(lengths.data);
-    const { type, exclusive } = this.about.spec.loss;
+    const { type, exclusive } = this.about.spec.loss ?? {};
     const found = Array.from(scores.data);
     if (type !== "CrossEntropy") return found;
     return exclusive === false ? found.map(sigmoid) : softmax(found);
