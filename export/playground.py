@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ def write(
 
     Raises
     ------
-    CapscoreError : there is no model, or two of one name
+    CapscoreError : there is no model, or two of one name; the page has no pictures for one
     ModelFileError : a file is foreign or damaged
     """
     paths = [Path(model) for model in models]
@@ -58,9 +59,11 @@ def _copied(path: Path, folder: Path, precision: str) -> tuple[dict[str, Any], l
     file = onnxfile.read(path)
     if file.input.name != "images":
         raise CapscoreError(f"{path} is a decoder: give the network, as a .safetensors model, to have both on the page")
+    if file.batch not in (None, 1):
+        raise CapscoreError(f"{path} takes {file.batch} images at a time: export it without --batch")
     target = folder / path.name
     write_atomically(target, path.read_bytes())
-    return {"file": target.name, "parameters": _parameters(file.spec)}, [target]
+    return {"file": target.name, **_told(path, file.spec)}, [target]
 
 
 def _exported(path: Path, folder: Path, precision: str) -> tuple[dict[str, Any], list[Path]]:
@@ -73,7 +76,7 @@ def _exported(path: Path, folder: Path, precision: str) -> tuple[dict[str, Any],
     outputs += ["steps"] if any(not name.startswith("couplings") for name in told) else []
     files = [folder / f"{path.stem}.onnx"]
     export(net, files[0], precision=precision, outputs=outputs)
-    entry = {"file": files[0].name, "parameters": _parameters(spec)}
+    entry = {"file": files[0].name, **_told(path, spec)}
     if spec.decoder is not None:
         files.append(folder / f"{path.stem}-decoder.onnx")
         export_decoder(net, files[1], precision=precision)
@@ -81,6 +84,13 @@ def _exported(path: Path, folder: Path, precision: str) -> tuple[dict[str, Any],
     return entry, files
 
 
-def _parameters(spec: Any) -> int:
-    """Return how many numbers say what an image shows: those of the decoder do not."""
-    return sum(row.parameter_count for row in spec.rows)
+def _told(path: Path, spec: Any) -> dict[str, Any]:
+    """Return what the page tells of a network before it is loaded; the numbers of its decoder do not count."""
+    if spec.input[0] not in (1, 3):
+        raise CapscoreError(f"{path} takes {spec.input[0]} channels: the page has grey and colour pictures")
+    told: dict[str, Any] = {"parameters": sum(row.parameter_count for row in spec.rows)}
+    if routings := [layer.routing for layer in spec.layers if hasattr(layer, "routing")]:
+        words = re.sub(r"(?<=[A-Za-z])(?=[A-Z][a-z])", " ", type(routings[-1]).__name__)
+        steps = getattr(routings[-1], "iterations", None)
+        told["routing"] = words if steps is None else f"{words}, {steps} step{'s' if steps > 1 else ''}"
+    return told

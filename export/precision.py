@@ -107,11 +107,13 @@ def _largest(tensor: TensorProto) -> float:
 def _narrowed(model: onnx.ModelProto, weights: Collection[str]) -> onnx.ModelProto:
     """Store these weights as int8, a scale for each row or kernel of an output, with a Cast and a Mul behind them.
 
+    Those that are long along one axis alone stay as they are, such as a number for each channel [1, C, 1, 1]: one scale
+    for all of them would make the small ones zero.
     They hang on constants alone, so a runtime computes them when it loads: what is multiplied then is float32.
     """
     before, scales = [], []
     for tensor in model.graph.initializer:
-        if tensor.name in weights:
+        if tensor.name in weights and sum(dim > 1 for dim in tensor.dims) > 1:
             name, array = tensor.name, numpy_helper.to_array(tensor)
             together = (1, 2, 3) if array.ndim == 4 else -1
             scale = np.maximum(np.abs(array).max(axis=together, keepdims=True) / 127, np.finfo(np.float32).tiny)

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from capscore import backend
+from capscore.cli.shared import found
 from capscore.errors import CapscoreError, TrainingError
 from lab import ROOT, files
 from lab.experiments import NAMES, experiment
@@ -139,7 +140,13 @@ def _networks(results: Path, runs: Path, images: Path, data_dir: Path | None, de
 
 @app.command("playground")
 def playground_command(
-    models: Annotated[list[Path] | None, typer.Argument(help=".safetensors models; else some are trained.")] = None,
+    models: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="Models or names of `capscore models`; else the page's own.",
+            callback=lambda paths: [*map(found, paths or ())],
+        ),
+    ] = None,
     budget: Annotated[str, typer.Option(help="Of the training: smoke, quick or hour.")] = "quick",
     data_dir: Annotated[Path | None, typer.Option(help="Folder with mnist/; else CAPSCORE_DATA.")] = None,
     runs: Annotated[Path, typer.Option(help="Folder for the trainings.", show_default="runs/experiments")] = RUNS,
@@ -156,11 +163,14 @@ def playground_command(
     files.check(out / "models" / LIST)
     files.check(out / playground.DIGITS)
     lab = Lab("playground", budget, playground.BUDGETS[budget], RESULTS, runs, IMAGES, data_dir, console=console)
-    chosen = models or playground.train(lab)
-    two = {"two": playground.TWO} if playground.TWO in [path.stem for path in chosen] else {}
-    for path in write(chosen, out / "models", "int8-weights", note=files.MARK, **two):
+    chosen = [
+        playground.drawing(lab, path) if playground.for_two(path) else path for path in models or playground.made(lab)
+    ]
+    two = [path.stem for path in chosen if playground.for_two(path)]
+    about = {"two": two[0]} if two else {}
+    for path in write(chosen, out / "models", "int8-weights", note=files.MARK, **about):
         lab.say(f"{path}: {path.stat().st_size:,} bytes")
-    playground.write_digits(out / playground.DIGITS, lab.digits()[2])
+    playground.write_digits(out / playground.DIGITS)
 
 
 @app.command("results")

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from conftest import EXPORTED, FLOAT32, NUMPY, close, need, random_images, random_params, small_spec
 
-from capscore import PRESETS, CapsNetSpec, Conv, DenseCaps, PrimaryCaps, agree
+from capscore import PRESETS, CapsNetSpec, Conv, DenseCaps, PrimaryCaps, agree, zoo
 from capscore.errors import BackendError, CapscoreError
 from capscore.modelfile import Model
 
@@ -77,6 +77,15 @@ def test_presets_stay_on_the_gpu(
     webgpu: str, runtime: ModuleType, make: Callable[..., Path], preset: str, options: dict[str, Any]
 ) -> None:
     net = NUMPY.CapsNet(PRESETS[preset])
+    stays_on_the_gpu(runtime.Session(make(net, **options), webgpu), net, random_images(net.spec, 1, dtype="float32"))
+
+
+@pytest.mark.parametrize("options", [{}, {"batch": 1}], ids=str)
+@pytest.mark.parametrize("name", zoo.list_models(pretrained=True))
+def test_the_zoo_stays_on_the_gpu(
+    webgpu: str, runtime: ModuleType, make: Callable[..., Path], name: str, options: dict[str, Any]
+) -> None:
+    net = NUMPY.load(zoo.path(name))
     stays_on_the_gpu(runtime.Session(make(net, **options), webgpu), net, random_images(net.spec, 1, dtype="float32"))
 
 

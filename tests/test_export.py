@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from capscore import PRESETS, CapsNetSpec, Conv, Decoder, DenseCaps, DynamicRouting, MaxPool, PrimaryCaps
 from capscore.errors import CapscoreError, ModelFileError, ShapeError
 from capscore.fast.streaming import VOTES_BYTES
-from capscore.layers import Concat, Concurrent, ConvCaps, ConvCaps3D, Residual, Upsample
+from capscore.layers import BatchNorm, Concat, Concurrent, ConvCaps, ConvCaps3D, Residual, Upsample
 from capscore.net import primary_capsules
 from capscore.routing import InvertedAttention
 
@@ -316,6 +316,20 @@ def test_bytes_as_images_and_a_fixed_batch(onnx_export: ModuleType, tmp_path: Pa
     for name, array in run(report.path, x).items():
         assert array.shape[0] == 4
         close(array, expected(network(), x / 255)[name], tolerance, name)
+
+
+def test_numbers_for_each_channel_are_not_stored_as_int8(onnx_export: ModuleType, tmp_path: Path) -> None:
+    """Of a normalisation whose factors differ by a thousand, as trained ones do: the small ones would become zero."""
+    spec = small_spec().replace(layers=(Conv(4, 3, padding="same"), BatchNorm(), *small_spec().layers))
+    params = random_params(spec, dtype="float32")
+    factors = np.array([1e-3, 0.1, 1, 3], np.float32)
+    params["stem.1.weight"], params["stem.1.variance"] = factors, np.ones(4, np.float32)
+    params["stem.0.weight"] = params["stem.0.weight"] / factors[:, None, None, None]
+    params["stem.0.bias"] = params["stem.0.bias"] / factors
+    report = onnx_export.export(NUMPY.CapsNet(spec, params), tmp_path / "m.onnx", precision="int8-weights")
+    narrowed = {x.name for x in onnx.load(report.path).graph.initializer if x.data_type == onnx.TensorProto.INT8}
+    assert {name.split(".")[0] for name in narrowed} == {"stem", "primary", "capsules", "decoder"}
+    assert not any(name.startswith("stem.1.") for name in narrowed)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8-weights"])

@@ -7,12 +7,17 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from conftest import need
 from typer.testing import CliRunner
 
 need("torch", "torch")
+from capscore import PRESETS  # noqa: E402
+from capscore.agree import TOLERANCE  # noqa: E402
+from capscore.data import Pairs, load  # noqa: E402
 from capscore.errors import CapscoreError  # noqa: E402
 from lab import ROOT, files  # noqa: E402
 from lab.__main__ import app, main  # noqa: E402
@@ -37,6 +42,50 @@ def test_an_experiment_and_the_page_of_results(tmp_path: Path) -> None:
     for _ in range(2):  # its own page it writes anew
         assert lab("results", *where, "--out", page).strip() == str(page)
     assert "not run" in page.read_text()
+
+
+def playground(*args: object, runs: Path, out: Path) -> dict[str, Any]:
+    """Make the models of the playground at the smoke budget, and return their list."""
+    lab("playground", *args, "--budget", "smoke", "--runs", runs, "--out", out)
+    told: dict[str, Any] = json.loads((out / "models" / "models.json").read_text())
+    return told
+
+
+def test_the_networks_of_the_playground(tmp_path: Path) -> None:
+    """The zoo's, and others that are trained; the page's digits are there even of few images."""
+    Image, out = need("PIL.Image", "plot"), tmp_path / "page"
+    told = playground(runs=tmp_path / "runs", out=out)
+    assert told["note"] == files.MARK
+    entries = {entry["name"]: entry for entry in told["models"]}
+    assert list(entries)[:5] == ["small-mnist", "efficient-mnist", "dynamic-mnist", "no-routing", "CNN"]
+    assert [told["two"]] == list(entries)[5:]
+    assert {name for name, entry in entries.items() if "decoder" in entry} == {"small-mnist", told["two"]}
+    assert "routing" not in entries["CNN"]
+    with Image.open(out / "digits.png") as sheet:
+        assert sheet.size == (6 * 28, 10 * 28)
+    for entry in told["models"]:
+        assert (out / "models" / entry["file"]).stat().st_size < 300_000
+
+
+def test_a_network_for_two_digits_from_the_zoo_has_its_place_in_the_playground(tmp_path: Path) -> None:
+    """It is told by its data, and learns a small decoder, as it ships with none; what it says stays the same."""
+    from capscore.backends import torch as caps
+    from capscore.export.runtime import DecoderSession, Session
+
+    spec = PRESETS["efficient-multimnist"].replace(decoder=None)
+    net, pairs = caps.CapsNet(spec), tmp_path / "pairs.safetensors"
+    net.provenance["published"] = {"data": "multimnist"}
+    net.save(pairs)
+    told = playground("small-mnist", pairs, runs=tmp_path / "runs", out=tmp_path / "page")
+    assert [entry["name"] for entry in told["models"]] == ["small-mnist", "pairs"]
+    assert told["two"] == "pairs"
+    models = tmp_path / "page" / "models"
+    digits, _ = load("digits")
+    images, _ = Pairs(digits, 0, 1).batch(slice(0, 4))
+    found, wanted = Session(models / "pairs.onnx", "cpu", 1)(images), net(images)
+    assert np.abs(found.lengths - wanted.lengths.detach().numpy()).max() < TOLERANCE["int8-weights"]
+    drawn = DecoderSession(models / told["models"][1]["decoder"], "cpu", 1)(found.capsules)
+    assert drawn.shape == (4, 1, 36, 36)
 
 
 def test_a_page_of_somebody_else_stays_as_it_is(tmp_path: Path) -> None:

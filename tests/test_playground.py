@@ -14,6 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -183,14 +184,28 @@ def test_bending_a_capsule_changes_what_the_decoder_draws(page: Any) -> None:
 def test_turning_moves_the_numbers(page: Any) -> None:
     moved = "[...document.querySelectorAll('.moved')].reduce((sum, bar) => sum + parseFloat(bar.style.width), 0)"
     assert page.evaluate(moved) == 0
-    before = pixels(page, "seen")
+    before, paper = pixels(page, "seen"), pixels(page, "paper")
     for slider, value in (("#turn", 15), ("#size", 90), ("#right", 2), ("#down", -1)):
         slide(page, slider, value)
         page.wait_for_function(f"{moved} > 1")
         changes(page, "seen", before)
+        assert pixels(page, "paper") != paper
         page.click("#straight")
         page.wait_for_function(f"{moved} === 0")
         assert pixels(page, "seen") == before
+
+
+def test_strokes_go_where_the_pen_is_on_a_drawing_that_was_moved(page: Any) -> None:
+    inked = """([x, y]) => {
+      const { width, height } = paper;
+      return paper.getContext("2d").getImageData(x * width, y * height, 1, 1).data[0] > 100;
+    }"""
+    page.click("#clear")
+    for slider, value in (("#turn", 30), ("#size", 80), ("#right", 3)):
+        slide(page, slider, value)
+    stroke(page, (0.4, 0.2), (0.4, 0.8))
+    assert [page.evaluate(inked, [x, 0.5]) for x in (0.3, 0.4, 0.5)] == [False, True, False]
+    says(page, r"\d")
 
 
 def test_two_digits_are_taken_apart(page: Any) -> None:
@@ -200,11 +215,42 @@ def test_two_digits_are_taken_apart(page: Any) -> None:
     says(page, "%", "#first-name")
     assert pixels(page, "first") != pixels(page, "both")
     page.click("#clear")
-    page.wait_for_function("document.getElementById('network').value === 'dynamic-routing'")
+    page.wait_for_function("document.getElementById('network').value === 'small-mnist'")
     says(page, "^4, ")
     says(page, "no other digit", "#second-name")
     page.click("#overlap")
     page.wait_for_function("document.getElementById('network').value === 'two-digits'")
+
+
+def test_a_network_for_two_digits_in_a_larger_picture(chromium: Callable[..., Any], tmp_path: Path) -> None:
+    """As the zoo has it: it sees digits as large as MNIST's, and where they were moved to, to the pixel."""
+    layers = (Conv(8, 5, 2), PrimaryCaps(4, 4, 5, 2), DenseCaps(10, 8))
+    for name, size, data in (("one", 28, "mnist"), ("pairs", 36, "multimnist")):
+        spec = CapsNetSpec((1, size, size), layers, decoder=Decoder(hidden=(16,)))
+        net = NUMPY.CapsNet(spec, random_params(spec, 0, dtype="float32"))
+        net.provenance["published"] = {"data": data}
+        net.save(tmp_path / f"{name}.safetensors")
+    files = [tmp_path / "one.safetensors", tmp_path / "pairs.safetensors"]
+    playground.write(files, tmp_path / "models", two="pairs", runtime="runtime/")
+    with served(tmp_path / "models") as address, opened(chromium(), address) as page:
+        read = "Array.from(seen.getContext('2d').getImageData(0, 0, seen.width, seen.height).data)"
+        alone = np.array(page.evaluate(read)).reshape(28, 28, 4)[..., 0]
+        page.get_by_label("Second digit").check(force=True)
+        page.get_by_label("Take a 0").click()
+        page.wait_for_function("document.getElementById('network').value === 'pairs'")
+        page.wait_for_function("document.getElementById('seen').width === 36")
+        assert page.evaluate("document.getElementById('second').width") == 36
+        page.select_option("#network", "pairs")  # it stays with one digit, too
+        page.click("#clear")
+        page.wait_for_function("document.getElementById('answer').textContent !== 'Draw something.'")
+        for right, down in ((0, 0), (4, 0), (-2, 3)):
+            page.get_by_label("First digit").check(force=True)
+            slide(page, "#right", right)
+            slide(page, "#down", down)
+            wanted = np.zeros((36, 36), int)
+            wanted[4 + down : 32 + down, 4 + right : 32 + right] = alone
+            page.wait_for_function(f"wanted => JSON.stringify({read}.filter((_, i) => i % 4 === 0)) === wanted",
+                                   arg=json.dumps(wanted.ravel().tolist(), separators=(",", ":")))  # fmt: skip
 
 
 def test_the_steps_of_the_routing(page: Any) -> None:
@@ -219,7 +265,13 @@ def test_the_steps_of_the_routing(page: Any) -> None:
     assert len({first, pixels(page, "votes"), last}) == 3
     page.select_option("#network", "CNN")
     says(page, "tells of no routing", "#route-note")
-    assert not page.is_visible("#votes")
+    says(page, "has no capsules", "#bend-note")
+    for gone in ("#votes", "#shares", "#step", "#votes-words", "#drawn", "#numbers"):
+        assert not page.is_visible(gone)
+    page.select_option("#network", "efficient-mnist")
+    says(page, "No decoder of this network", "#bend-note")
+    says(page, "After step 1", "#votes-words")
+    assert [page.is_visible(what) for what in ("#drawn", "#numbers", "#votes", "#step")] == [False, True, True, True]
 
 
 def test_other_networks_are_compared(page: Any) -> None:
@@ -230,6 +282,8 @@ def test_other_networks_are_compared(page: Any) -> None:
     page.get_by_label("Take a 1", exact=True).click()
     for name in set(names) - {"two-digits"}:
         page.wait_for_function("id => document.getElementById(id).cells[2].textContent === '1'", arg=f"row-{name}")
+    page.click("#overlap")
+    page.wait_for_function("/^. and .$/.test(document.getElementById('row-two-digits').cells[2].textContent)")
 
 
 def test_everything_goes_by_keyboard(page: Any) -> None:
@@ -283,9 +337,55 @@ def test_a_foreign_file_is_told_of_and_changes_nothing(page: Any, foreign: dict[
     }.items():
         page.set_input_files("#files", foreign[name])
         says(page, words, "#own-note")
-        assert page.input_value("#network") == "dynamic-routing"
+        assert page.input_value("#network") == "small-mnist"
     says(page, "^4, ")
     assert pixels(page, "drawn") == before
+
+
+LIES = {  # what a file may say of itself that its graph does not have
+    "size": lambda about: about["spec"].update(input=[3, 100_000, 100_000]),
+    "classes": lambda about: about.update(classes=["one"]),
+    "names": lambda about: about.update(classes=[1, 2, 3]),
+    "where": lambda about: about["provenance"]["export"].update(places={"inputs.0": {"grid": [1, 10_000, 10_000]}}),
+    "what": lambda about: about["provenance"]["export"].update(places={"inputs.9": "there"}),
+}
+
+
+def test_a_file_that_lies_of_itself_is_told_of_and_changes_nothing(page: Any, tmp_path: Path) -> None:
+    import onnx
+
+    onnx_export.export(network(), tmp_path / "m.onnx", outputs=["lengths", "steps"], verify=False)
+    for name, lie in LIES.items():
+        model = onnx.load(tmp_path / "m.onnx")
+        (told,) = (entry for entry in model.metadata_props if entry.key == "capscore")
+        lie(about := json.loads(told.value))
+        told.value = json.dumps(about)
+        onnx.save(model, tmp_path / f"{name}.onnx")
+        page.set_input_files("#files", tmp_path / f"{name}.onnx")
+        says(page, f"^{name}.onnx cannot be used: what it says of itself is not what its graph has", "#own-note")
+        assert page.input_value("#network") == "small-mnist"
+    says(page, "^4, ")
+
+
+@pytest.mark.parametrize(
+    ("lacks", "where", "words"),
+    [
+        ("WebAssembly.validate = () => false", "#answer", "no SIMD. Browsers since 2023 have it"),
+        ("WebAssembly.validate = () => false", "#engine", "Nothing runs here"),
+        ("caches.open = () => Promise.reject(new Error('full'))", "#offline", "This browser keeps nothing"),
+        ("caches.open = () => Promise.reject(new Error('full'))", "#answer", "^4, "),
+    ],
+)
+def test_what_a_browser_lacks_is_told_of(
+    chromium: Callable[..., Any], address: str, lacks: str, where: str, words: str
+) -> None:
+    context = chromium().new_context()
+    context.set_default_timeout(PATIENCE)
+    page = context.new_page()
+    page.add_init_script(lacks)
+    page.goto(f"{address}?engine=wasm")
+    says(page, words, where)
+    context.close()
 
 
 def test_a_dropped_export_is_shown_by_its_own_metadata(page: Any, tmp_path: Path) -> None:
@@ -399,12 +499,12 @@ def test_files_for_the_page(tmp_path: Path) -> None:
     files = playground.write([tmp_path / "pets.safetensors", tmp_path / "own.onnx"], tmp_path / "page", two="pets")
     assert [path.name for path in files] == ["pets.onnx", "pets-decoder.onnx", "own.onnx", "models.json"]
     told = json.loads(files[-1].read_text())
-    count = sum(row.parameter_count for row in COLOUR.rows)
+    about = {"parameters": sum(row.parameter_count for row in COLOUR.rows), "routing": "Dynamic Routing, 3 steps"}
     assert told == {
         "two": "pets",
         "models": [
-            {"name": "pets", "file": "pets.onnx", "parameters": count, "decoder": "pets-decoder.onnx"},
-            {"name": "own", "file": "own.onnx", "parameters": count},
+            {"name": "pets", "file": "pets.onnx", **about, "decoder": "pets-decoder.onnx"},
+            {"name": "own", "file": "own.onnx", **about},
         ],
     }
     outputs = {output.name for output in onnxfile.read(files[0]).outputs}
@@ -421,11 +521,18 @@ def test_files_for_the_page(tmp_path: Path) -> None:
         (["decoder.onnx"], "decoder.onnx is a decoder: give the network"),
         (["letter.onnx"], "cannot load the ONNX model"),
         (["absent.safetensors"], "absent.safetensors"),
+        (["half.safetensors"], "half.safetensors: no .safetensors file, or a damaged one"),
+        (["stereo.safetensors"], "stereo.safetensors takes 2 channels: the page has grey and colour pictures"),
+        (["eight.onnx"], "eight.onnx takes 8 images at a time: export it without --batch"),
     ],
 )
 def test_models_that_the_page_cannot_take(tmp_path: Path, names: list[str], message: str) -> None:
     (tmp_path / "letter.onnx").write_text("Dear user")
     onnx_export.export_decoder(network(), tmp_path / "decoder.onnx", verify=False)
+    onnx_export.export(network(), tmp_path / "eight.onnx", batch=8, verify=False)
+    network(replace(COLOUR, input=(2, 16, 20), decoder=None)).save(tmp_path / "stereo.safetensors")
+    whole = (tmp_path / "stereo.safetensors").read_bytes()
+    (tmp_path / "half.safetensors").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(CapscoreError, match=re.escape(message)):
         playground.write([tmp_path / name for name in names], tmp_path / "page")
 
@@ -438,7 +545,7 @@ def play(*arguments: object) -> subprocess.Popen[str]:
 def test_the_command_serves_page_and_models_until_it_is_stopped(tmp_path: Path) -> None:
     network().save(tmp_path / "pets.safetensors")
     (tmp_path / "dist").mkdir()
-    (tmp_path / "dist" / "ort.wasm.min.mjs").write_text("// the runtime")
+    (tmp_path / "dist" / "ort.wasm.bundle.min.mjs").write_text("// the runtime")
     process = play(tmp_path / "pets.safetensors", "--port", 0, "--runtime", tmp_path / "dist")
     assert process.stdout is not None
     with process:
@@ -455,7 +562,7 @@ def test_the_command_serves_page_and_models_until_it_is_stopped(tmp_path: Path) 
         told = json.loads(get(f"{AT}models/models.json")[1])
         assert (told["runtime"], told["models"][0]["decoder"]) == ("runtime/", "pets-decoder.onnx")
         assert len(get(f"{AT}models/pets.onnx")[1]) > 1000
-        assert get(f"{AT}runtime/ort.wasm.min.mjs") == ("text/javascript", b"// the runtime")
+        assert get(f"{AT}runtime/ort.wasm.bundle.min.mjs") == ("text/javascript", b"// the runtime")
         for hidden in (f"{AT}models/", "/etc/passwd", f"{AT}models/..%2f..%2fpets.safetensors", "/index.html"):
             with pytest.raises(urllib.error.HTTPError, match="404"):
                 get(hidden)
@@ -474,5 +581,5 @@ def test_the_command_serves_page_and_models_until_it_is_stopped(tmp_path: Path) 
 def test_the_command_says_what_a_folder_lacks(tmp_path: Path) -> None:
     network().save(tmp_path / "pets.safetensors")
     with play(tmp_path / "pets.safetensors", "--runtime", tmp_path) as process:
-        assert "there is no ort.wasm.min.mjs in" in process.communicate()[1]
+        assert "there is no ort.wasm.bundle.min.mjs in" in process.communicate()[1]
     assert process.returncode == 1

@@ -22,7 +22,7 @@ from capscore.errors import CapscoreError
 
 PAGE = Path(capscore.__file__).parent / "playground"  # docs/playground in a checkout
 HOST, AT = "127.0.0.1", "/playground/"
-RUNTIME = "ort.wasm.min.mjs"  # of onnxruntime-web
+RUNTIME = "ort.wasm.bundle.min.mjs"  # of onnxruntime-web
 
 
 @app.command("play")
@@ -88,6 +88,8 @@ class _Server(http.server.ThreadingHTTPServer):
 class _Files(http.server.SimpleHTTPRequestHandler):
     """Files of several folders, none of which is listed."""
 
+    protocol_version = "HTTP/1.1"  # a connection for many files: the page is there sooner
+
     # Some systems know other types for these, which browsers refuse.
     extensions_map = {  # noqa: RUF012 - of the base class
         **http.server.SimpleHTTPRequestHandler.extensions_map,
@@ -114,6 +116,7 @@ class _Files(http.server.SimpleHTTPRequestHandler):
         if self.path == "/":
             self.send_response(HTTPStatus.FOUND)
             self.send_header("Location", AT)
+            self.send_header("Content-Length", "0")
             self.end_headers()
         else:
             super().do_GET()

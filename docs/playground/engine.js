@@ -2,7 +2,10 @@
 
 const VERSION = "1.30.0";
 const NETWORK = `https://cdn.jsdelivr.net/npm/onnxruntime-web@${VERSION}/dist/`;
-const MODULES = { webgpu: "ort.webgpu.min.mjs", wasm: "ort.wasm.min.mjs" };
+const FILES = {
+  webgpu: ["ort.webgpu.bundle.min.mjs", "ort-wasm-simd-threaded.asyncify.wasm"],
+  wasm: ["ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"],
+};
 const PROTOBUF = /protobuf|ModelProto|parse/i; // what the runtime says of a file that is no ONNX
 
 /** The name of the GPU, or null. A software adapter counts only where it is asked for: WebAssembly is faster. */
@@ -12,6 +15,11 @@ async function gpu(asked) {
   const { vendor, architecture, isFallbackAdapter } = adapter.info;
   if ((isFallbackAdapter || architecture === "swiftshader") && !asked) return null;
   return [vendor, architecture].filter(Boolean).join(" ") || "GPU";
+}
+
+/** Have the browser fetch a file that will be asked for. */
+function early(href) {
+  document.head.append(Object.assign(document.createElement("link"), { rel: "preload", as: "fetch", crossOrigin: "", href }));
 }
 
 export class Engine {
@@ -30,12 +38,14 @@ export class Engine {
   async #load(name, device) {
     this.name = name;
     this.words = device ? `WebGPU (${device})` : "WebAssembly";
+    const [module, code] = FILES[name];
+    early(this.folder + code); // else the module asks for it, when it is here itself
     try {
-      this.ort = await import(this.folder + MODULES[name]);
+      this.ort = await import(this.folder + module);
     } catch {
       throw new Error(`ONNX Runtime Web cannot be loaded from ${this.folder}. Is there a network?`);
     }
-    this.ort.env.wasm.wasmPaths = this.folder;
+    this.ort.env.wasm.wasmPaths = { wasm: this.folder + code };
     this.ort.env.wasm.numThreads = 1; // more need headers that few hosts send
     this.ort.env.logLevel = "error";
   }
@@ -47,6 +57,7 @@ export class Engine {
         return await this.ort.InferenceSession.create(bytes, options);
       } catch (error) {
         if (PROTOBUF.test(error.message)) throw new Error("it is damaged, or no ONNX model");
+        if (/SIMD/.test(error.message)) throw new Error("this browser's WebAssembly has no SIMD. Browsers since 2023 have it");
         throw new Error(`${this.words} does not run it: ${error.message.slice(0, 200)}`);
       }
     });

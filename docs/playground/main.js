@@ -3,7 +3,7 @@
 import { Engine } from "./engine.js";
 import { Model, read } from "./model.js";
 import { over, Paper, pixels, STRAIGHT, TINTS } from "./paper.js";
-import { Arrows, black, make, Numbers, paint, percent, shares, votes } from "./views.js";
+import { Arrows, make, Numbers, paint, percent, Shares, votes } from "./views.js";
 
 const $ = (id) => document.getElementById(id);
 const asked = new URLSearchParams(location.search).get("engine"); // webgpu or wasm
@@ -39,16 +39,23 @@ async function open(name) {
   if (!models.has(name)) {
     const entry = list.models.find((each) => each.name === name);
     const [net, decoder] = await Promise.all(files(entry));
-    await add(entry, await read(engine, net), decoder && (await read(engine, decoder)));
+    add(entry, await read(engine, net), decoder && (await read(engine, decoder)));
   }
   return models.get(name);
 }
 
-async function add(entry, net, decoder) {
+function add(entry, net, decoder) {
   const opened = new Model(engine, net, entry);
   opened.decoder = decoder?.session;
   models.set(entry.name, opened);
   return opened;
+}
+
+/** A network of a user's, that has looked at black. */
+async function tried(entry, opened) {
+  const own = new Model(engine, opened, entry);
+  await own.look(new Float32Array(own.channels * own.height * own.width));
+  return own;
 }
 
 /** Files that were dropped or chosen: a network, its decoder, pictures. */
@@ -66,7 +73,8 @@ async function take(files) {
       const opened = await read(engine, new Uint8Array(await file.arrayBuffer()));
       if (opened.session.inputNames.includes("capsules")) decoders.push([file.name, opened]);
       else {
-        shown = await add({ name: file.name.replace(/\.onnx$/i, "") }, opened);
+        shown = await tried({ name: file.name.replace(/\.onnx$/i, "") }, opened);
+        models.set(shown.name, shown);
         told.push(`${file.name} takes ${shown.width} × ${shown.height} pixels in ${shown.channels === 1 ? "grey" : "colour"} and knows ${shown.classes.length} classes.`);
       }
     } catch (error) {
@@ -118,16 +126,19 @@ async function fit() {
   if (model.name !== wanted) build(await open(wanted));
 }
 
-const drawn = (move) => paper.layers.map((layer) => pixels(layer, model, move)).reduce(over);
+/** The drawing as a network takes it. */
+const drawn = (network, move) => paper.layers.map((layer) => pixels(layer, network, move)).reduce(over);
+
+const byChance = (chances) => chances.map((_, j) => j).sort((a, b) => chances[b] - chances[a]);
 
 async function look() {
   const using = model;
-  const seen = drawn();
+  const seen = drawn(using);
   result = { seen, ...(await using.look(seen)) };
   if (using !== model) return;
   const straight = paper.layers.every((layer) => layer.straight);
-  before = straight ? result.capsules : (await using.look(drawn(STRAIGHT))).capsules;
-  const order = result.chances.map((_, j) => j).sort((a, b) => result.chances[b] - result.chances[a]);
+  before = straight ? result.capsules : (await using.look(drawn(using, STRAIGHT))).capsules;
+  const order = byChance(result.chances);
   if (!held) chosen = order[0];
   bent = null;
   paint($("seen"), seen, [model.channels, model.height, model.width]);
@@ -141,13 +152,20 @@ async function look() {
   $("engine").textContent = `${engine.note ?? ""}Runs on ${engine.words}: ${model.time.toFixed(1)} ms a picture.`;
 }
 
+/** The digits that are there, two at most, or the likeliest. */
+function named(network, chances) {
+  const order = byChance(chances);
+  const there = order.slice(0, 2).filter((j) => chances[j] > CLEAR);
+  return (there.length ? there : order.slice(0, 1)).map((j) => network.classes[j]).join(" and ");
+}
+
 function sayAnswer([a, b]) {
   const { chances } = result;
   const sure = (j) => `${model.classes[j]} (${percent(chances[j])})`;
   let words = `Not sure: ${sure(a)}, or ${sure(b)}?`;
   if (paper.layers.every((layer) => layer.empty)) words = "Draw something.";
-  else if (chances[b] > CLEAR) words = `${model.classes[a]} and ${model.classes[b]}`;
-  else if (chances[a] > CLEAR) words = `${model.classes[a]}, ${percent(chances[a])} sure`;
+  else if (chances[b] > CLEAR) words = named(model, chances);
+  else if (chances[a] > CLEAR) words = `${named(model, chances)}, ${percent(chances[a])} sure`;
   if ($("answer").textContent !== words) $("answer").textContent = words;
 }
 
@@ -155,11 +173,10 @@ async function showCapsule() {
   $("chosen").textContent = `of ${model.classes[chosen]}`;
   if (result.capsules) numbers.show(bent ?? result.capsules[chosen], before[chosen]);
   $("unbend").disabled = !bent;
-  if (model.decoder) {
-    const { data, dims } = await model.draw(chosen, bent ?? result.capsules[chosen]);
-    paint($("drawn"), data, dims.slice(1));
-  } else if (result.drawn) paint($("drawn"), result.drawn, [model.channels, model.height, model.width]);
-  else black($("drawn"));
+  const picture = model.decoder ? await model.draw(chosen, bent ?? result.capsules[chosen]) : result.drawn;
+  $("drawn").closest("figure").hidden = !picture;
+  document.querySelector(".bending").hidden = !picture && !result.capsules;
+  if (picture) paint($("drawn"), picture.data, picture.dims.slice(1));
 }
 
 async function showApart(order) {
@@ -190,7 +207,7 @@ function both([a, b], [channels, height, width]) {
 
 function showStep() {
   const { steps, chances } = result;
-  $("votes").hidden = $("shares").hidden = $("step").disabled = !steps.length;
+  for (const part of document.querySelectorAll(".stepper, .routing, #votes-words")) part.hidden = !steps.length;
   if (!steps.length) return;
   const last = $("step").max === $("step").value;
   $("step").max = steps.length;
@@ -200,7 +217,7 @@ function showStep() {
   document.querySelector("output[for=step]").textContent = `${r} of ${steps.length}`;
   const parts = votes($("votes"), $("seen"), model, step);
   const best = (step.lengths ?? chances).reduce((a, x, j, all) => (x > all[a] ? j : a), 0);
-  shares($("shares"), model.classes, step.lengths, parts, best);
+  shares.show(step.lengths, parts, best);
   const even = Math.max(...parts) - Math.min(...parts) < 1e-3;
   $("votes-words").textContent = even
     ? `In step ${r} every capsule gives each digit the same part of its vote.`
@@ -210,28 +227,23 @@ function showStep() {
 async function compare() {
   for (const entry of list.models) {
     const other = models.get(entry.name);
-    if (other.pixels !== model.pixels) continue;
-    const { chances } = other === model ? result : await other.look(result.seen);
-    const best = chances.indexOf(Math.max(...chances));
-    const cells = $(`row-${entry.name}`).cells;
-    [cells[2].textContent, cells[3].textContent] = [other.classes[best], percent(chances[best])];
-    cells[4].textContent = `${other.time.toFixed(1)} ms`;
+    const { chances } = other === model ? result : await other.look(drawn(other));
+    const words = [named(other, chances), percent(Math.max(...chances)), `${other.time.toFixed(1)} ms`];
+    [...$(`row-${entry.name}`).cells].slice(-3).forEach((cell, i) => (cell.textContent = words[i]));
   }
 }
 
 // ---- which network ----
 
-const title = (name) => (name[0].toUpperCase() + name.slice(1)).replaceAll("-", " ");
-
 function choices() {
   const own = [...models.keys()].filter((name) => !list.models.some((each) => each.name === name));
   const names = [...list.models.map((each) => each.name), ...own];
-  $("network").replaceChildren(...names.map((name) => make("option", { value: name }, title(name))));
+  $("network").replaceChildren(...names.map((name) => make("option", { value: name }, name)));
   $("network").disabled = false;
   if (model) $("network").value = model.name;
 }
 
-let arrows, numbers;
+let arrows, numbers, shares;
 
 async function show(network) {
   build(network);
@@ -251,6 +263,7 @@ function build(network) {
       bent = values;
       showCapsule().catch(tell);
     });
+    shares = new Shares($("shares"), model.classes);
     $("step").max = $("step").value = 1;
   }
   $("network").value = model.name;
@@ -274,35 +287,35 @@ function tell(error) {
 
 // ---- what users do ----
 
-const digits = []; // to take: {label, picture}, those of a class in the order in which they are taken
+const SIDE = 28; // pixels of a digit of digits.png
+const digits = []; // to take: {label, left, top}, those of a class in the order in which they are taken
+let sprite; // all of them
 const paper = new Paper($("paper"), () => update(), (label) => {
   const picture = next(({ label: its }) => its === label);
   if (picture) paper.take(picture);
 });
 
-/** The next digit of some, which goes to the end. */
+/** The picture of the next digit of some, which goes to the end. */
 function next(fits) {
   const at = digits.findIndex(fits);
   if (at < 0) return null;
   const [digit] = digits.splice(at, 1);
   digits.push(digit);
-  return digit.picture;
+  const picture = new OffscreenCanvas(SIDE, SIDE);
+  picture.getContext("2d").drawImage(sprite, -digit.left, -digit.top);
+  return picture;
 }
 
-/** Cut digits.png, a row of 28 × 28 pixels for each class, into buttons. */
+/** Make a button for each class, a row of digits.png. */
 async function cut() {
-  const sprite = await createImageBitmap(await (await fetch("digits.png")).blob());
-  const [columns, rows] = [sprite.width / 28, sprite.height / 28];
-  for (let i = 0; i < columns * rows; i++) {
-    const [row, column] = [Math.floor(i / columns), i % columns];
-    const picture = new OffscreenCanvas(28, 28);
-    picture.getContext("2d").drawImage(sprite, -28 * column, -28 * row);
-    digits.push({ label: row, picture });
-    if (column) continue;
-    const face = make("canvas", { width: 28, height: 28, "aria-hidden": "true" });
-    face.getContext("2d").drawImage(picture, 0, 0);
-    const button = make("button", { type: "button", "aria-label": `Take a ${row}` }, face);
-    button.addEventListener("click", () => paper.digit(row));
+  sprite = await createImageBitmap(await (await fetch("digits.png")).blob());
+  for (let top = 0; top < sprite.height; top += SIDE) {
+    const label = top / SIDE;
+    for (let left = 0; left < sprite.width; left += SIDE) digits.push({ label, left, top });
+    const face = make("canvas", { width: SIDE, height: SIDE, "aria-hidden": "true" });
+    face.getContext("2d").drawImage(sprite, 0, -top);
+    const button = make("button", { type: "button", "aria-label": `Take a ${label}` }, face);
+    button.addEventListener("click", () => paper.digit(label));
     $("digits").append(button);
   }
 }
@@ -404,9 +417,10 @@ async function start() {
   moves();
   paper.show();
   list = await (await fetch("models/models.json")).json();
-  for (const { name, parameters } of list.models) {
-    const cells = [parameters?.toLocaleString("en") ?? "", "", "", ""].map((words) => make("td", {}, words));
-    $("others").append(make("tr", { id: `row-${name}` }, make("th", { scope: "row" }, title(name)), ...cells));
+  for (const { name, routing, parameters } of list.models) {
+    const head = make("th", { scope: "row" }, name, make("small", {}, routing ?? "No routing"));
+    const cells = [parameters.toLocaleString("en"), "", "", ""].map((words) => make("td", {}, words));
+    $("others").append(make("tr", { id: `row-${name}` }, head, ...cells));
   }
   const first = list.models[0];
   const [started] = await Promise.all([Engine.start(list.runtime, asked), cut(), ...files(first)]); // what loads, at once
@@ -424,7 +438,12 @@ async function start() {
   await show(models.get(first.name));
   performance.mark("answered");
   $("compare").disabled = false;
-  await keep();
+  await keep().catch(() => {
+    $("offline").textContent = "This browser keeps nothing: the page needs a network each time.";
+  });
 }
 
-start().catch(tell);
+start().catch((error) => {
+  $("engine").textContent = "Nothing runs here.";
+  tell(error);
+});

@@ -1,6 +1,7 @@
 // A network and its decoder, by what their files say of themselves.
 
 const text = new TextDecoder();
+const FRAMED = ["multimnist", "mnist-40", "affnist", "mnist-affnist", "affine-mnist"]; // MNIST's digits in larger pictures
 
 /** What `capscore export` wrote into an ONNX file: the entry "capscore" of the model's metadata, or null. */
 export function metadata(bytes) {
@@ -46,7 +47,7 @@ export async function read(engine, bytes) {
   } catch {
     throw new Error("it is no ONNX model");
   }
-  if (!about?.spec || !about.classes) {
+  if (!Array.isArray(about?.spec?.input) || !Array.isArray(about.classes)) {
     throw new Error("it is not from capscore: capscore export writes files that tell size, classes and scale");
   }
   return { about, session: await engine.open(bytes) };
@@ -61,14 +62,33 @@ function softmax(xs) {
   return es.map((e) => e / total);
 }
 
+/** Whether sizes, classes and places that a file tells of are those of its graph: anyone can write them. */
+function fits({ spec, classes, provenance }, { inputMetadata, outputMetadata }) {
+  const shapes = Object.fromEntries(outputMetadata.map(({ name, shape }) => [name, shape]));
+  const { lengths, scores } = shapes;
+  const placed = ([name, { grid, first, step }]) =>
+    shapes[name]?.[1] === grid?.reduce((a, b) => a * b) && [grid?.length, first?.length, step?.length].join() === "3,2,2";
+  return (
+    String(inputMetadata[0].shape.slice(1)) === String(spec.input) &&
+    [lengths, scores].every((shape) => !shape || shape[1] === classes.length) &&
+    classes.every((name) => typeof name === "string") &&
+    Object.entries(provenance?.export?.places ?? {}).every(placed)
+  );
+}
+
 export class Model {
   constructor(engine, { about, session }, { name, parameters }) {
     if (!session.inputNames.includes("images")) {
       throw new Error(`it takes ${session.inputNames}, not images: is it a decoder? Drop its network with it`);
     }
+    if (!fits(about, session)) {
+      throw new Error("what it says of itself is not what its graph has: export it once more");
+    }
     Object.assign(this, { engine, session, about, name, parameters, times: [] });
     [this.channels, this.height, this.width] = about.spec.input;
     this.classes = about.classes;
+    const { data, published } = about.provenance ?? {};
+    this.share = FRAMED.includes(published?.data ?? data) ? 28 / this.width : 1; // of the picture, that is drawn on
     const { shape, type } = session.inputMetadata[0];
     this.bytes = type === "uint8";
     if (typeof shape[0] === "number" && shape[0] > 1) {
@@ -82,10 +102,6 @@ export class Model {
       throw new Error(`it tells ${session.outputNames}, no lengths: export it with --outputs lengths,capsules`);
     }
     this.places = Object.entries(about.provenance?.export?.places ?? {}).at(-1); // of the last layer that routes
-  }
-
-  get pixels() {
-    return this.channels * this.height * this.width;
   }
 
   /** Whether a decoder's file is of this network. */
@@ -103,20 +119,20 @@ export class Model {
     return {
       chances: this.#chances(found),
       capsules: found.capsules && Array.from({ length: count }, (_, j) => capsule(j)),
-      drawn: found.reconstruction?.data,
+      drawn: found.reconstruction,
       steps: this.#steps(found),
     };
   }
 
   #chances({ scores, lengths }) {
     if (!scores) return Array.from(lengths.data);
-    const { type, exclusive } = this.about.spec.loss;
+    const { type, exclusive } = this.about.spec.loss ?? {};
     const found = Array.from(scores.data);
     if (type !== "CrossEntropy") return found;
     return exclusive === false ? found.map(sigmoid) : softmax(found);
   }
 
-  /** Of each step of the last routing: {votes [N][J], lengths [J]}; [] where the file does not tell. */
+  /** Of each step of the last routing: {vote(n, j), lengths [J]}; [] where the file does not tell. */
   #steps(found) {
     if (!this.places) return [];
     const [inputs, j] = [found[this.places[0]].data, this.classes.length];
@@ -125,10 +141,9 @@ export class Model {
     const steps = [];
     for (let r = 0; r < count; r++) {
       const couplings = found[`couplings.${layer}.${r}`]?.data; // none where all are equal
-      const share = (n, k) => Math.max(0, couplings ? couplings[n * j + k] : 1 / j) * inputs[n];
-      const votes = Array.from(inputs, (_, n) => Array.from({ length: j }, (_, k) => share(n, k)));
+      const vote = (n, k) => Math.max(0, couplings ? couplings[n * j + k] : 1 / j) * inputs[n];
       const lengths = found[`lengths.${layer}.${r}`]?.data;
-      steps.push({ votes, lengths: lengths && Array.from(lengths) });
+      steps.push({ vote, lengths: lengths && Array.from(lengths) });
     }
     return steps;
   }

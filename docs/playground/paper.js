@@ -23,6 +23,15 @@ export class Layer {
   }
 }
 
+/** How pixels go where a drawing is moved to; it takes a `share` of the picture, in its middle. */
+function moved({ turn, size, right, down }, width, height, share = 1) {
+  return new DOMMatrix()
+    .translate(width * (0.5 + (share * right) / 28), height * (0.5 + (share * down) / 28))
+    .rotate(turn)
+    .scale((share * size) / 100)
+    .translate(-width / 2, -height / 2);
+}
+
 function trace(pen, strokes, width) {
   Object.assign(pen, { lineWidth: width, lineCap: "round", lineJoin: "round" });
   for (const points of strokes) {
@@ -44,15 +53,15 @@ function middle(data, width, height) {
   return [x / mass / width, y / mass / height];
 }
 
-/** A canvas of the network's size, black, with the layer on it; `shift` [x, y] moves strokes, as shares of it. */
-function sheet(layer, { width, height }, move, shift) {
-  const pen = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
+const pens = {}; // by the size of their canvases: to make one takes longer than to draw on it
+
+/** A canvas of the network's size, black, with the layer on its middle; `shift` [x, y] moves strokes, as shares of that. */
+function sheet(layer, { width, height, share }, move, shift) {
+  const pen = (pens[[width, height]] ??= new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true }));
+  pen.reset();
   pen.fillRect(0, 0, width, height);
   pen.imageSmoothingQuality = "high";
-  pen.translate(width / 2 + (move.right / 28) * width, height / 2 + (move.down / 28) * height);
-  pen.rotate((move.turn * Math.PI) / 180);
-  pen.scale(move.size / 100, move.size / 100);
-  pen.translate(-width / 2, -height / 2);
+  pen.setTransform(moved(move, width, height, share));
   if (layer.picture) {
     pen.drawImage(layer.picture, 0, 0, width, height);
   } else {
@@ -79,7 +88,7 @@ export function pixels(layer, size, move = layer.move) {
   let shift = [0, 0];
   if (!layer.picture) {
     const [x, y] = middle(read(sheet(layer, size, STRAIGHT, shift)), width, height);
-    shift = [0.5 - x, 0.5 - y];
+    shift = [(0.5 - x) / size.share, (0.5 - y) / size.share];
   }
   const data = read(sheet(layer, size, move, shift));
   const plane = height * width;
@@ -125,7 +134,13 @@ export class Paper {
   }
 
   #place({ offsetX, offsetY }) {
-    return [offsetX / this.canvas.clientWidth, offsetY / this.canvas.clientHeight];
+    return this.#under([offsetX / this.canvas.clientWidth, offsetY / this.canvas.clientHeight]);
+  }
+
+  /** The point of the drawing that has been moved to here. */
+  #under([x, y]) {
+    const point = moved(this.layer.move, 1, 1).inverse().transformPoint({ x, y });
+    return [point.x, point.y];
   }
 
   #begin(place) {
@@ -138,10 +153,10 @@ export class Paper {
     const step = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
     if (step) {
       this.#at = this.#at.map((x, i) => Math.min(0.95, Math.max(0.05, x + 0.05 * step[i])));
-      if (this.#down) this.layer.strokes.at(-1).push(this.#at);
+      if (this.#down) this.layer.strokes.at(-1).push(this.#under(this.#at));
     } else if (event.key === " ") {
       this.#down = !this.#down;
-      if (this.#down) this.#begin(this.#at);
+      if (this.#down) this.#begin(this.#under(this.#at));
     } else if (/^\d$/.test(event.key)) {
       this.digit(Number(event.key));
     } else return;
@@ -172,6 +187,7 @@ export class Paper {
     pen.globalCompositeOperation = "lighter";
     this.layers.forEach((layer, i) => {
       pen.save();
+      pen.setTransform(moved(layer.move, width, width));
       if (layer.picture) {
         pen.imageSmoothingEnabled = false;
         pen.drawImage(tinted(layer.picture, i), 0, 0, width, width);
@@ -192,12 +208,16 @@ export class Paper {
 }
 
 export const TINTS = ["#ffb454", "#59c2ff"]; // of the first digit and the second
+const coloured = TINTS.map(() => new WeakMap()); // pictures in each tint
 
 function tinted(picture, layer) {
-  const pen = new OffscreenCanvas(picture.width, picture.height).getContext("2d");
-  pen.drawImage(picture, 0, 0);
-  pen.globalCompositeOperation = "multiply";
-  pen.fillStyle = TINTS[layer];
-  pen.fillRect(0, 0, picture.width, picture.height);
-  return pen.canvas;
+  if (!coloured[layer].has(picture)) {
+    const pen = new OffscreenCanvas(picture.width, picture.height).getContext("2d");
+    pen.drawImage(picture, 0, 0);
+    pen.globalCompositeOperation = "multiply";
+    pen.fillStyle = TINTS[layer];
+    pen.fillRect(0, 0, picture.width, picture.height);
+    coloured[layer].set(picture, pen.canvas);
+  }
+  return coloured[layer].get(picture);
 }

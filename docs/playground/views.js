@@ -105,20 +105,35 @@ export function paint(canvas, pixels, [channels, height, width], tint = "#ffffff
     }
     image.data[4 * i + 3] = 255;
   }
-  Object.assign(canvas, { width, height });
+  if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
   canvas.getContext("2d").putImageData(image, 0, 0);
 }
 
-export const black = (canvas) => paint(canvas, [0], [1, 1, 1]);
-
 const total = (xs) => xs.reduce((a, b) => a + b, 0);
+
+/** Of every place of a picture: `all` that its capsules vote, and `more` [J], what classes get beyond an even share. */
+function discs({ grid: [types, rows, columns] }, count, vote) {
+  return Array.from({ length: rows * columns }, (_, place) => {
+    const more = new Float64Array(count);
+    let all = 0;
+    for (let t = 0; t < types; t++) {
+      const votes = Array.from(more, (_, k) => vote(t * rows * columns + place, k));
+      const sum = total(votes);
+      all += sum;
+      votes.forEach((x, k) => (more[k] += Math.max(0, x - sum / count)));
+    }
+    return { all, more };
+  });
+}
 
 /**
  * Discs over the picture, one for each place: how present its capsules are and, in slices, what they give to classes
  * beyond an even share. Returns the share of all votes that each class has.
  */
-export function votes(canvas, seen, model, step) {
-  const [, { grid: [types, rows, columns], first, step: apart }] = model.places;
+export function votes(canvas, seen, model, { vote }) {
+  const [, where] = model.places;
+  const { grid: [types, rows, columns], first, step: apart } = where;
+  const count = model.classes.length;
   const pen = canvas.getContext("2d");
   const { width } = canvas;
   pen.reset();
@@ -127,18 +142,11 @@ export function votes(canvas, seen, model, step) {
   pen.globalAlpha = 0.5;
   pen.drawImage(seen, 0, 0, width, width);
   pen.globalAlpha = 1;
-  const j = model.classes.length;
-  const places = Array.from({ length: rows * columns }, (_, place) => {
-    const capsules = Array.from({ length: types }, (_, t) => step.votes[t * rows * columns + place]);
-    const more = (votes, k) => Math.max(0, votes[k] - total(votes) / j);
-    return {
-      all: total(capsules.map(total)),
-      more: Array.from({ length: j }, (_, k) => total(capsules.map((votes) => more(votes, k)))),
-    };
-  });
+  const places = discs(where, count, vote);
   const most = Math.max(...places.map(({ all }) => all), 1e-9);
   const [right, down] = [width / model.width, width / model.height];
-  const largest = 0.48 * Math.min(apart[1] * right, apart[0] * down);
+  const free = [columns > 1 ? apart[1] * right : width / 2, rows > 1 ? apart[0] * down : width / 2]; // around a disc
+  const largest = 0.48 * Math.min(...free);
   places.forEach(({ all, more }, place) => {
     const [y, x] = [Math.floor(place / columns), place % columns];
     const at = [(first[1] + x * apart[1] + 0.5) * right, (first[0] + y * apart[0] + 0.5) * down];
@@ -151,26 +159,37 @@ export function votes(canvas, seen, model, step) {
     };
     const radius = largest * Math.sqrt(all / most);
     slice(radius, 0, 2 * Math.PI, "#8888a0b0");
-    const part = total(more) / (all || 1);
+    const coloured = total(more);
+    const part = coloured / (all || 1);
     if (part < 1e-3) return;
     let angle = -Math.PI / 2;
     more.forEach((sum, k) => {
-      const next = angle + (2 * Math.PI * sum) / total(more);
-      slice(radius * Math.min(0.95, Math.sqrt(4 * part)), angle, next, colour(k));
+      const next = angle + (2 * Math.PI * sum) / coloured;
+      if (sum) slice(radius * Math.min(0.95, Math.sqrt(4 * part)), angle, next, colour(k));
       angle = next;
     });
   });
-  const sums = Array.from({ length: j }, (_, k) => total(step.votes.map((votes) => votes[k])));
-  return sums.map((sum) => sum / (total(sums) || 1));
+  const sums = new Float64Array(count);
+  for (let n = 0; n < types * rows * columns; n++) sums.forEach((_, k) => (sums[k] += vote(n, k)));
+  return Array.from(sums, (sum) => sum / (total(sums) || 1));
 }
 
 /** A bar for each class: how long its capsule is after a step, and its share of the votes. */
-export function shares(list, classes, lengths, parts, best) {
-  list.replaceChildren(
-    ...classes.map((name, j) => {
-      const bar = make("span", { class: "bar", style: `width:${percent(Math.min(1, (lengths ?? parts)[j]))};background:${colour(j)}` });
-      const words = lengths ? `length ${lengths[j].toFixed(2)}, ${percent(parts[j])} of votes` : `${percent(parts[j])} of votes`;
-      return make("li", j === best ? { class: "best" } : {}, make("b", {}, name), make("span", { class: "rail" }, bar), make("small", {}, words));
-    }),
-  );
+export class Shares {
+  constructor(list, classes) {
+    this.all = classes.map((name, j) => {
+      const [bar, words] = [make("span", { class: "bar", style: `background:${colour(j)}` }), make("small", {})];
+      return { bar, words, row: make("li", {}, make("b", {}, name), make("span", { class: "rail" }, bar), words) };
+    });
+    list.replaceChildren(...this.all.map(({ row }) => row));
+  }
+
+  /** `lengths` may be missing: bars are shares then. */
+  show(lengths, parts, best) {
+    this.all.forEach(({ bar, words, row }, j) => {
+      bar.style.width = percent(Math.min(1, (lengths ?? parts)[j]));
+      words.textContent = `${lengths ? `length ${lengths[j].toFixed(2)}, ` : ""}${percent(parts[j])} of votes`;
+      row.classList.toggle("best", j === best);
+    });
+  }
 }

@@ -3,12 +3,14 @@
     python -m lab.bench.engines [--rounds 7] [--threads 0] [--json FILE --page docs/performance.md]
 
 The networks are new ones, int8 is calibrated on digits; every engine has a process of its own and they are asked in
-turn. About two minutes for each network on two quiet cores.
+turn. About two minutes for each network on two quiet cores. With `--engines` or `--networks`, what the file has of
+others stays. With `--software`, WebGPU takes Chromium's driver, which needs no GPU and is slow.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -22,7 +24,7 @@ from capscore.data import load
 from capscore.export.bench import PACKAGES, bench
 from capscore.export.machine import about
 from lab import ROOT, files
-from lab.bench import page
+from lab.bench import adapter, page
 
 NETWORKS = "mnist", "small", "efficient-mnist"
 CALIBRATION = 64  # images
@@ -51,6 +53,16 @@ def measure(networks: list[str], rounds: int, threads: int, batches: list[int], 
     return results
 
 
+def joined(before: dict[str, Any], results: dict[str, Any]) -> dict[str, Any]:
+    """Return results with the rows of a former measurement that they do not have; the load is the larger one."""
+    rows: dict[str, dict[tuple[str, str], Any]] = {}
+    for model in (*before["models"], *results["models"]):
+        found = {(row["engine"], row["format"]): row for row in model["rows"]}
+        rows[model["preset"]] = rows.get(model["preset"], {}) | found
+    models = [{"preset": preset, "rows": [*each.values()]} for preset, each in rows.items()]
+    return results | {"load_before": max(before["load_before"], results["load_before"]), "models": models}
+
+
 def main() -> None:
     """Print the tables; write them into a page, and all of it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -59,6 +71,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--engines", nargs="*", default=[], help="parts of names; all if none is given")
+    parser.add_argument("--software", action="store_true", help="WebGPU on Chromium's driver, without a GPU")
     parser.add_argument("--json", type=Path, help=f"such as {ROOT / 'lab/bench/results/engines.json'}")
     parser.add_argument("--page", type=Path, help=f"such as {ROOT / 'docs/performance.md'}")
     args = parser.parse_args()
@@ -66,7 +79,13 @@ def main() -> None:
         files.check(args.json)  # before, not after minutes
     if args.page:
         page.between(args.page, "engines")
+    if args.software and not adapter.software():
+        raise SystemExit(f"there is no {adapter.DRIVER}: apt-get install chromium brings it")
     results = measure(args.networks, args.rounds, args.threads, args.batches, args.engines)
+    for row in (row for model in results["models"] for row in model["rows"] if row["engine"] == "ORT webgpu"):
+        row["software"] = args.software
+    if args.json and args.json.exists():
+        results = joined(json.loads(args.json.read_text()), results)
     print(page.engines(results))
     if args.json:
         files.write_json(args.json, results)

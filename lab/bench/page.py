@@ -10,6 +10,10 @@ from capscore.disk import write_atomically
 from capscore.errors import CapscoreError
 
 Results = Mapping[str, Any]
+SOFTWARE = (
+    "WebGPU ran on a software adapter, SwiftShader on one core or two: that all of it runs there is what its rows say, "
+    "not how fast a GPU is. Batches are left out that would take more than 20 s, and they were measured by themselves."
+)
 PROTOCOLS = {"http": "HTTP", "grpc": "gRPC"}
 
 
@@ -67,9 +71,17 @@ def engines(results: Results) -> str:
         text += [f"\n`{model['preset']}`:\n\n", _table(heads, [_engine(row, batches) for row in here])]
         if ratio := _bfloat16(here):
             text.append(f"\n{ratio}\n")
-    absent = {row["engine"]: row["absent"] for model in results["models"] for row in model["rows"] if row["absent"]}
-    if absent:
-        text.append(f"\nNot here: {', '.join(absent)}.\n")
+    rows = [row for model in results["models"] for row in model["rows"]]
+    there = {row["engine"] for row in rows if row["absent"] is None}
+    names = [
+        f"{row['engine']} in {row['format']}" if row["engine"] in there else row["engine"]
+        for row in rows
+        if row["absent"]
+    ]
+    if names:
+        text.append(f"\nNot here: {', '.join(dict.fromkeys(names))}.\n")
+    if any(row.get("software") for row in rows):
+        text.append(f"\n{SOFTWARE}\n")
     return "".join(text)
 
 
@@ -82,8 +94,9 @@ def _engine(row: Results, batches: Sequence[str]) -> list[str]:
     ]
     nodes = row["nodes"] or {}
     left = nodes.get("CPUExecutionProvider", 0) if row["engine"] != "ORT cpu" and nodes else None
+    engine = f"{row['engine']}, software" if row.get("software") else row["engine"]
     return [
-        row["engine"], row["format"], *times, f"{row['difference']:.0e}", f"{row['bytes'] / 1e6:.2f}",
+        engine, row["format"], *times, f"{row['difference']:.0e}", f"{row['bytes'] / 1e6:.2f}",
         f"{row['load_s']:.2f}", f"{row['start_s']:.1f}", "" if row["peak_mb"] is None else f"{row['peak_mb']:.0f}",
         "" if left is None else f"{left} of {sum(nodes.values())}",
     ]  # fmt: skip

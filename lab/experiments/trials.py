@@ -25,6 +25,7 @@ from capscore.data import Dataset, Samples, load
 from capscore.errors import BackendError, DataError, ModelFileError
 from capscore.export.machine import processor
 from capscore.layer import Grid
+from capscore.net import init_params
 from capscore.train import LAST, Recipe, train
 from capscore.train.report import Screen
 from lab import baselines, files
@@ -121,12 +122,20 @@ class Lab:
         recipe: Recipe,
         name: str,
         fast_conv: str | None = None,
+        keeps: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Return a network trained by the recipe, in a folder `name`-…; one that was, on as much data, is only read."""
+        """Return a network trained by the recipe, in a folder `name`-…; one that was, on as much data, is only read.
+
+        `keeps` are parameters that stay as they are.
+        """
         params = None if isinstance(spec.output, Grid) else baselines.init_params(spec, recipe.seed)
+        if keeps is not None:
+            params = init_params(spec, recipe.seed) | dict(keeps)
         net = caps.CapsNet(spec, params, recipe.seed, classes=data.classes, fast_conv=fast_conv)
         learner = caps.Learner(net, recipe.reconstruction, device=self.device)
+        learner.frozen = tuple(keeps or ())
         of = repr((spec, recipe, type(data).__name__, len(data), data.size))
+        of += "".join(hashlib.sha256(np.ascontiguousarray(a)).hexdigest() for a in (keeps or {}).values())
         folder = self.runs / self.name / self.size / f"{name}-{hashlib.sha256(of.encode()).hexdigest()[:8]}"
         resume = (folder / LAST).exists()
         screen = Screen(self.console)
@@ -135,6 +144,8 @@ class Lab:
         finally:
             screen.close()
         self.spent += sum(row["seconds"] for row in self.rows)
+        if keeps is not None:  # running statistics have followed the images
+            net.assign({name: net.ops.to_numpy(p) for name, p in net.params.items()} | dict(keeps))
         return net
 
     def draw(self, name: str, figure: Callable[[], Any]) -> None:
