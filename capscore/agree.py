@@ -28,8 +28,8 @@ from .ops import to_host
 from .squash import lengths
 
 # How far an output may be from float64, given the same weights and images: the largest absolute difference of scores,
-# lengths, capsules, couplings and pixels. Files take any input: those of reduced precision allow for saturated noise,
-# which is harder than real images.
+# lengths, capsules, couplings and pixels; as a share of the largest entry where that is above 1, as of logits. Files
+# take any input: those of reduced precision allow for saturated noise, which is harder than real images.
 TOLERANCE = {
     "float64": 1e-10,  # a backend
     "float32": 2e-6,
@@ -135,8 +135,7 @@ class Expected:
         runs = (layers(each, self.images, chosen, run) for each, run in nets)
         for (name, found), (_, wanted), (_, near) in zip(*runs, strict=True):
             for a, b, c in zip(*map(arrays, (found, wanted, near)), strict=True):
-                size, scale = largest(a, b), max(1.0, float(np.abs(b).max(initial=0)))
-                if not size <= max(scale * TOLERANCE[precision], allowed(precision, c, b)):
+                if not (size := largest(a, b)) <= allowed(precision, c, b):
                     return f"{name}: {size:.0e} from float64"
         return "no layer by itself: what runs them makes the difference"
 
@@ -160,7 +159,7 @@ def largest(a: Any, b: Any) -> float:
 
 def allowed(precision: str, near: NDArray[Any], wanted: NDArray[Any]) -> float:
     """Return how far an output may be from `wanted`; `near` is what NumPy makes of it in float32."""
-    tolerance = TOLERANCE[precision]
+    tolerance = TOLERANCE[precision] * max(1.0, largest(wanted, 0))
     return tolerance if precision == "float64" else max(tolerance, ROUNDING * largest(near, wanted))
 
 

@@ -140,7 +140,10 @@ def perturbations(net: CapsNet[Any], image: Any, label: Any = None) -> Figure:
     images = net.ops.asarray(image)
     seen = _run_for_picture(net, images[None] if len(images.shape) == 3 else images)
     chosen = seen.found if label is None else one_hot(np.atleast_1d(label), *seen.lengths.shape).argmax(1)
-    sheets = [_sheet(perturb(net, x, int(j))) for x, j in zip(seen.images, chosen, strict=True)]
+    # The paper's capsules are no longer than 1; steps grow with longer ones, in which they would not be seen.
+    reach = [max(1.0, float(seen.lengths[i, j])) for i, j in enumerate(chosen)]
+    moved = zip(seen.images, chosen, reach, strict=True)
+    sheets = [_sheet(perturb(net, x, int(j), STEPS * most)) for x, j, most in moved]
     dim, middle, end = net.spec.output.dims[1], len(STEPS) // 2, len(STEPS) - 1
     left, top = MARGIN + 0.45, HEADER + 0.65
     pitch = (WIDTH - MARGIN - left + 0.2) / max(len(sheets), 2)
@@ -161,7 +164,8 @@ def perturbations(net: CapsNet[Any], image: Any, label: Any = None) -> Figure:
         ax = _axes(fig, (x, top, w, h))
         ax.imshow(sheet, extent=(-0.5, end + 0.5, dim - 0.5, -0.5), aspect="auto")
         ax.add_patch(Rectangle((middle - 0.5, -0.5), 1, dim, fill=False, ec=BLUE, lw=1.8, clip_on=False))
-        ax.set_xticks([0, middle, end], [f"−{-STEPS[0]:g}", "0", f"+{STEPS[end]:g}"])
+        far = STEPS[end] * reach[i]
+        ax.set_xticks([0, middle, end], [f"−{far:.2g}", "0", f"+{far:.2g}"])
         ax.set_yticks(range(dim), [str(d + 1) if i == 0 else "" for d in range(dim)])
         ax.tick_params(length=0, labelsize=SMALL, labelcolor=GREY)
     return fig

@@ -20,6 +20,7 @@ from capscore.errors import BackendError, CapscoreError, ModelFileError, ShapeEr
 from capscore.export import onnxfile, providers
 from capscore.export.binding import HOST, Bound, Captured, gpu_library, library_of
 from capscore.export.providers import CUDA, TENSORRT
+from capscore.layer import Grid
 from capscore.model import Output, check_images, one_hot
 from capscore.ops import array, check_range, is_float, to_host
 
@@ -204,7 +205,8 @@ class Session(_Session):
                 couplings[match[1]].append(coupling)
         by_layer = tuple(map(tuple, couplings.values())) if any(couplings.values()) else None
         lengths = found.get("lengths")
-        scores = found.get("scores", lengths)
+        own = not isinstance(self.spec.output, Grid) or self.spec.output.active  # scores that are not the lengths
+        scores = found.get("scores", None if own else lengths)
         return Output(lengths, found.get("capsules"), found.get("reconstruction"), by_layer, scores)
 
     def named(self, images: Any) -> dict[str, Any]:
@@ -232,7 +234,12 @@ class Session(_Session):
             count = len(part)
             if self.batch is not None and count < size:
                 part = np.concatenate([to_host(part), np.zeros((size - count, *self.spec.input), self.dtype)])
-            found.append(to_host(self(part).scores)[:count])
+            if (scores := self(part).scores) is None:
+                raise ModelFileError(
+                    f"{self.path} gives no scores, which of this network are not the lengths: "
+                    "export it with scores among its outputs"
+                )
+            found.append(to_host(scores)[:count])
         return np.concatenate(found)
 
 

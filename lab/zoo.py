@@ -103,7 +103,7 @@ def _measured(learn: Samples, tests: Mapping[str, Samples], path: Path) -> dict[
         for precision in ("fp32", "int8"):
             onnx = Path(made) / f"{precision}.onnx"
             shown = learn.batch(slice(0, CALIBRATION))[0] if precision == "int8" else None
-            export(nets["numpy"], onnx, precision=precision, outputs=["lengths"], calibration=shown)
+            export(nets["numpy"], onnx, precision=precision, calibration=shown)
             engines[precision] = Session(onnx)
         return {
             engine: {test: 100 * (1 - accuracy(net, data)) for test, data in tests.items()}

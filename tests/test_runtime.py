@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from conftest import FLOAT32, NUMPY, backend, close, need, random_images, random_params, small_spec
 
+from capscore import PRESETS
 from capscore.errors import BackendError, CapscoreError, ModelFileError, ShapeError
 
 SPEC = small_spec()
@@ -115,6 +116,20 @@ def test_outputs_that_are_not_there(runtime: ModuleType, make: Callable[..., Pat
     close(out.lengths, net(images).lengths, FLOAT32)
     with pytest.raises(ModelFileError, match=r"it turns \['images'\] into \['capsules'\], not images into lengths"):
         runtime.Session(make(outputs=["capsules"]))
+
+
+def test_lengths_are_not_taken_for_scores_that_a_network_has_of_its_own(runtime: ModuleType, tmp_path: Path) -> None:
+    from capscore.export.onnx import export
+
+    net, images = NUMPY.CapsNet(PRESETS["small-inverted"]), random_images(PRESETS["small-inverted"], 2)
+    images = images.astype(np.float32)
+    export(net, tmp_path / "lengths.onnx", outputs=["lengths"])
+    session = runtime.Session(tmp_path / "lengths.onnx", "cpu", 1)
+    assert session(images).scores is None
+    with pytest.raises(ModelFileError, match=r"lengths\.onnx gives no scores, .* export it with scores among its"):
+        session.predict(images)
+    export(net, tmp_path / "scores.onnx", outputs=["scores"])
+    close(runtime.Session(tmp_path / "scores.onnx", "cpu", 1).predict(images), net(images).scores, FLOAT32)
 
 
 def test_couplings_come_by_layer(runtime: ModuleType, make: Callable[..., Path], net: Any) -> None:

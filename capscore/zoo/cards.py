@@ -63,7 +63,8 @@ def _numbers(told: Mapping[str, Any]) -> list[str]:
 
 
 def _routings(model: Model) -> str:
-    named = [type(layer.routing).__name__ for layer in model.spec.layers if hasattr(layer, "routing")]
+    layers = [row.layer for top in model.spec.rows for row in top.within]
+    named = [type(layer.routing).__name__ for layer in layers if hasattr(layer, "routing")]
     return "routing by " + ", ".join(dict.fromkeys(named)) if named else "no routing"
 
 
