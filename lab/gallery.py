@@ -106,6 +106,8 @@ def draw(lab: Lab) -> None:
     except BackendError as error:
         lab.say(f"no pictures: {error}")
         return
+    for name in sorted({*zoo.list_models(pretrained=True)} - {*told}):
+        lab.say(f"{name}: no pictures: python -m lab zoo {name} notes what they need")
     lab.sheet("zoo", [sheets.learning({name: noted["log"] for name, noted in told.items()})])
     for name, noted in told.items():
         try:
