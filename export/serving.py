@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import struct
 from typing import Any
 
 import numpy as np
@@ -125,10 +126,7 @@ def checked(inputs: list[RequestInput], file: OnnxFile) -> NDArray[Any]:
     if given.datatype != DATATYPES[dtype]:
         what = "floats in [0, 1]" if dtype == "float32" else "whole numbers from 0 to 255"
         raise ShapeError(f"images are {short(given.datatype)}; this model takes {DATATYPES[dtype]}, {what}")
-    try:
-        x = np.asarray(getattr(given.data, "root", given.data))
-    except ValueError:
-        raise ShapeError("the data of images are lists of several lengths; one flat list will do") from None
+    x = _array(getattr(given.data, "root", given.data), dtype)
     if x.dtype.kind not in ("iu" if dtype == "uint8" else "iuf"):
         raise ShapeError(f"the data of images are not {'whole ' if dtype == 'uint8' else ''}numbers")
     if min(given.shape, default=1) < 1 or x.size != math.prod(given.shape):
@@ -136,7 +134,7 @@ def checked(inputs: list[RequestInput], file: OnnxFile) -> NDArray[Any]:
     if dtype == "uint8" and (x.min() < 0 or x.max() > 255):
         raise ShapeError(f"images go from {x.min()} to {x.max()}; wanted 0 to 255")
     with np.errstate(over="ignore"):
-        x = x.reshape(given.shape).astype(dtype)
+        x = x.reshape(given.shape).astype(dtype, copy=False)
     check_images(file.spec, x, dtype, least=1)
     if not np.isfinite(x).all():
         raise ShapeError("images hold NaN or infinity; wanted floats in [0, 1]")
@@ -144,3 +142,19 @@ def checked(inputs: list[RequestInput], file: OnnxFile) -> NDArray[Any]:
         problem, cure = found
         raise ShapeError(f"{problem}; wanted 0 to 1: {cure}")
     return x
+
+
+def _array(data: Any, dtype: str) -> NDArray[Any]:
+    """Return a request's numbers as an array, of `dtype` if they are one list that fits into it.
+
+    MLServer makes a list of objects of all that comes, binary or not. `struct` reads one three times as fast as NumPy,
+    which looks for a dtype first.
+    """
+    try:
+        return np.frombuffer(struct.pack(f"{len(data)}{np.dtype(dtype).char}", *data), dtype)
+    except (TypeError, struct.error, OverflowError):  # lists in lists, numbers too large, no numbers
+        pass
+    try:
+        return np.asarray(data)
+    except ValueError:
+        raise ShapeError("the data of images are lists of several lengths; one flat list will do") from None

@@ -209,6 +209,35 @@ def test_engines_are_measured_and_told() -> None:
     assert page._bfloat16(openvino) == "OpenVINO in bfloat16, times as fast as in float32: 3.0 at a batch of 128."
 
 
+def test_engines_that_are_measured_by_themselves_leave_the_others() -> None:
+    from lab.bench import engines, page
+
+    def row(engine: str, format: str, ms: float, **more: Any) -> dict[str, Any]:
+        measured = {"1": {"ms": ms, "p99_ms": ms, "images_s": 1e3 / ms}} if ms else {}
+        costs = dict.fromkeys(("load_s", "start_s", "peak_mb"), 1.0)
+        about = {"engine": engine, "format": format, "difference": 1e-7, "bytes": 10, "nodes": None}
+        return about | costs | {"batches": measured, "absent": None if ms else "no f16"} | more
+
+    def results(load: float, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        machine = {"cpu": "c", "cores": 2, "python": "3"}
+        return {"machine": machine, "load_before": load, "rounds": 1, "threads": 1,
+                "models": [{"preset": "small", "rows": rows}]}  # fmt: skip
+
+    before = results(1.0, [row("torch", "", 7.0), row("ORT webgpu", "fp32", 0)])
+    new = [row("ORT webgpu", "fp32", 9.0, software=True), row("ORT webgpu", "fp16", 0, software=True)]
+    found = engines.joined(before, results(0.5, new))
+    assert found["load_before"] == 1.0
+    assert [(each["engine"], each["format"], bool(each["batches"])) for each in found["models"][0]["rows"]] == [
+        ("torch", "", True), ("ORT webgpu", "fp32", True), ("ORT webgpu", "fp16", False),
+    ]  # fmt: skip
+    told = page.engines(found)
+    assert "| torch |  | 7.00 (7.00) |" in told
+    assert "| ORT webgpu, software | fp32 | 9.00 (9.00) |" in told
+    assert "Not here: ORT webgpu in fp16." in told
+    assert page.SOFTWARE in told
+    assert page.SOFTWARE not in page.engines(before)
+
+
 def test_a_process_has_a_peak_of_its_own() -> None:
     """Linux counts what the parent held into getrusage, and a parent may hold a truth in float64."""
     from capscore.export.machine import peak_mb

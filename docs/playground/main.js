@@ -39,16 +39,11 @@ async function open(name) {
   if (!models.has(name)) {
     const entry = list.models.find((each) => each.name === name);
     const [net, decoder] = await Promise.all(files(entry));
-    add(entry, await read(engine, net), decoder && (await read(engine, decoder)));
+    const opened = new Model(engine, await read(engine, net), entry);
+    opened.decoder = decoder && (await read(engine, decoder)).session;
+    models.set(name, opened);
   }
   return models.get(name);
-}
-
-function add(entry, net, decoder) {
-  const opened = new Model(engine, net, entry);
-  opened.decoder = decoder?.session;
-  models.set(entry.name, opened);
-  return opened;
 }
 
 /** A network of a user's, that has looked at black. */
