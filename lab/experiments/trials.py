@@ -135,7 +135,7 @@ class Lab:
         learner = caps.Learner(net, recipe.reconstruction, device=self.device)
         learner.frozen = tuple(keeps or ())
         of = repr((spec, recipe, type(data).__name__, len(data), data.size))
-        of += "".join(hashlib.sha256(np.ascontiguousarray(a)).hexdigest() for a in (keeps or {}).values())
+        of += "".join(hashlib.sha256(np.asarray(a).tobytes()).hexdigest() for a in (keeps or {}).values())
         folder = self.runs / self.name / self.size / f"{name}-{hashlib.sha256(of.encode()).hexdigest()[:8]}"
         resume = (folder / LAST).exists()
         screen = Screen(self.console)
