@@ -121,11 +121,15 @@ class Lab:
         recipe: Recipe,
         name: str,
         fast_conv: str | None = None,
+        amp: bool = False,
     ) -> Any:
-        """Return a network trained by the recipe, in a folder `name`-…; one that was, on as much data, is only read."""
-        params = None if isinstance(spec.output, Grid) else baselines.init_params(spec, recipe.seed)
-        net = caps.CapsNet(spec, params, recipe.seed, classes=data.classes, fast_conv=fast_conv)
-        learner = caps.Learner(net, recipe.reconstruction, device=self.device)
+        """Return a network trained by the recipe, in a folder `name`-…; one that was, on as much data, is only read.
+
+        With `amp` its products are in bfloat16 while it learns. Its weights are the averaged ones if the
+        recipe averages.
+        """
+        net = caps.CapsNet(spec, seed=recipe.seed, classes=data.classes, fast_conv=fast_conv)
+        learner = caps.Learner(net, recipe.reconstruction, recipe.optimiser, recipe.average, self.device, amp)
         of = repr((spec, recipe, type(data).__name__, len(data), data.size))
         folder = self.runs / self.name / self.size / f"{name}-{hashlib.sha256(of.encode()).hexdigest()[:8]}"
         resume = (folder / LAST).exists()
@@ -135,6 +139,9 @@ class Lab:
         finally:
             screen.close()
         self.spent += sum(row["seconds"] for row in self.rows)
+        with learner.averaged():
+            params = {name: net.ops.to_numpy(p) for name, p in net.params.items()}
+        net.assign(params)
         return net
 
     def draw(self, name: str, figure: Callable[[], Any]) -> None:
@@ -149,10 +156,15 @@ class Lab:
         files.write_figure(path, figure(), figures.DPI)
         self.say(str(path))
 
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """The trials of this budget that are done."""
+        return [trial for trial in read(self.file) if trial["settings"]["budget"] == self.size]
+
     def summary(self, **settings: Any) -> list[dict[str, Any]]:
         """Return the summaries of this budget's trials that have these settings."""
-        wanted = {"budget": self.size, **settings}.items()
-        return [row for row in summary(read(self.file)) if wanted <= row["settings"].items()]
+        wanted = settings.items()
+        return [row for row in summary(self.records) if wanted <= row["settings"].items()]
 
     def digits(self) -> tuple[str, Dataset, Dataset]:
         """Return (name, train, test) of MNIST; of the embedded digits where it is not at hand and little is asked."""
