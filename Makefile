@@ -48,10 +48,11 @@ results: $(VENV)/demo.stamp
 figures: $(VENV)/demo.stamp
 	$(BIN)/python docs/figures.py $(ARGS)
 
-# The demo and the tests need torch: the constraints name a build, and its absence would only skip things.
+# The demo and the tests need torch: the constraints name a build, and its absence would only skip things. The page of
+# results takes its intervals from scipy.
 $(VENV)/demo.stamp: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(INSTALL) torch
-	$(INSTALL) --editable '.[torch,onnx,plot]'
+	$(INSTALL) --editable '.[torch,onnx,plot]' scipy
 	touch $@
 
 $(VENV)/test.stamp: pyproject.toml constraints.txt $(VENV)/demo.stamp

@@ -1,20 +1,18 @@
 """The convolutional networks that the paper compares with, and one of any capsule network's size.
 
-They are specs of the same layers, ending in scores in the place of capsules, with first numbers of their own: what
-trains, saves and measures capsule networks does the same for them.
+They are specs of the same layers, ending in scores in the place of capsules: what trains, saves and measures capsule
+networks does the same for them.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from capscore import CapsNetSpec, Conv, CrossEntropy, Dropout, Linear, MaxPool
 from capscore.agree import layers
+from capscore.init import HeNormal
 from capscore.layer import Layer
 
 
@@ -29,6 +27,8 @@ def cnn(
 ) -> CapsNetSpec:
     """Return convolutions with ReLU; fully connected layers with ReLU, of `hidden` sizes; a score for each class.
 
+    Weights start with variance 2/fan_in (He et al. 2015).
+
     Parameters
     ----------
     pool : side and stride of the max-pooling after every convolution; 1 is none
@@ -36,12 +36,12 @@ def cnn(
     exclusive : softmax over the classes; else a sigmoid for each, several may be there
     """
     made: list[Layer] = []
-    for conv in convs:
+    for conv in (replace(each, init=HeNormal()) for each in convs):
         made += [conv, MaxPool(pool)] if pool > 1 else [conv]
-    made += [Linear(size) for size in hidden]
+    made += [Linear(size, init=HeNormal()) for size in hidden]
     if dropout:
         made.append(Dropout(dropout))
-    return CapsNetSpec(input, (*made, Linear(classes, "none")), None, CrossEntropy(exclusive=exclusive))
+    return CapsNetSpec(input, (*made, Linear(classes, "none", HeNormal())), None, CrossEntropy(exclusive=exclusive))
 
 
 # Section 5: 35.4 million parameters, so the maps keep their size. The paper names no rate of dropout.
@@ -65,16 +65,12 @@ def like(spec: CapsNetSpec, exclusive: bool = True, features: int | None = None)
     return sized(max(1, 1 + round((spec.parameter_count - least) / step)))
 
 
-def init_params(spec: CapsNetSpec, seed: int = 0) -> dict[str, NDArray[np.float64]]:
-    """Return every parameter by name: normal weights of variance 2/fan_in (He et al. 2015), biases 0."""
-    rng = np.random.default_rng(seed)
-    return {
-        name: np.zeros(shape) if name.endswith("bias") else rng.normal(0, math.sqrt(2 / math.prod(shape[1:])), shape)
-        for name, shape in spec.parameters.items()
-    }
-
-
 def answers(net: Any, images: Any) -> tuple[Any, Any]:
-    """Return a CNN's probability [B, J] of every class, and the last features before them, [B, 1, D]."""
+    """Return how likely a CNN holds every class [B, J], and the last features before that [B, 1, D].
+
+    These are probabilities, or, of a network that learned by another loss than cross-entropy, the scores themselves.
+    """
     *_, (_, features), (_, scores) = layers(net, images, ())
-    return (net.ops.softmax(scores, 1) if net.spec.loss.exclusive else net.ops.sigmoid(scores)), features[:, None]
+    if isinstance(loss := net.spec.loss, CrossEntropy):
+        scores = net.ops.softmax(scores, 1) if loss.exclusive else net.ops.sigmoid(scores)
+    return scores, features[:, None]

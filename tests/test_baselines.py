@@ -10,8 +10,9 @@ import pytest
 from conftest import close, need
 from test_train import stopping
 
-from capscore import PRESETS, CapsNetSpec, Conv
+from capscore import PRESETS, CapsNetSpec, Conv, Linear, MarginLoss
 from capscore.data import Dataset, load
+from capscore.net import init_params
 from capscore.train import BEST, Recipe, accuracy, train
 
 torch = need("torch", "torch")
@@ -29,7 +30,7 @@ RECIPE = Recipe(epochs=2, batch=32, seed=3)
 
 
 def made(spec: CapsNetSpec = TINY) -> Any:
-    return caps.CapsNet(spec, baselines.init_params(spec, RECIPE.seed))
+    return caps.CapsNet(spec, seed=RECIPE.seed)
 
 
 @pytest.fixture(scope="module")
@@ -61,12 +62,21 @@ def test_a_cnn_like_a_capsule_network_is_as_large(size: int) -> None:
 
 def test_first_numbers_are_he_s() -> None:
     spec = baselines.like(PRESETS["small"])
-    params = baselines.init_params(spec, 5)
+    params = init_params(spec, 5)
     for name, p in params.items():
         assert p.std() == pytest.approx(0 if name.endswith("bias") else (2 / p[0].size) ** 0.5, rel=0.1), name
-    again, others = baselines.init_params(spec, 5), baselines.init_params(spec, 6)
+    again, others = init_params(spec, 5), init_params(spec, 6)
     assert all((p == again[name]).all() for name, p in params.items())
     assert all((p != others[name]).any() for name, p in params.items() if name.endswith("weight"))
+
+
+def test_answers_of_a_cnn_that_learned_by_the_margin_loss_are_its_scores() -> None:
+    spec = baselines.cnn(**HOW)
+    net = made(spec.replace(layers=(*spec.layers[:-1], Linear(10, "sigmoid")), loss=MarginLoss()))
+    images = np.random.default_rng(0).random((5, 1, 28, 28)).astype(np.float32)
+    found, features = baselines.answers(net, images)
+    assert features.shape == (5, 1, 8)
+    close(found.detach(), net.predict(images), 1e-6)
 
 
 @pytest.mark.parametrize("exclusive", [True, False])

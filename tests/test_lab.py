@@ -1,8 +1,9 @@
-"""`python -m lab`: what it writes, and that it overwrites nothing that it has not written itself."""
+"""`python -m lab`: what it writes, that it overwrites nothing that it has not written itself, and how it judges."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -15,12 +16,15 @@ from conftest import need
 from typer.testing import CliRunner
 
 need("torch", "torch")
-from capscore import PRESETS  # noqa: E402
+need("scipy", "dev")
+from capscore import PRESETS, BatchNorm, CapsNetSpec, DenseCaps, MaxPool  # noqa: E402
 from capscore.agree import TOLERANCE  # noqa: E402
 from capscore.data import Pairs, load  # noqa: E402
 from capscore.errors import CapscoreError  # noqa: E402
+from capscore.net import init_params  # noqa: E402
 from lab import ROOT, files  # noqa: E402
 from lab.__main__ import app, main  # noqa: E402
+from lab.experiments import claims_page, heads, verdicts  # noqa: E402
 
 
 def lab(*args: object, code: int = 0) -> str:
@@ -133,3 +137,146 @@ def test_an_error_of_users_is_one_line(args: list[str], message: str, monkeypatc
     assert said.startswith("lab: error: ")
     assert message in said
     assert "\n" not in said
+
+
+@pytest.mark.parametrize("size", [28, 36])
+def test_the_heads_alone_differ(size: int) -> None:
+    specs = heads.networks(size)
+    counts = [specs[name].parameter_count for name in heads.HEADS]
+    assert max(counts) < 1.01 * min(counts)
+    first = {name: init_params(spec, 3) for name, spec in specs.items()}
+    for name in specs:
+        assert specs[name].loss == specs[heads.NONE].loss
+        if name != heads.POOLED:
+            assert specs[name].rows[:8] == specs[heads.NONE].rows[:8]
+            for i in range(8):  # of the stem
+                for p in (p for p in first[name] if p.startswith(f"stem.{i}.")):
+                    assert (first[name][p] == first[heads.NONE][p]).all(), (name, p)
+    for name in heads.ROUTINGS:
+        assert specs[name].rows[8].layer == specs[heads.NONE].rows[8].layer  # the primary capsules
+        assert isinstance(specs[name].rows[9].layer, DenseCaps)
+
+
+def test_max_pooling_takes_the_place_of_every_stride() -> None:
+    specs = heads.networks(28)
+
+    def normed(spec: CapsNetSpec) -> list[Any]:
+        return [row.output for row in spec.rows if isinstance(row.layer, BatchNorm)]
+
+    strided, pooled = specs[heads.NARROW], specs[heads.POOLED]
+    assert normed(strided) == normed(pooled)
+    assert strided.parameter_count == pooled.parameter_count
+    assert [layer.kernel for layer in pooled.layers if isinstance(layer, MaxPool)] == [2, 2]
+    assert {layer.stride for layer in pooled.layers if hasattr(layer, "channels")} == {1}
+
+
+def test_paired_intervals_are_students() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    rng = np.random.default_rng(0)
+    for n, confidence in ((2, 0.95), (5, 0.95), (5, 1 - 0.05 / 3), (10, 0.999)):
+        a, b = rng.normal(1, 1, n), rng.normal(0, 1, n)
+        theirs = stats.ttest_rel(a, b).confidence_interval(confidence)
+        found = verdicts.difference(dict(enumerate(a)), dict(enumerate(b)), confidence)
+        assert (found.low, found.high) == pytest.approx(tuple(theirs), rel=1e-9)
+        assert (found.mean, found.n) == (pytest.approx((a - b).mean()), n)
+    # Seeds that one of them has alone are left out.
+    assert verdicts.difference({0: 3.0, 1: 4.0, 2: 9.0}, {1: 1.0, 0: 1.0, 7: 5.0}).mean == 2.5
+    assert math.isnan(verdicts.difference({0: 1.0}, {0: 2.0}).low)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "more", "less"),
+    [
+        (0.1, 0.3, "holds", "does not hold"),
+        (-0.3, -0.1, "does not hold", "holds"),
+        (-0.1, 0.3, "undecided", "undecided"),
+        (math.nan, math.nan, "undecided", "undecided"),
+    ],
+)
+def test_verdicts_follow_from_the_interval(low: float, high: float, more: str, less: str) -> None:
+    found = verdicts.Difference((low + high) / 2, low, high, 5)
+    assert (found.verdict(True), found.verdict(False)) == (more, less)
+
+
+def made(claim: str, network: str, seed: int, values: dict[str, float], **settings: int) -> dict[str, Any]:
+    told = {"budget": "hour", "data": "mnist", "claim": claim, "network": network, "seed": seed, "parameters": 125_000}
+    return {
+        "settings": told | {"images": 60_000, "test": 10_000} | settings,
+        "values": values,
+        "seconds": 1.0,
+        "spends": {"epochs": 3, "batch": 128},
+        "hardware": {"cpu": "a processor", "threads": 1},
+        "versions": {"torch": "2", "capscore": "0"},
+    }
+
+
+ERRORS = {  # of five seeds: self-attention is worse than its twin, dynamic routing better than its own, the CNN best
+    heads.NONE: (1.0, 1.1, 0.9, 1.0, 1.05),
+    heads.DYNAMIC: (0.8, 0.9, 0.7, 0.81, 0.84),
+    heads.ALIKE: (1.0, 1.1, 0.9, 1.0, 1.05),
+    heads.ATTENTION: (1.2, 1.3, 1.1, 1.21, 1.24),
+    heads.CNN: (0.5, 0.6, 0.4, 0.51, 0.54),
+}
+
+
+def test_the_page_says_first_what_routing_adds() -> None:
+    trials = [
+        made("error", name, seed, {"error": error})
+        for name, of_it in ERRORS.items()
+        for seed, error in enumerate(of_it)
+    ]
+    # With and without self-attention: as good as each other.
+    apart = {heads.ALIKE: (0.9, 0.91, 0.92, 0.9, 0.93), heads.ATTENTION: (0.91, 0.9, 0.93, 0.91, 0.91)}
+    trials += [
+        made("part-whole", name, seed, {"told apart": share, "sure of digits": 1.0})
+        for name, of_it in apart.items()
+        for seed, share in enumerate(of_it)
+    ]
+    first, said = claims_page.claims(trials)[1], "\n".join(claims_page.claims(trials))
+    assert first == (
+        "**What routing itself adds.** Self-attention adds nothing that could be measured to parts rearranged; takes "
+        "from digits. Dynamic routing adds to digits. Beside *no routing*, which has another squash and other first "
+        "weights, self-attention is worse at digits. Beside a CNN, the best capsules are worse at digits."
+    )
+    row = next(line for line in said.split("\n") if line.startswith("| digits, less is better"))
+    cells = [cell.strip() for cell in row.split("|")[2:6]]
+    assert cells[0] == "+0.20 (+0.19 to +0.21): does not hold"
+    assert cells[1] == cells[0]
+    assert cells[2] == "−0.20 (−0.21 to −0.19): holds"
+    assert cells[3].startswith("dynamic routing: +0.30 (")
+    assert cells[3].endswith("): does not hold")
+    assert "| digits: test error, % | 1.01 ± 0.07 |" in said
+    # What is left when 34 intervals are to hold at once.
+    assert "34 comparisons were made" in said
+    assert f"remain: {heads.DYNAMIC} over {heads.NONE} (digits); {heads.ATTENTION} under {heads.ALIKE} (digits)" in said
+    assert "not run" in said
+
+
+def test_the_best_of_four_is_judged_more_strictly_and_so_are_all_at_once() -> None:
+    trials = [
+        made("error", name, seed, {"error": error})
+        for name, of_it in ERRORS.items()
+        for seed, error in enumerate(of_it)
+    ]
+    with_cnn = next(each for each in verdicts.judged(trials) if each.other == heads.CNN)
+    assert with_cnn.better == heads.DYNAMIC
+    a, b = (dict(enumerate(ERRORS[name])) for name in (heads.DYNAMIC, heads.CNN))
+    assert with_cnn.found == verdicts.difference(a, b, 1 - 0.05 / 4)
+    at_once = next(each for each in verdicts.judged(trials, 34) if each.other == heads.CNN)
+    assert at_once.found == verdicts.difference(a, b, 1 - 0.05 / 136)
+
+
+def test_a_seed_counts_that_has_all_its_sizes() -> None:
+    few = verdicts.CLAIMS[-1]
+    trials = [
+        made("efficiency", heads.CNN, seed, {"error": error}, examples=examples)
+        for seed, examples, error in ((0, 10, 9.0), (0, 100, 4.0), (1, 10, 8.0))
+    ]
+    assert verdicts.values(trials, few, heads.CNN) == {0: pytest.approx(6.0)}  # the geometric mean of 9 and 4
+
+
+def test_one_seed_tells_nothing() -> None:
+    trials = [made("error", name, 0, {"error": errors[0]}) for name, errors in ERRORS.items()]
+    said = claims_page.claims(trials)
+    assert "What self-attention adds cannot be told: of *no attention*, its twin, fewer than two seeds were" in said[1]
+    assert {each.verdict for each in verdicts.judged(trials)} == {"undecided"}

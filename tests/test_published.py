@@ -14,6 +14,7 @@ import pytest
 from conftest import need
 
 need("torch", "torch")
+need("scipy", "dev")
 
 from rich.console import Console
 
@@ -25,7 +26,7 @@ from capscore.metrics import Measures
 from capscore.train import Recipe, accuracy, measure
 from capscore.zoo import cards
 from lab import files, gallery, published, zoo
-from lab.experiments import page
+from lab.experiments import page, verdicts
 from lab.experiments.trials import Budget, Lab, read
 from lab.published import FINAL, Published
 
@@ -229,11 +230,9 @@ def test_what_routing_adds_is_judged_by_an_interval() -> None:
     better, same = row("dynamic-mnist", [0.30, 0.31, 0.32]), row("efficient-mnist", [0.45, 0.55, 0.5])
     from scipy import stats
 
-    low, high = page._interval(plain, better, "test")
+    low, high = verdicts.interval(plain, better, "test")
     theirs = stats.ttest_ind([0.50, 0.52, 0.48], [0.30, 0.31, 0.32], equal_var=False).confidence_interval()
-    # Degrees of freedom are rounded down, so that ours is a little wider.
-    assert theirs.low - 0.02 < low <= theirs.low
-    assert theirs.high <= high < theirs.high + 0.02
+    assert (low, high) == pytest.approx(theirs, rel=1e-9)
     said = "\n".join(page._heads([plain, better, same]))
     assert "dynamic routing adds to it; self-attention adds nothing that could be measured" in said
     alone = page._heads([row(name, [0.5]) for name in page.HEADS])

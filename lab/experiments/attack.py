@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from capscore.data import Dataset
 from lab.experiments.trials import Values, outputs
 
-STRENGTHS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3)  # ε, of intensities from 0 to 1
+STRENGTHS = (0.05, 0.1, 0.2)  # ε, of intensities from 0 to 1
 STEPS = 20
 
 

@@ -9,13 +9,14 @@ import math
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from lab import files
-from lab.experiments import NAMES
-from lab.experiments.equivariance import FACTORS
+from lab.experiments import NAMES, claims_page
+from lab.experiments.claims_page import image, number
 from lab.experiments.mnist import EXPORTS
 from lab.experiments.trials import read, summary
+from lab.experiments.verdicts import FAILS, HOLDS, OPEN, interval
 
 Row = dict[str, Any]
 NOT_RUN = "not run"
@@ -76,39 +77,6 @@ OF_RECIPES: dict[str, tuple[str, str]] = {
 }
 
 HEADS = {"unrouted-mnist": "no routing", "dynamic-mnist": "dynamic routing", "efficient-mnist": "self-attention"}
-# The 97.5% quantiles of Student's t for 1, 2, … degrees of freedom.
-T95 = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-
-
-class Measured(NamedTuple):
-    """One value of both networks."""
-
-    capsnet: Row
-    cnn: Row
-    name: str
-
-    def verdict(self, more: bool) -> int:
-        """Return 1 if the CapsNet's value is better (`more` or less), -1 if the CNN's is, 0 if nobody can tell.
-
-        The difference has to be more than two standard errors; with a single seed there is none to go by.
-        """
-        a, b = (row["mean"][self.name] for row in (self.capsnet, self.cnn))
-        spreads = [(row["std"][self.name], row["n"]) for row in (self.capsnet, self.cnn)]
-        if any(std is None for std, _ in spreads):
-            return 0
-        error = math.sqrt(sum(std**2 / n for std, n in spreads))
-        return 0 if abs(a - b) <= 2 * error else (1 if (a > b) == more else -1)
-
-    def cells(self) -> str:
-        """Return both values as cells of a table."""
-        return f"{number(self.capsnet, self.name)} | {number(self.cnn, self.name)}"
-
-
-def number(row: Row, name: str) -> str:
-    """Return mean ± standard deviation, and of how many."""
-    mean, std = row["mean"][name], row["std"][name]
-    digits = 2 if abs(mean) >= 0.1 else 3
-    return f"{mean:.{digits}f}" + (f" ± {std:.{digits}f}" if std is not None else "")
 
 
 def markdown(folder: Path, beside: Path) -> str:
@@ -139,26 +107,26 @@ def markdown(folder: Path, beside: Path) -> str:
             "[The zoo](zoo.md) shows for every network that ships which classes it takes for which, the images that it "
             "finds hardest, what it draws, and what the numbers of its capsules mean. `python -m lab results` draws "
             "all of these pictures from `results/zoo`, the test images and the networks.",
-            _image("zoo", "Error on the images that are watched after every epoch, a line for each network of the zoo"),
+            image("zoo", "Error on the images that are watched after every epoch, a line for each network of the zoo"),
         ]
     if rows := _largest(found["mnist"]):
         parts += [
             "## MNIST, epoch by epoch",
             *_curves(rows),
-            _image("mnist", "Test error of both networks after every epoch, against minutes of training"),
+            image("mnist", "Test error of both networks after every epoch, against minutes of training"),
         ]
     if rows := _largest(found["multimnist"]):
         parts += [
             "## Overlapping digits",
             _overlap(rows),
-            _image("multimnist", "Pairs of overlapping digits, each drawn on its own in a colour"),
+            image("multimnist", "Pairs of overlapping digits, each drawn on its own in a colour"),
         ]
-    parts += _claims(found["claims"])
+    parts += _claims(records["claims"])
     if rows := _largest(found["routing"]):
         parts += [
             "## Does the routing settle?",
             *_routing(rows),
-            _image("routing", "Change of logits and couplings at every pass"),
+            image("routing", "Change of logits and couplings at every pass"),
         ]
     drawn = [part for part in parts if part[:1] != "!" or (beside / part[part.index("](") + 2 : -1]).exists()]
     return "\n\n".join(_wrapped(part) for part in drawn if part) + "\n"
@@ -265,32 +233,21 @@ def _heads(rows: list[Row]) -> list[str]:
     lines = ["| head | test error, % | less than without routing, 95% interval |", "|---|---|---|"]
     verdicts = []
     for name, said in HEADS.items():
-        row, interval = found[name], "–"
+        row, told = found[name], "–"
         if row is not plain:
-            low, high = _interval(plain, row, "test")
-            interval = "one seed tells none" if math.isnan(low) else f"{low:.2f} to {high:.2f}"
+            low, high = interval(plain, row, "test")
+            told = "one seed tells none" if math.isnan(low) else f"{low:.2f} to {high:.2f}"
             verdict = (
                 "adds to it" if low > 0 else "takes from it" if high < 0 else "adds nothing that could be measured"
             )
             verdicts.append(f"{said} {'cannot be judged by one seed' if math.isnan(low) else verdict}")
-        lines.append(f"| {said} (n = {row['n']}) | {number(row, 'test')} | {interval} |")
+        lines.append(f"| {said} (n = {row['n']}) | {number(row, 'test')} | {told} |")
     return [
         "### What routing adds",
         f"The same stem, by the same recipe, with three heads: {'; '.join(verdicts)}. Without routing, every coupling "
         "is alike: the class capsules are a linear layer with a squash.",
         "\n".join(lines),
     ]
-
-
-def _interval(a: Row, b: Row, name: str) -> tuple[float, float]:
-    """Return the 95% interval of a mean's excess over another's (Welch), NaN where one has a single seed."""
-    if min(a["n"], b["n"]) < 2:
-        return math.nan, math.nan
-    parts = [row["std"][name] ** 2 / row["n"] for row in (a, b)]
-    excess, error = a["mean"][name] - b["mean"][name], math.sqrt(sum(parts))
-    free = sum(parts) ** 2 / max(sum(part**2 / (row["n"] - 1) for part, row in zip(parts, (a, b), strict=True)), 1e-30)
-    reach = error * T95[min(len(T95), max(1, int(free))) - 1]
-    return excess - reach, excess + reach
 
 
 def _curves(rows: list[Row]) -> list[str]:
@@ -317,128 +274,26 @@ def _curves(rows: list[Row]) -> list[str]:
 
 
 def _overlap(rows: list[Row]) -> str:
-    both = _both(rows, "error")
-    if both is None:
+    found = {row["settings"]["network"]: row for row in rows}
+    if not {"CapsNet", "CNN"} <= set(found):
         return ""
-    verdict = _judge([both], False, "capsules are better at overlapping digits", "measure")
+    capsnet, cnn = found["CapsNet"], found["CNN"]
+    low, high = interval(cnn, capsnet, "error")
+    verdict = HOLDS if low > 0 else FAILS if high < 0 else OPEN
+    told = "one seed tells none" if math.isnan(low) else f"{low:.2f} to {high:.2f}"
     return (
-        f"Two digits on top of each other, {both.capsnet['settings']['test']:,} test pairs; both have to be found. The "
-        f"CapsNet's error is {number(both.capsnet, 'error')} %, that of a CNN with as many parameters "
-        f"{number(both.cnn, 'error')} % (n = {both.capsnet['n']}). {verdict}"
+        f"Two digits on top of each other, {capsnet['settings']['test']:,} test pairs; both have to be found. The "
+        f"CapsNet's error is {number(capsnet, 'error')} %, that of a CNN with as many parameters "
+        f"{number(cnn, 'error')} % (n = {capsnet['n']}). That the CapsNet's is the smaller: **{verdict}** (95% "
+        f"interval of how much: {told})."
     )
 
 
-def _claims(rows: list[Row]) -> list[str]:
-    rows = [row for budget in SHOWN for row in rows if row["settings"]["budget"] == budget]
-    if not rows:
-        return ["## The claims about capsules", f"`python -m lab experiment claims`: {NOT_RUN}."]
-    largest = rows[0]["settings"]["budget"]
-    rows = [row for row in rows if row["settings"]["budget"] == largest]
-    sizes = {row["settings"]["network"]: row["settings"]["parameters"] for row in reversed(rows)}
-    parts = [
-        "## The claims about capsules",
-        f"The `small` CapsNet ({sizes.get('CapsNet', 0):,} parameters) against a usual CNN with max-pooling "
-        f"({sizes.get('CNN', 0):,}) whose last layer has as many features, 16, as a capsule has numbers; for data "
-        f"efficiency a CNN without that layer. Both are trained alike, at budget {largest}. A difference counts where "
-        "it is larger than two standard errors over the seeds.",
-    ]
-    for claim, write in (
-        ("equivariance", _equivariance),
-        ("part-whole", _part_whole),
-        ("pooling", _pooling),
-        ("adversarial", _adversarial),
-    ):
-        of_claim = [row for row in rows if row["settings"]["claim"] == claim]
-        if len(of_claim) == 2:  # both networks
-            parts += write(of_claim)
-    if of_claim := [row for row in rows if row["settings"]["claim"] == "efficiency"]:
-        parts += _efficiency(of_claim)
-    return parts
-
-
-def _equivariance(rows: list[Row]) -> list[str]:
-    values = [both for name in FACTORS if (both := _both(rows, name))]
-    claim = "the pose of a digit is written linearly in its capsule, better than in a CNN,"
-    text = _judge(values, True, claim, "factors")
-    return [
-        "### Equivariance",
-        f"{text} R² of a linear reader, one for each class, on held-out digits; each digit in one random pose; both "
-        "networks have learned from digits shifted by up to 2 pixels and in no other way moved.",
-        _both_table(values, "R²"),
-        _image("equivariance", "True and read pose, for every factor and both networks"),
-    ]
-
-
-def _part_whole(rows: list[Row]) -> list[str]:
-    apart = _both(rows, "told apart")
-    if apart is None:
-        return []
-    falls = [row["mean"]["sure of digits"] - row["mean"]["sure of rearranged"] for row in (apart.capsnet, apart.cnn)]
-    kept = [row["mean"]["rearranged above 0.5"] for row in (apart.capsnet, apart.cnn)]
-    text = _judge([apart], True, "a CapsNet tells a whole from its rearranged parts better than a CNN", "measure")
-    return [
-        "### Parts and wholes",
-        f"{text} The longest length falls by {falls[0]:.2f} on average, the CNN's confidence by {falls[1]:.2f}; above "
-        f"½ stay {kept[0]:.0%} of the rearranged digits for the CapsNet and {kept[1]:.0%} for the CNN. *Told apart* is "
-        "how often a whole digit is the surer one of a whole and a rearranged one; ½ is chance.",
-        _both_table([both for name in apart.capsnet["mean"] if (both := _both(rows, name))], "quadrants rearranged"),
-        _image("parts", "Digits, the same with rearranged quadrants, and how sure both networks are"),
-    ]
-
-
-def _pooling(rows: list[Row]) -> list[str]:
-    lines = ["| drawn back from | R² of the pixels |", "|---|---|"]
-    lines += [f"| {row['settings']['network']}, {name} | {number(row, name)} |" for row in rows for name in row["mean"]]
-    lost = ""
-    for row in rows:
-        if row["settings"]["network"] == "CNN":
-            lost = "; ".join(
-                f"pooling {i} raises what is lost from {1 - row['mean'][f'before pool {i}']:.1%} to "
-                f"{1 - row['mean'][f'after pool {i}']:.1%} of the variance"
-                for i in (1, 2)
-            )
-    return [
-        "### What max-pooling throws away",
-        f"The best linear reader of a map draws the image again: {lost}. What is not in a map linearly may still be "
-        "there in another way.",
-        "\n".join(lines),
-        _image("pooling", "Digits drawn back from the maps before and after max-pooling"),
-    ]
-
-
-def _adversarial(rows: list[Row]) -> list[str]:
-    names = [name for name in rows[0]["mean"] if name != "clean"]
-    values = [both for name in ("clean", *names) if (both := _both(rows, name))]
-    parts = []
-    for kind in ("FGSM", "PGD"):
-        of_kind = [both for both in values if both.name.startswith(kind)]
-        parts.append(_judge(of_kind, False, f"a CapsNet withstands {kind} better than a CNN", "strengths"))
-    return [
-        "### Adversarial images",
-        " ".join(parts) + " Neither network was trained for it. Both attacks have the gradients of the whole network, "
-        "routing included, and raise the longest wrong length (or score) over the right one, which has a gradient "
-        "everywhere; error in percent of " + f"{rows[0]['settings']['test']:,} test digits.",
-        _both_table(values, "attack and ε"),
-        _image("adversarial", "Error against the strength of both attacks"),
-    ]
-
-
-def _efficiency(rows: list[Row]) -> list[str]:
-    counts = sorted({row["settings"]["examples"] for row in rows})
-    pairs = [(n, _both([row for row in rows if row["settings"]["examples"] == n], "error")) for n in counts]
-    known = [(n, both) for n, both in pairs if both is not None]
-    if not known:
-        return []
-    lines = ["| examples of each class | CapsNet | CNN |", "|---|---|---|"]
-    lines += [f"| {n:,} | {both.cells()} |" for n, both in known]
-    claim = "a CapsNet needs fewer examples than a CNN"
-    text = _judge([both for _, both in known], False, claim, "sizes of training set")
-    return [
-        "### Data efficiency",
-        f"{text} Test error in percent, after equally many steps.",
-        "\n".join(lines),
-        _image("efficiency", "Test error against the number of training examples of each class"),
-    ]
+def _claims(trials: list[Row]) -> list[str]:
+    for budget in SHOWN:
+        if alike := [trial for trial in trials if trial["settings"]["budget"] == budget]:
+            return claims_page.claims(alike)
+    return ["## The claims about capsules", f"`python -m lab experiment claims`: {NOT_RUN}."]
 
 
 def _routing(rows: list[Row]) -> list[str]:
@@ -469,32 +324,3 @@ def _settles(mean: Mapping[str, float]) -> str:
         first, last = mean[f"{what} 1"], mean[f"{what} 9"]
         said.append(f"the change of the {what} {'falls' if last < first else 'grows'} from {first:.2g} to {last:.2g}")
     return f"Here, with three iterations while learning, {' and '.join(said)} between the first pass and the ninth."
-
-
-def _both(rows: list[Row], name: str) -> Measured | None:
-    found = {row["settings"]["network"]: row for row in rows}
-    return Measured(found["CapsNet"], found["CNN"], name) if {"CapsNet", "CNN"} <= set(found) else None
-
-
-def _both_table(values: list[Measured], head: str) -> str:
-    lines = [f"| {head} | CapsNet (n = {values[0].capsnet['n']}) | CNN (n = {values[0].cnn['n']}) |", "|---|---|---|"]
-    return "\n".join(lines + [f"| {both.name} | {both.cells()} |" for both in values])
-
-
-def _judge(values: list[Measured], more: bool, claim: str, of: str) -> str:
-    """Say whether a claim holds, from how often the CapsNet's value is better, that is `more` or less."""
-    if min(row["n"] for both in values for row in both[:2]) < 2:
-        return f"Whether {claim} cannot be told from a single seed."
-    total = len(values)
-    wins, losses = (sum(both.verdict(more) == sign for both in values) for sign in (1, -1))
-    if wins == total:
-        verdict = "holds"
-    elif losses > wins:
-        verdict = "does not hold"
-    else:
-        verdict = "holds in part" if wins else "could not be confirmed"
-    return f"The claim that {claim} **{verdict}** here (better in {wins} of {total} {of}, worse in {losses})."
-
-
-def _image(name: str, text: str) -> str:
-    return f"![{text}](images/results-{name}.png)"

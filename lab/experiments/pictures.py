@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from capscore.data import Dataset
@@ -15,11 +16,13 @@ from capscore.figures import (
     BLUE,
     BODY,
     DEEPER,
+    GREEN,
     GREY,
     HEADER,
     INK,
     MARGIN,
     ORANGE,
+    PURPLE,
     SMALL,
     WIDTH,
     _axes,
@@ -30,31 +33,41 @@ from capscore.figures import (
 )  # fmt: skip
 from lab.experiments.attack import STRENGTHS
 from lab.experiments.equivariance import FACTORS, Reading
+from lab.experiments.heads import ALIKE, ATTENTION, CNN, DYNAMIC, HEADS, NARROW, NONE, POOLED
 from lab.experiments.linear import r_squared
 from lab.experiments.pooling import drawn_back
 from lab.experiments.quadrants import rearranged, told_apart
 from lab.experiments.trials import Values, outputs
+from lab.experiments.verdicts import Judged
 
-COLORS = {"CapsNet": BLUE, "CNN": ORANGE}
+COLORS = {
+    NONE: GREEN,
+    DYNAMIC: PURPLE,
+    ALIKE: "#6a51a3",
+    ATTENTION: BLUE,
+    CNN: ORANGE,
+    NARROW: GREY,
+    POOLED: INK,
+}
 
 
 def equivariance(found: Mapping[str, Mapping[str, Reading]], points: int = 300) -> Figure:
     """Show what was read of every factor against its true value: a row for each network, a column for each factor."""
-    side, pitch, left = 1.75, 2.13, MARGIN + 0.42
+    side, pitch, left = 1.45, 2.13, MARGIN + 0.42
     fig = _page(
-        HEADER + 0.35 + len(found) * (side + 0.5) + 0.25,
+        HEADER + 0.35 + len(found) * (side + 0.45) + 0.25,
         "Is the pose written in the numbers?",
         "read linearly off 16 numbers, the winning capsule's or the CNN's last features, for unseen digits (seed 0)",
     )
     for i, (network, readings) in enumerate(found.items()):
-        y = HEADER + 0.3 + i * (side + 0.5)
+        y = HEADER + 0.3 + i * (side + 0.45)
         name = f"{network}: read"
-        _text(fig, MARGIN - 0.05, y + side / 2, name, COLORS[network], rotation=90, va="center", weight="bold")
+        _text(fig, MARGIN - 0.05, y + side / 2, name, COLORS[network], SMALL, rotation=90, va="center", weight="bold")
         for k, (factor, (low, high)) in enumerate(FACTORS.items()):
             reading, room = readings[factor], (high - low) * 0.25
             if i == 0:
                 _text(fig, left + pitch * k, HEADER, factor, weight="bold")
-            ax = _chart(_axes(fig, (left + pitch * k, y, side, side)), "true" if i == len(found) - 1 else "")
+            ax = _chart(_axes(fig, (left + pitch * k, y, 1.75, side)), "true" if i == len(found) - 1 else "")
             ax.set(xlim=(low, high), ylim=(low - room, high + room))
             ax.plot([low, high], [low, high], color=INK, lw=0.8)
             ax.plot(reading.true[:points], reading.read[:points], ".", ms=2.5, alpha=0.5, color=COLORS[network])
@@ -67,18 +80,19 @@ def parts(nets: Mapping[str, Any], digits: Dataset, shown: int = 8) -> Figure:
     images, _ = digits.batch(slice(None))
     moved = rearranged(images)
     sure = {name: [outputs(net, x)[0].max(1) for x in (images, moved)] for name, net in nets.items()}
-    left = MARGIN + 0.95
+    left = MARGIN + 1.05
     pitch = (WIDTH - MARGIN - left + 0.1) / shown
     side = pitch - 0.1
-    lower = HEADER + 2 * (side + 0.75) + 0.35
+    band = side + 0.3 + 0.2 * len(nets)
+    lower = HEADER + 2 * band + 0.35
     fig = _page(
         lower + 2.25,
         "The same parts, another whole",
-        "digits cut into quadrants that change places; how sure each network is of its answer, from 0 to 1: longest "
-        "length, largest probability",
+        "how sure each network is of its answer, from 0 to 1, for digits and for their quadrants in other places; "
+        "below, how often the digit is the surer one",
     )
     for r, (what, row) in enumerate((("digits", images), ("rearranged", moved))):
-        y = HEADER + r * (side + 0.75)
+        y = HEADER + r * band
         _text(fig, MARGIN, y + side / 2, what, GREY, SMALL, va="center")
         for k, (name, values) in enumerate(sure.items()):
             _text(fig, MARGIN, y + side + 0.05 + 0.2 * k, name, COLORS[name], SMALL, weight="bold")
@@ -89,12 +103,15 @@ def parts(nets: Mapping[str, Any], digits: Dataset, shown: int = 8) -> Figure:
             _tile(fig, (left + pitch * i, y, side, side), row[i])
     bins = np.linspace(0, 1, 41).tolist()
     for k, (name, (whole, cut)) in enumerate(sure.items()):
-        ax = _chart(_axes(fig, (MARGIN + 0.35 + 4.35 * k, lower, 3.7, 1.55)), "how sure")
+        wide = (WIDTH - 2 * MARGIN) / len(nets)
+        ax = _chart(_axes(fig, (MARGIN + wide * k, lower, wide - 0.2, 1.55)), "how sure")
         ax.hist(whole, bins, color=COLORS[name], label="digits")
-        ax.hist(cut, bins, histtype="step", color=INK, lw=1.4, label="rearranged")
+        ax.hist(cut, bins, histtype="step", color=INK, lw=1.2, label="rearranged")
         ax.set(xlim=(0, 1), yticks=())
-        ax.legend(frameon=False, fontsize=SMALL, loc="upper left")
-        ax.set_title(f"{name}: told apart {told_apart(whole, cut):.1%}", loc="left", size=BODY, color=INK, pad=4)
+        ax.set_xticks([0, 0.5, 1], ["0", "½", "1"])
+        ax.set_title(f"{name}: {told_apart(whole, cut):.1%}", loc="left", size=BODY, color=INK, pad=4)
+        if k == 0:
+            ax.legend(frameon=False, fontsize=SMALL, loc="upper left")
     return fig
 
 
@@ -107,7 +124,7 @@ def pooling(nets: Mapping[str, Any], digits: Dataset, shown: int = 9) -> Figure:
         for stage, guess in found.items():
             rows.append((f"{name}\n{stage}", f"R² {r_squared(pixels, guess):.2f}", guess))
     rows = [("image", "", pixels), *rows]
-    left = MARGIN + 1.45
+    left = MARGIN + 1.9
     pitch = (WIDTH - MARGIN - left - 0.6) / shown
     side = pitch - 0.05
     fig = _page(
@@ -129,8 +146,8 @@ def efficiency(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Show the test error against the number of examples of a class, mean and spread over the seeds."""
     fig = _page(HEADER + 3.3, "Learning from few examples", "test error by examples of each class, at equal steps")
     ax = _chart(_axes(fig, (MARGIN + 0.5, HEADER + 0.1, 7.8, 2.6)), "training examples of each class")
-    for name, color in COLORS.items():
-        of_network = [row for row in rows if row["settings"]["network"] == name]
+    for name in HEADS:
+        color, of_network = COLORS[name], [row for row in rows if row["settings"]["network"] == name]
         x = np.array([row["settings"]["examples"] for row in of_network])
         mean = np.array([row["mean"]["error"] for row in of_network])
         spread = np.array([row["std"]["error"] or 0 for row in of_network])
@@ -146,19 +163,54 @@ def adversarial(rows: Sequence[Mapping[str, Any]]) -> Figure:
     fig = _page(
         HEADER + 3.2,
         "Adversarial images",
-        "error on test digits whose pixels were moved by up to ε, with all gradients",
+        "error on test digits whose pixels were moved by up to ε, with all gradients; mean and spread over the seeds",
     )
     for k, kind in enumerate(("FGSM", "PGD")):
         ax = _chart(_axes(fig, (MARGIN + 0.5 + 4.35 * k, HEADER + 0.2, 3.5, 2.3)), "ε")
-        for row in rows:
+        for row in sorted(rows, key=lambda row: list(COLORS).index(row["settings"]["network"])):
             name, mean = row["settings"]["network"], row["mean"]
             error = [mean["clean"], *(mean[f"{kind} {e:g}"] for e in STRENGTHS)]
             spread = [row["std"][key] or 0 for key in ("clean", *(f"{kind} {e:g}" for e in STRENGTHS))]
             ax.errorbar((0, *STRENGTHS), error, spread, color=COLORS[name], marker="o", ms=4, capsize=3, label=name)
-        ax.set(ylim=(0, 102), xlim=(-0.01, 0.31))
+        ax.set(ylim=(0, 102), xlim=(-0.01, STRENGTHS[-1] + 0.01), xticks=(0, *STRENGTHS))
         ax.set_title(kind, loc="left", size=BODY, color=INK, weight="bold", pad=6)
         ax.set_ylabel("error, %" if k == 0 else "", size=SMALL, color=GREY)
-        ax.legend(frameon=False, fontsize=BODY, loc="lower right")
+        if k == 0:
+            ax.legend(frameon=False, fontsize=SMALL, loc="upper left")
+    return fig
+
+
+def claims(found: Sequence[Judged]) -> Figure:
+    """Show every claim's comparisons: how much better one network is than another, with the interval."""
+    names = tuple(dict.fromkeys(each.claim for each in found))
+    band, left = 0.88, MARGIN + 2.75
+    fig = _page(
+        HEADER + 0.3 + len(names) * band + 0.1,
+        "What routing adds, and what capsules add",
+        "mean difference over the seeds, with its interval, in each claim's own unit; better is to the right; a point "
+        "alone is one seed",
+    )
+    labels = f"{ATTENTION} over {ALIKE}", f"over {NONE}", f"{DYNAMIC} over {NONE}", "best capsules over the CNN"
+    colors = BLUE, GREY, PURPLE, ORANGE
+    places = 0, 2.5, 3.95, 6.5
+    for label, color, x in zip(labels, colors, places, strict=True):
+        _text(fig, MARGIN + x, HEADER - 0.05, f"● {label}", color, SMALL, weight="bold")
+    for r, claim in enumerate(names):
+        y = HEADER + 0.3 + r * band
+        _text(fig, MARGIN, y + 0.08, claim.name, weight="bold")
+        _text(fig, MARGIN, y + 0.27, claim.number, GREY, SMALL)
+        ax = _chart(_axes(fig, (left, y, WIDTH - MARGIN - left, band - 0.3)), grid="x")
+        ax.axvline(0, color=INK, lw=1)
+        sign = 1 if claim.more else -1
+        of_claim = [each.found for each in found if each.claim is claim]
+        for k, (each, color) in enumerate(zip(of_claim, colors, strict=True)):
+            ends = sorted((sign * each.low, sign * each.high))
+            ax.plot(ends, [-k, -k], color=color, lw=2.2, solid_capstyle="butt")
+            ax.plot(sign * each.mean, -k, "o", color=color, ms=5)
+        reach = 1.1 * np.nanmax(np.abs([[0, each.mean, each.low, each.high] for each in of_claim])) or 1.0
+        ax.set(xlim=(-reach, reach), ylim=(-3.6, 0.6), yticks=())
+        ax.xaxis.set_major_locator(MaxNLocator(5, symmetric=True))
+        ax.xaxis.set_major_formatter(lambda x, _: f"{x:+.3g}" if x else "0")
     return fig
 
 

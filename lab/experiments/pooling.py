@@ -8,16 +8,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from capscore import MaxPool
+from capscore import Conv, MaxPool
 from capscore.agree import layers
 from capscore.data import Dataset
-from capscore.layer import Capsules
 from lab.experiments.linear import r_squared, read
 from lab.experiments.trials import Values
 
 
 def stages(net: Any, images: NDArray[Any]) -> dict[str, NDArray[Any]]:
-    """Return the features [N, D] of every stage: around each max-pooling, or up to the primary capsules."""
+    """Return the features [N, D] of every map that fewer positions make: "map 1" by the first such layer, and so on.
+
+    A max-pooling has the map before it too.
+    """
     found: dict[str, list[NDArray[Any]]] = {}
     for start in range(0, len(images), 250):
         for name, x in _stages(net, images[start : start + 250]).items():
@@ -28,13 +30,13 @@ def stages(net: Any, images: NDArray[Any]) -> dict[str, NDArray[Any]]:
 @torch.inference_mode()
 def _stages(net: Any, images: NDArray[Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    before: Any = None
+    before, count = None, 0
     for row, (_, x) in zip(net.spec.rows, layers(net, images, ()), strict=False):
-        if isinstance(x, Capsules):
-            return {"primary capsules": x.pose}
-        if isinstance(row.layer, MaxPool):
-            i = len(found) // 2 + 1
-            found |= {f"before pool {i}": before, f"after pool {i}": x}
+        pools = isinstance(row.layer, MaxPool)
+        if pools or (isinstance(row.layer, Conv) and row.layer.stride != 1):
+            count += 1
+            found |= {f"map {count}, before pooling": before} if pools else {}
+            found[f"map {count}"] = x
         before = x
     return found
 

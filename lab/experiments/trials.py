@@ -123,16 +123,16 @@ class Lab:
         name: str,
         fast_conv: str | None = None,
         keeps: Mapping[str, Any] | None = None,
+        amp: bool = False,
     ) -> Any:
         """Return a network trained by the recipe, in a folder `name`-…; one that was, on as much data, is only read.
 
-        `keeps` are parameters that stay as they are.
+        `keeps` are parameters that stay as they are. With `amp` its products are in bfloat16 while it learns. Its
+        weights are the averaged ones if the recipe averages.
         """
-        params = None if isinstance(spec.output, Grid) else baselines.init_params(spec, recipe.seed)
-        if keeps is not None:
-            params = init_params(spec, recipe.seed) | dict(keeps)
+        params = None if keeps is None else init_params(spec, recipe.seed) | dict(keeps)
         net = caps.CapsNet(spec, params, recipe.seed, classes=data.classes, fast_conv=fast_conv)
-        learner = caps.Learner(net, recipe.reconstruction, device=self.device)
+        learner = caps.Learner(net, recipe.reconstruction, recipe.optimiser, recipe.average, self.device, amp)
         learner.frozen = tuple(keeps or ())
         of = repr((spec, recipe, type(data).__name__, len(data), data.size))
         of += "".join(hashlib.sha256(np.asarray(a).tobytes()).hexdigest() for a in (keeps or {}).values())
@@ -144,8 +144,9 @@ class Lab:
         finally:
             screen.close()
         self.spent += sum(row["seconds"] for row in self.rows)
-        if keeps is not None:  # running statistics have followed the images
-            net.assign({name: net.ops.to_numpy(p) for name, p in net.params.items()} | dict(keeps))
+        with learner.averaged():
+            params = {name: net.ops.to_numpy(p) for name, p in net.params.items()}
+        net.assign(params | dict(keeps or {}))  # running statistics have followed the images
         return net
 
     def draw(self, name: str, figure: Callable[[], Any]) -> None:
@@ -167,10 +168,15 @@ class Lab:
         files.write_sheet(path, drawn, dpi)
         self.say(str(path))
 
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """The trials of this budget that are done."""
+        return [trial for trial in read(self.file) if trial["settings"]["budget"] == self.size]
+
     def summary(self, **settings: Any) -> list[dict[str, Any]]:
         """Return the summaries of this budget's trials that have these settings."""
-        wanted = {"budget": self.size, **settings}.items()
-        return [row for row in summary(read(self.file)) if wanted <= row["settings"].items()]
+        wanted = settings.items()
+        return [row for row in summary(self.records) if wanted <= row["settings"].items()]
 
     def digits(self) -> tuple[str, Dataset, Dataset]:
         """Return (name, train, test) of MNIST; of the embedded digits where it is not at hand and little is asked."""
