@@ -17,44 +17,48 @@ from capscore.net import CapsNetSpec
 Params = dict[str, NDArray[Any]]
 
 
-def fold(spec: CapsNetSpec, params: Mapping[str, NDArray[Any]]) -> tuple[CapsNetSpec, Params]:
-    """Return a spec and parameters that compute the same in inference; names of layers stay."""
+def fold(spec: CapsNetSpec, params: Mapping[str, NDArray[Any]], behind: bool = True) -> tuple[CapsNetSpec, Params]:
+    """Return a spec and parameters that compute the same in inference; names of layers stay.
+
+    Without `behind`, no normalisation goes into the convolution behind it: weights that one scale for each output
+    stands for would differ by what each input is multiplied by.
+    """
     found: Params = {name: array for name, array in params.items() if name.startswith("decoder.")}
     layers: list[Layer] = []
     own = [{key: params[f"{row.name}.{key}"] for key in row.plan.params} for row in spec.rows]
-    for row, layer, arrays in zip(spec.rows, *_folded(spec.layers, own), strict=True):
+    for row, layer, arrays in zip(spec.rows, *_folded(spec.layers, own, behind), strict=True):
         layers.append(layer)
         found |= {f"{row.name}.{key}": array for key, array in arrays.items()}
     return replace(spec, layers=tuple(layers)), found
 
 
-def _folded(layers: tuple[Layer, ...], own: list[Params]) -> tuple[list[Layer], list[Params]]:
+def _folded(layers: tuple[Layer, ...], own: list[Params], behind: bool) -> tuple[list[Layer], list[Params]]:
     """Return the layers and their parameters with every pair of convolution and normalisation made one."""
     new, arrays = list(layers), list(own)
     for i, layer in enumerate(layers):
         if isinstance(layer, Residual):
-            new[i], arrays[i] = _inside(layer, own[i])
+            new[i], arrays[i] = _inside(layer, own[i], behind)
         if not isinstance(layer, BatchNorm):
             continue
-        before, behind = new[i - 1] if i else None, layers[i + 1] if i + 1 < len(layers) else None
+        before, after = new[i - 1] if i else None, layers[i + 1] if behind and i + 1 < len(layers) else None
         if isinstance(before, Conv) and before.activation == "none":
             new[i - 1], new[i] = replace(before, bias=True), Activation(layer.activation)
             arrays[i - 1], arrays[i] = _before(arrays[i - 1], *_affine(own[i], layer)), {}
-        elif isinstance(behind, Conv | PrimaryCaps) and margins(behind) == (0, 0) and layer.activation == "none":
+        elif isinstance(after, Conv | PrimaryCaps) and margins(after) == (0, 0) and layer.activation == "none":
             # With a margin the zeros of it, which no norm has shifted, would need a bias of their own.
-            new[i], new[i + 1] = Activation("none"), replace(behind, bias=True) if isinstance(behind, Conv) else behind
-            arrays[i], arrays[i + 1] = {}, _behind(own[i + 1], *_affine(own[i], layer), behind.groups)
+            new[i], new[i + 1] = Activation("none"), replace(after, bias=True) if isinstance(after, Conv) else after
+            arrays[i], arrays[i + 1] = {}, _behind(own[i + 1], *_affine(own[i], layer), after.groups)
     return new, arrays
 
 
-def _inside(block: Residual, own: Params) -> tuple[Residual, Params]:
+def _inside(block: Residual, own: Params, behind: bool) -> tuple[Residual, Params]:
     changed: dict[str, Any] = {}
     found: Params = {}
     for name in ("layers", "shortcut"):
         layers: tuple[Layer, ...] = getattr(block, name)
         starts = [f"{name}.{i}." for i in range(len(layers))]
         each = [{key.removeprefix(at): a for key, a in own.items() if key.startswith(at)} for at in starts]
-        new, arrays = _folded(layers, each)
+        new, arrays = _folded(layers, each, behind)
         changed[name] = tuple(new)
         found |= {at + key: array for at, one in zip(starts, arrays, strict=True) for key, array in one.items()}
     return replace(block, **changed), found

@@ -476,7 +476,7 @@ def export(
     wanted = _wanted(net.spec, outputs)
 
     def record(half: bool) -> onnx.ModelProto:
-        return _graph(net, Recorder(opset, half, batch), wanted, byte_images, fast_conv)
+        return _graph(net, Recorder(opset, half, batch), wanted, byte_images, fast_conv, precision != "int8-weights")
 
     plain = record(half=False)
     model = record(half=True) if precision == "fp16" else plain
@@ -508,10 +508,10 @@ def _wanted(spec: CapsNetSpec, outputs: Sequence[str] | str | None) -> tuple[str
 
 
 def _graph(
-    net: Any, recorder: Recorder, wanted: tuple[str, ...], byte_images: bool, fast_conv: str | None
+    net: Any, recorder: Recorder, wanted: tuple[str, ...], byte_images: bool, fast_conv: str | None, behind: bool
 ) -> onnx.ModelProto:
     """Run the network on the recorder, and return the graph of the outputs that are wanted."""
-    spec, params = recorded(recorder, net)
+    spec, params = recorded(recorder, net, behind)
     images = recorder.input("images", spec.input)
     x = images if not byte_images else recorder.node("Cast", images, to=TensorProto.FLOAT) * (1 / 255)
     ops, told = with_tiles(recorder, fast_conv), dict[str, tuple[Any, tuple[int, ...]]]()
@@ -588,12 +588,12 @@ def _outputs(spec: CapsNetSpec) -> list[str]:
     return [*(["reconstruction"] if spec.decoder else []), *own, "lengths", "capsules", *ROUTED]
 
 
-def recorded(recorder: Recorder, net: Any) -> tuple[CapsNetSpec, dict[str, Value]]:
-    """Return the spec and the parameters as they are recorded: normalisation folded into convolutions."""
+def recorded(recorder: Recorder, net: Any, behind: bool = True) -> tuple[CapsNetSpec, dict[str, Value]]:
+    """Return the spec and the parameters as they are recorded: normalisation folded into convolutions, see `fold`."""
     arrays = {name: to_host(array).astype(np.float32) for name, array in net.params.items()}
     if broken := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
         raise CapscoreError(f"{broken[0]} holds NaN or infinity: such a network is not exported")
-    spec, folded = fold(net.spec, arrays)
+    spec, folded = fold(net.spec, arrays, behind)
     values = {name: recorder.constant(array.astype(np.float32), name) for name, array in folded.items()}
     half = {name for name, param in spec.params.items() if param.learns and recorder.half}
     return spec, {name: recorder.cast(value, name in half) for name, value in values.items()}

@@ -79,6 +79,17 @@ def test_the_smallest_reaches_the_same_on_every_engine(tmp_path: Path) -> None:
     assert found["int8"] >= found["numpy"] - 0.001, "a tenth of a point"
 
 
+def test_rounded_weights_are_those_of_the_network_not_times_what_a_normalisation_multiplies_inputs_by(
+    tmp_path: Path,
+) -> None:
+    need("onnxruntime", "onnx")
+    from capscore.export.onnx import export
+
+    net = capscore.create("dynamic-mnist", pretrained=True, backend="numpy")
+    report = export(net, tmp_path / "m.onnx", precision="int8-weights", outputs=["lengths", "steps"])
+    assert max(report.differences.values()) < 0.01  # 0.03 with every normalisation folded
+
+
 def test_names_that_are_not_there() -> None:
     with pytest.raises(SpecError, match=r"no trained network 'small'; there are .*small-mnist"):
         capscore.create("small", pretrained=True)
