@@ -13,7 +13,17 @@ from capscore.data.augment import Translation
 from capscore.optim import OneCycle
 from capscore.train import accuracy
 from lab.experiments import attack, efficiency, equivariance, pooling, quadrants
-from lab.experiments.heads import CNN, DRAWING, HEADS, NARROW, POOLED, ROUTINGS, networks
+from lab.experiments.heads import (
+    CNN,
+    DRAWING,
+    DYNAMIC,
+    HEADS,
+    NARROW,
+    NONE,
+    POOLED,
+    ROUTINGS,
+    networks,
+)
 from lab.experiments.trials import Budget, Lab, Values, subset
 
 BUDGETS = {
@@ -135,7 +145,7 @@ class Study:
 
         lab, posed = self.lab, subset(self.test, POSED)
         nets = {network: self.net(network, 0) for network in (*HEADS, POOLED)}
-        readings = {name: equivariance.readings(nets[name], posed) for name in (*ROUTINGS, NARROW)}
+        readings = {name: equivariance.readings(nets[name], posed) for name in (NONE, DYNAMIC, NARROW)}
         heads = {name: nets[name] for name in (*ROUTINGS, CNN)}
         cnns = {network: nets[network] for network in (NARROW, POOLED)}
         lab.draw("equivariance", lambda: pictures.equivariance(readings))

@@ -199,7 +199,9 @@ def _equivariance(rows: list[Row], found: list[Judged], beside: list[Judged]) ->
         "draw the digit from its capsule, as the paper's does, is another matter than routing: "
         f"{_verdicts(decoder, 'equivariance')}",
         _table(rows, list(FACTORS), (*HEADS, POOLED, DRAWING), "R²"),
-        image("equivariance", "True and read pose, for every factor and every head"),
+        image(
+            "equivariance", "True and read pose, off capsules without and with dynamic routing and off a CNN's features"
+        ),
     ]
 
 

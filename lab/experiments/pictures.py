@@ -51,7 +51,7 @@ COLORS = {
 }
 
 
-def equivariance(found: Mapping[str, Mapping[str, Reading]], points: int = 300) -> Figure:
+def equivariance(found: Mapping[str, Mapping[str, Reading]], points: int = 80) -> Figure:
     """Show what was read of every factor against its true value: a row for each network, a column for each factor."""
     side, pitch, left = 1.45, 2.13, MARGIN + 0.42
     fig = _page(
@@ -75,7 +75,7 @@ def equivariance(found: Mapping[str, Mapping[str, Reading]], points: int = 300) 
     return fig
 
 
-def parts(nets: Mapping[str, Any], digits: Dataset, shown: int = 8) -> Figure:
+def parts(nets: Mapping[str, Any], digits: Dataset, shown: int = 7) -> Figure:
     """Show digits, the same rearranged, and how sure each network is of both; below, of all of them."""
     images, _ = digits.batch(slice(None))
     moved = rearranged(images)
@@ -115,7 +115,7 @@ def parts(nets: Mapping[str, Any], digits: Dataset, shown: int = 8) -> Figure:
     return fig
 
 
-def pooling(nets: Mapping[str, Any], digits: Dataset, shown: int = 9) -> Figure:
+def pooling(nets: Mapping[str, Any], digits: Dataset, shown: int = 8) -> Figure:
     """Show digits, and what a linear reader draws back from the maps around every max-pooling."""
     rows: list[tuple[str, str, NDArray[Any]]] = []
     pixels = np.empty(0)
