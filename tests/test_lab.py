@@ -234,3 +234,15 @@ def test_one_seed_tells_nothing() -> None:
     said = claims_page.claims(trials)
     assert "What self-attention adds cannot be told: of *no attention*, its twin, fewer than two seeds were" in said[1]
     assert {each.verdict for each in verdicts.judged(trials)} == {"undecided"}
+
+
+def test_the_best_capsules_are_of_those_with_the_most_seeds() -> None:
+    trials = [
+        made("error", name, seed, {"error": error})
+        for name, of_it in ERRORS.items()
+        for seed, error in enumerate(of_it)
+    ]
+    lucky = [each for each in trials if each["settings"]["network"] != heads.ALIKE]
+    lucky.append(made("error", heads.ALIKE, 0, {"error": 0.1}))
+    assert verdicts.best_routing(lucky, verdicts.CLAIMS[0]) == heads.DYNAMIC
+    assert verdicts.best_routing([], verdicts.CLAIMS[0]) == heads.NONE

@@ -56,7 +56,7 @@ def _first(found: list[Judged]) -> str:
         )
         untold = f"What {routing} adds cannot be told: of *{twin}*, its twin, fewer than two seeds were run."
         said.append(f"{routing[0].upper()}{routing[1:]} {told}." if told else untold)
-    words = "no different at", "worse at", "better at"
+    words = "undecided at", "worse at", "better at"
     if told := _grouped(_pair(found, ATTENTION, NONE), words):
         said.append(f"Beside *no routing*, which has another squash and other first weights, self-attention is {told}.")
     if told := _grouped([each for each in found if each.other not in ROUTINGS], words):

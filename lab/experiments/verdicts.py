@@ -124,9 +124,11 @@ def values(trials: Sequence[Mapping[str, Any]], claim: Claim, network: str) -> d
 
 
 def best_routing(trials: Sequence[Mapping[str, Any]], claim: Claim) -> str:
-    """Return the capsule head with the best mean."""
-    means = {name: float(np.mean(list(values(trials, claim, name).values()) or [math.nan])) for name in ROUTINGS}
-    return (max if claim.more else min)(means, key=lambda name: means[name])
+    """Return the capsule head with the best mean, of those with the most seeds."""
+    found = {name: list(values(trials, claim, name).values()) for name in ROUTINGS}
+    most = max(map(len, found.values()))
+    means = {name: float(np.mean(each)) for name, each in found.items() if most and len(each) == most}
+    return (max if claim.more else min)(means, key=lambda name: means[name], default=NONE)
 
 
 def judged(trials: Sequence[Mapping[str, Any]], at_once: int = 1) -> list[Judged]:
