@@ -14,7 +14,7 @@ from lab.experiments.equivariance import FACTORS
 from lab.experiments.heads import ALIKE, ATTENTION, CNN, DRAWING, DYNAMIC, NARROW, NONE, POOLED, ROUTINGS
 from lab.experiments.trials import Values
 
-CONFIDENCE = 0.95
+CONFIDENCE, LEAST = 0.95, 3  # of intervals; seeds that one takes
 HOLDS, FAILS, OPEN = "holds", "does not hold", "undecided"
 
 
@@ -33,9 +33,9 @@ class Difference(NamedTuple):
 
 
 def difference(a: Mapping[int, float], b: Mapping[int, float], confidence: float = CONFIDENCE) -> Difference:
-    """Compare values by seed, of the seeds that both have, by Student's t; with fewer than two the interval is NaN."""
+    """Compare values by seed, of the seeds that both have, by Student's t; with fewer than LEAST no interval, NaN."""
     each = np.array([a[seed] - b[seed] for seed in sorted(set(a) & set(b))])
-    if len(each) < 2:
+    if len(each) < LEAST:
         return Difference(float(each.mean()) if len(each) else math.nan, math.nan, math.nan, len(each))
     reach = stats.t.ppf((1 + confidence) / 2, len(each) - 1) * each.std(ddof=1) / math.sqrt(len(each))
     return Difference(float(each.mean()), float(each.mean() - reach), float(each.mean() + reach), len(each))
