@@ -173,7 +173,7 @@ def test_max_pooling_takes_the_place_of_every_stride() -> None:
 def test_paired_intervals_are_students() -> None:
     stats = pytest.importorskip("scipy.stats")
     rng = np.random.default_rng(0)
-    for n, confidence in ((2, 0.95), (5, 0.95), (5, 1 - 0.05 / 3), (10, 0.999)):
+    for n, confidence in ((3, 0.95), (5, 0.95), (5, 1 - 0.05 / 3), (10, 0.999)):
         a, b = rng.normal(1, 1, n), rng.normal(0, 1, n)
         theirs = stats.ttest_rel(a, b).confidence_interval(confidence)
         found = verdicts.difference(dict(enumerate(a)), dict(enumerate(b)), confidence)
@@ -181,6 +181,7 @@ def test_paired_intervals_are_students() -> None:
         assert (found.mean, found.n) == (pytest.approx((a - b).mean()), n)
     # Seeds that one of them has alone are left out.
     assert verdicts.difference({0: 3.0, 1: 4.0, 2: 9.0}, {1: 1.0, 0: 1.0, 7: 5.0}).mean == 2.5
+    assert math.isnan(verdicts.difference({0: 3.0, 1: 4.0}, {0: 1.0, 1: 1.0}).high)  # two seeds judge nothing
     assert math.isnan(verdicts.difference({0: 1.0}, {0: 2.0}).low)
 
 
@@ -278,5 +279,17 @@ def test_a_seed_counts_that_has_all_its_sizes() -> None:
 def test_one_seed_tells_nothing() -> None:
     trials = [made("error", name, 0, {"error": errors[0]}) for name, errors in ERRORS.items()]
     said = claims_page.claims(trials)
-    assert "What self-attention adds cannot be told: of *no attention*, its twin, fewer than two seeds were" in said[1]
+    assert "What self-attention adds cannot be told: of *no attention*, its twin, fewer than 3 seeds were" in said[1]
     assert {each.verdict for each in verdicts.judged(trials)} == {"undecided"}
+
+
+def test_the_best_capsules_are_of_those_with_the_most_seeds() -> None:
+    trials = [
+        made("error", name, seed, {"error": error})
+        for name, of_it in ERRORS.items()
+        for seed, error in enumerate(of_it)
+    ]
+    lucky = [each for each in trials if each["settings"]["network"] != heads.ALIKE]
+    lucky.append(made("error", heads.ALIKE, 0, {"error": 0.1}))
+    assert verdicts.best_routing(lucky, verdicts.CLAIMS[0]) == heads.DYNAMIC
+    assert verdicts.best_routing([], verdicts.CLAIMS[0]) == heads.NONE

@@ -9,7 +9,7 @@ from typing import Any
 from lab.experiments.equivariance import FACTORS
 from lab.experiments.heads import ALIKE, ATTENTION, DRAWING, DYNAMIC, HEADS, NARROW, NONE, NUMBERS, POOLED, ROUTINGS
 from lab.experiments.trials import summary
-from lab.experiments.verdicts import CLAIMS, FAILS, HOLDS, OPEN, Claim, Judged, judged, others, values
+from lab.experiments.verdicts import CLAIMS, FAILS, HOLDS, LEAST, OPEN, Claim, Judged, judged, others, values
 
 Row = dict[str, Any]
 
@@ -54,9 +54,9 @@ def _first(found: list[Judged]) -> str:
         told = _grouped(
             _pair(found, routing, twin), ("adds nothing that could be measured to", "takes from", "adds to")
         )
-        untold = f"What {routing} adds cannot be told: of *{twin}*, its twin, fewer than two seeds were run."
+        untold = f"What {routing} adds cannot be told: of *{twin}*, its twin, fewer than {LEAST} seeds were run."
         said.append(f"{routing[0].upper()}{routing[1:]} {told}." if told else untold)
-    words = "no different at", "worse at", "better at"
+    words = "undecided at", "worse at", "better at"
     if told := _grouped(_pair(found, ATTENTION, NONE), words):
         said.append(f"Beside *no routing*, which has another squash and other first weights, self-attention is {told}.")
     if told := _grouped([each for each in found if each.other not in ROUTINGS], words):
@@ -70,7 +70,7 @@ def _pair(found: list[Judged], better: str, other: str) -> list[Judged]:
 
 def _grouped(found: list[Judged], words: tuple[str, str, str]) -> str:
     """Return which claims are undecided, do not hold, and hold, after these words."""
-    known = [each for each in found if each.found.n > 1]
+    known = [each for each in found if each.found.n >= LEAST]
     groups = ([each.claim.name for each in known if each.verdict == verdict] for verdict in (OPEN, FAILS, HOLDS))
     said = zip(words, groups, strict=True)
     return "; ".join(f"{word} {_listed(names)}" for word, names in said if names)

@@ -188,7 +188,7 @@ def claims(found: Sequence[Judged]) -> Figure:
         HEADER + 0.3 + len(names) * band + 0.1,
         "What routing adds, and what capsules add",
         "mean difference over the seeds, with its interval, in each claim's own unit; better is to the right; a point "
-        "alone is one seed",
+        "alone is one seed or two",
     )
     labels = f"{ATTENTION} over {ALIKE}", f"over {NONE}", f"{DYNAMIC} over {NONE}", "best capsules over the CNN"
     colors = BLUE, GREY, PURPLE, ORANGE

@@ -14,7 +14,7 @@ from lab.experiments.equivariance import FACTORS
 from lab.experiments.heads import ALIKE, ATTENTION, CNN, DRAWING, DYNAMIC, NARROW, NONE, POOLED, ROUTINGS
 from lab.experiments.trials import Values
 
-CONFIDENCE = 0.95
+CONFIDENCE, LEAST = 0.95, 3  # of intervals; seeds that one takes
 HOLDS, FAILS, OPEN = "holds", "does not hold", "undecided"
 
 
@@ -33,9 +33,9 @@ class Difference(NamedTuple):
 
 
 def difference(a: Mapping[int, float], b: Mapping[int, float], confidence: float = CONFIDENCE) -> Difference:
-    """Compare values by seed, of the seeds that both have, by Student's t; with fewer than two the interval is NaN."""
+    """Compare values by seed, of the seeds that both have, by Student's t; with fewer than LEAST no interval, NaN."""
     each = np.array([a[seed] - b[seed] for seed in sorted(set(a) & set(b))])
-    if len(each) < 2:
+    if len(each) < LEAST:
         return Difference(float(each.mean()) if len(each) else math.nan, math.nan, math.nan, len(each))
     reach = stats.t.ppf((1 + confidence) / 2, len(each) - 1) * each.std(ddof=1) / math.sqrt(len(each))
     return Difference(float(each.mean()), float(each.mean() - reach), float(each.mean() + reach), len(each))
@@ -124,9 +124,11 @@ def values(trials: Sequence[Mapping[str, Any]], claim: Claim, network: str) -> d
 
 
 def best_routing(trials: Sequence[Mapping[str, Any]], claim: Claim) -> str:
-    """Return the capsule head with the best mean."""
-    means = {name: float(np.mean(list(values(trials, claim, name).values()) or [math.nan])) for name in ROUTINGS}
-    return (max if claim.more else min)(means, key=lambda name: means[name])
+    """Return the capsule head with the best mean, of those with the most seeds."""
+    found = {name: list(values(trials, claim, name).values()) for name in ROUTINGS}
+    most = max(map(len, found.values()))
+    means = {name: float(np.mean(each)) for name, each in found.items() if most and len(each) == most}
+    return (max if claim.more else min)(means, key=lambda name: means[name], default=NONE)
 
 
 def judged(trials: Sequence[Mapping[str, Any]], at_once: int = 1) -> list[Judged]:
