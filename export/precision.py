@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import warnings
 from collections.abc import Collection, Iterator
@@ -23,6 +24,7 @@ except ModuleNotFoundError as error:
     raise BackendError("int8 needs ONNX Runtime: pip install 'capscore[onnx]'") from error
 
 CALIBRATION_BATCH = 32
+FEW = 1024  # numbers of an array that is stored as int8, at least
 
 
 class _Images(CalibrationDataReader):  # type: ignore[misc]
@@ -92,10 +94,13 @@ def quantize(spec: CapsNetSpec, model: onnx.ModelProto, images: NDArray[Any], by
 
 
 def narrow(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the graph with all weights stored as int8, which computes in float32: for a GPU, and for a download."""
+    """Return the graph with its weights stored as int8, which computes in float32: for a GPU, and for a download.
+
+    Weights of few numbers, as of a first layer, save nothing and matter most.
+    """
     smaller = onnx.ModelProto()
     smaller.CopyFrom(model)
-    weights = [x.name for x in model.graph.initializer if x.data_type == TensorProto.FLOAT and len(x.dims) > 1]
+    weights = [x.name for x in model.graph.initializer if x.data_type == TensorProto.FLOAT and math.prod(x.dims) >= FEW]
     return _narrowed(smaller, weights)
 
 

@@ -193,6 +193,8 @@ def results_command(
     lab = _networks(results, runs, out.parent / "images", data_dir)
     files.check(out)
     files.check(out.with_name(ZOO.name))
+    if not out.parent.is_dir():  # before the pictures make it
+        raise CapscoreError(f"cannot write {out}: is its folder there and writable?")
     gallery.draw(lab)
     files.write(out.with_name(ZOO.name), zoo.page(lab).encode())
     files.write(out, markdown(results, out.parent).encode())

@@ -40,9 +40,7 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
     (tmp_path / "recipes").mkdir()
     (tmp_path / "recipes" / "tiny.json").write_text(json.dumps(told | {"recipe": RECIPE.as_json()}))
     monkeypatch.setattr(published, "FOLDER", tmp_path / "recipes")
-    monkeypatch.setitem(
-        published.SETS, "digits", ("digits", lambda learn, watched, test: (learn, watched, {"test": test}))
-    )
+    monkeypatch.setitem(published.SETS, "digits", ("digits", published._single))
     console = Console(quiet=True)
     return Lab("recipes", "recipe", Budget(0, 1), tmp_path / "results", tmp_path / "runs", tmp_path, console=console)
 
