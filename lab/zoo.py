@@ -21,7 +21,7 @@ from lab.published import FINAL, Published, folder, names
 
 DRAWN = 1.5e6  # bytes above which a file ships without its decoder
 SAME = 0.02  # points: two of 10,000 images, which another processor may round to another answer
-CALIBRATION = 512  # images that int8 is calibrated on
+CALIBRATION = 2048  # images that int8 is calibrated on
 HEAD = f"""<!-- {files.MARK}: python -m lab zoo -->
 # The zoo
 
