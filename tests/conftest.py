@@ -119,7 +119,9 @@ def torch_caps() -> ModuleType:
 
 @pytest.fixture(scope="session")
 def onnx_export() -> ModuleType:
-    return need("capscore.export.onnx", "onnx")
+    export = need("capscore.export.onnx", "onnx")
+    need("capscore.export.precision", "onnx").FEW = 1  # type: ignore[attr-defined]  # small arrays are rounded here too
+    return export
 
 
 @pytest.fixture(scope="session")

@@ -332,6 +332,16 @@ def test_numbers_for_each_channel_are_not_stored_as_int8(onnx_export: ModuleType
     assert not any(name.startswith("stem.1.") for name in narrowed)
 
 
+def test_weights_of_few_numbers_are_not_stored_as_int8(
+    onnx_export: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = sorted(p.size for p in network().params.values() if p.ndim > 1)
+    monkeypatch.setattr("capscore.export.precision.FEW", sizes[-1])
+    onnx_export.export(network(), tmp_path / "m.onnx", precision="int8-weights")
+    stored = [x for x in onnx.load(tmp_path / "m.onnx").graph.initializer if x.data_type == onnx.TensorProto.INT8]
+    assert [np.prod(x.dims) for x in stored] == [size for size in sizes if size == sizes[-1]]
+
+
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8-weights"])
 def test_the_decoder_alone(onnx_export: ModuleType, tmp_path: Path, precision: str) -> None:
     report = onnx_export.export_decoder(network(), tmp_path / "d.onnx", precision=precision)
