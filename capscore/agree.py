@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from . import backend, backend_names
 from .errors import BackendError
 from .fast.conv import with_tiles
-from .layer import INFERENCE, Capsules, Grid, Run
+from .layer import INFERENCE, Capsules, Run
 from .model import Output, one_hot
 from .modelfile import Model
 from .net import followed, masked, scores
@@ -271,8 +271,7 @@ def _on_backend(expected: Expected, name: str, net: Any, dtype: str) -> Comparis
 
 def _told(spec: Any, out: Output[Any]) -> dict[str, NDArray[Any]]:
     """Return the arrays of an output by name; scores only where the lengths are none."""
-    own = not isinstance(spec.output, Grid) or spec.output.active
-    names = (*(["scores"] if own else []), "lengths", "capsules", "reconstruction")
+    names = (*(["scores"] if spec.own_scores else []), "lengths", "capsules", "reconstruction")
     return {name: to_host(getattr(out, name)) for name in names if getattr(out, name) is not None}
 
 

@@ -116,6 +116,11 @@ class CapsNetSpec:
             shape = rows[-1].output
         return tuple(rows)
 
+    @property
+    def own_scores(self) -> bool:
+        """Whether the scores are numbers of their own, activations or a vector, and not the lengths of the capsules."""
+        return not isinstance(self.output, Grid) or self.output.active
+
     @cached_property
     def routed(self) -> dict[str, tuple[int, int]]:
         """Every layer that routes, also within other layers, in order: its name, and the N and J of its couplings."""

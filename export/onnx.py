@@ -475,15 +475,16 @@ def export(
     _check(opset, batch)
     wanted = _wanted(net.spec, outputs)
 
+    narrowed = precision == "int8-weights"
+
     def record(half: bool) -> onnx.ModelProto:
-        return _graph(net, Recorder(opset, half, batch), wanted, byte_images, fast_conv, precision != "int8-weights")
+        return _graph(net, Recorder(opset, half, batch), wanted, byte_images, fast_conv, behind=not narrowed)
 
     plain = record(half=False)
     model = record(half=True) if precision == "fp16" else plain
     if precision.startswith("int8"):
         from capscore.export.precision import narrow, quantize
 
-        narrowed = precision == "int8-weights"
         model = narrow(plain) if narrowed else quantize(net.spec, plain, np.asarray(to_host(calibration)), byte_images)
     return _finish(net, model, plain, path, precision, verify, calibration, fast_conv, json, accept)
 
@@ -584,7 +585,7 @@ def _outputs(spec: CapsNetSpec) -> list[str]:
     """Return the names of all outputs of a network, those of its routings last."""
     if not isinstance(spec.output, Grid):
         return ["scores"]
-    own = ["scores"] if spec.output.active else []
+    own = ["scores"] if spec.own_scores else []
     return [*(["reconstruction"] if spec.decoder else []), *own, "lengths", "capsules", *ROUTED]
 
 

@@ -71,7 +71,7 @@ def _exported(path: Path, folder: Path, precision: str) -> tuple[dict[str, Any],
     spec = net.spec
     _, told = followed(net.ops, spec, net.params, np.zeros((1, *spec.input), np.float32))
     outputs = ["lengths", "capsules"] if isinstance(spec.output, Grid) else []
-    outputs += [] if isinstance(spec.output, Grid) and not spec.output.active else ["scores"]
+    outputs += ["scores"] if spec.own_scores else []
     outputs += ["couplings"] if any(name.startswith("couplings") for name in told) else []
     outputs += ["steps"] if any(not name.startswith("couplings") for name in told) else []
     files = [folder / f"{path.stem}.onnx"]

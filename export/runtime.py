@@ -20,7 +20,6 @@ from capscore.errors import BackendError, CapscoreError, ModelFileError, ShapeEr
 from capscore.export import onnxfile, providers
 from capscore.export.binding import HOST, Bound, Captured, gpu_library, library_of
 from capscore.export.providers import CUDA, TENSORRT
-from capscore.layer import Grid
 from capscore.model import Output, check_images, one_hot
 from capscore.ops import array, check_range, is_float, to_host
 
@@ -205,8 +204,7 @@ class Session(_Session):
                 couplings[match[1]].append(coupling)
         by_layer = tuple(map(tuple, couplings.values())) if any(couplings.values()) else None
         lengths = found.get("lengths")
-        own = not isinstance(self.spec.output, Grid) or self.spec.output.active  # scores that are not the lengths
-        scores = found.get("scores", None if own else lengths)
+        scores = found.get("scores", None if self.spec.own_scores else lengths)
         return Output(lengths, found.get("capsules"), found.get("reconstruction"), by_layer, scores)
 
     def named(self, images: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ networks does the same for them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -61,8 +61,13 @@ def like(spec: CapsNetSpec, exclusive: bool = True, features: int | None = None)
         hidden = (width,) if features is None else (width, features)
         return cnn(spec.input, convs, hidden, spec.classes, pool=2, exclusive=exclusive)
 
+    return of_size(sized, spec.parameter_count)
+
+
+def of_size(sized: Callable[[int], CapsNetSpec], parameters: int) -> CapsNetSpec:
+    """Return what `sized` makes of the width, at least 1, that comes nearest to so many parameters."""
     least, step = sized(1).parameter_count, sized(2).parameter_count - sized(1).parameter_count
-    return sized(max(1, 1 + round((spec.parameter_count - least) / step)))
+    return sized(max(1, 1 + round((parameters - least) / step)))
 
 
 def answers(net: Any, images: Any) -> tuple[Any, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from capscore.disk import write_atomically
 from capscore.errors import CapscoreError
+from lab.tables import table
 
 Results = Mapping[str, Any]
 SOFTWARE = (
@@ -43,12 +44,6 @@ def _split(page: Path, name: str) -> tuple[str, str, str]:
     return before + begin, inside, end + after
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
-    assert len({len(line) for line in lines}) == 1
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
-
-
 def _machine(results: Results) -> str:
     machine = dict(results["machine"])
     cpu, cores, python = (machine.pop(name) for name in ("cpu", "cores", "python"))
@@ -68,7 +63,7 @@ def engines(results: Results) -> str:
         batches = sorted({batch for row in here for batch in row["batches"]}, key=int)
         heads = ["engine", "format", *(head for n in batches for head in (f"ms at {n}", "images/s")),
                  "differs", "file MB", "load s", "start s", "peak MB", "nodes on the CPU"]  # fmt: skip
-        text += [f"\n`{model['preset']}`:\n\n", _table(heads, [_engine(row, batches) for row in here])]
+        text += [f"\n`{model['preset']}`:\n\n", table(heads, [_engine(row, batches) for row in here]), "\n"]
         if ratio := _bfloat16(here):
             text.append(f"\n{ratio}\n")
     rows = [row for model in results["models"] for row in model["rows"]]
@@ -123,7 +118,7 @@ def serving(results: Results) -> str:
     text = (
         f"\n{_machine(results)} A session of {results['threads']} thread(s), {results['clients']} clients, "
         f"`small`, 1 or 3 images a request, {load['seconds']:.0f} s, **{len(load['failed'])} failed**. Beside them: "
-        f"{'; '.join(beside)}.\n\n{_table(['', 'requests', 'median ms', 'p99 ms'], rows)}"
+        f"{'; '.join(beside)}.\n\n{table(['', 'requests', 'median ms', 'p99 ms'], rows)}\n"
     )
     if not results["throughput"]:
         return text
@@ -140,4 +135,4 @@ def serving(results: Results) -> str:
         ]
         for row in results["throughput"]
     ]  # fmt: skip
-    return f"{text}\nThroughput, of lengths alone, n = {results['rounds']} rounds in turn:\n\n{_table(heads, rows)}"
+    return f"{text}\nThroughput, of lengths alone, n = {results['rounds']} rounds in turn:\n\n{table(heads, rows)}\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from lab.experiments.equivariance import FACTORS
 from lab.experiments.heads import ALIKE, ATTENTION, DRAWING, DYNAMIC, HEADS, NARROW, NONE, NUMBERS, POOLED, ROUTINGS
 from lab.experiments.trials import summary
 from lab.experiments.verdicts import CLAIMS, FAILS, HOLDS, LEAST, OPEN, Claim, Judged, judged, others, values
+from lab.tables import table
 
 Row = dict[str, Any]
 
@@ -113,34 +115,30 @@ def _cell(each: Judged) -> str:
 
 
 def _values(trials: Sequence[Row]) -> str:
-    lines = [f"| | {' | '.join(HEADS)} |", "|---|" + "---|" * len(HEADS)]
+    lines = []
     for claim in CLAIMS:
         cells = [_spread(claim, list(values(trials, claim, network).values())) for network in HEADS]
-        lines.append(f"| {claim.name}: {claim.number} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append([f"{claim.name}: {claim.number}", *cells])
+    return table(["", *HEADS], lines)
 
 
 def _spread(claim: Claim, found: list[float]) -> str:
     """Return mean ± standard deviation of a claim's number."""
     if not found:
         return "not run"
-    mean = sum(found) / len(found)
-    std = math.sqrt(sum((x - mean) ** 2 for x in found) / (len(found) - 1)) if len(found) > 1 else None
-    return number({"mean": {"": mean}, "std": {"": std}}, "", claim.digits)
+    std = statistics.stdev(found) if len(found) > 1 else None
+    return number({"mean": {"": sum(found) / len(found)}, "std": {"": std}}, "", claim.digits)
 
 
 def _differences(found: list[Judged]) -> str:
-    lines = [
-        "| better at | self-attention − no attention | self-attention − no routing | dynamic routing − no routing "
-        "| best capsules − CNN |",
-        "|---|---|---|---|---|",
-    ]
+    heads = ["self-attention − no attention", "self-attention − no routing", "dynamic routing − no routing"]
+    lines = []
     for claim in CLAIMS:
         of_claim = [each for each in found if each.claim is claim]
         cells = [f"{_cell(each)}: {each.verdict}" if each.found.n else "not run" for each in of_claim]
         cells[-1] = f"{of_claim[-1].better}: {cells[-1]}"
-        lines.append(f"| {claim.name}, {'more' if claim.more else 'less'} is better | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append([f"{claim.name}, {'more' if claim.more else 'less'} is better", *cells])
+    return table(["better at", *heads, "best capsules − CNN"], lines)
 
 
 def _many(trials: Sequence[Row], found: list[Judged]) -> str:
@@ -174,12 +172,11 @@ def _table(rows: list[Row], names: Sequence[str], networks: Sequence[str], head:
     """Return the values of these names, a row for each, a column for each network."""
     found = {row["settings"]["network"]: row for row in rows}
     shown = [network for network in networks if network in found]
-    lines = [f"| {head} | " + " | ".join(f"{network} (n = {found[network]['n']})" for network in shown) + " |"]
-    lines.append("|---|" + "---|" * len(shown))
+    lines = []
     for name in names:
         cells = [number(found[network], name, digits) if name in found[network]["mean"] else "–" for network in shown]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append([name, *cells])
+    return table([head, *(f"{network} (n = {found[network]['n']})" for network in shown)], lines)
 
 
 def _of(rows: list[Row], claim: str) -> list[Row]:
@@ -271,14 +268,14 @@ def _efficiency(rows: list[Row], found: list[Judged]) -> list[str]:
     if not (rows := _of(rows, "efficiency")):
         return []
     counts = sorted({row["settings"]["examples"] for row in rows})
-    lines = [f"| examples of each class | {' | '.join(HEADS)} |", "|---|" + "---|" * len(HEADS)]
+    lines = []
     for count in counts:
         of_count = {row["settings"]["network"]: row for row in rows if row["settings"]["examples"] == count}
         cells = [number(of_count[name], "error") if name in of_count else "not run" for name in HEADS]
-        lines.append(f"| {count:,} | {' | '.join(cells)} |")
+        lines.append([f"{count:,}", *cells])
     return [
         "### Data efficiency",
         f"Test error in percent, after equally many steps. {_verdicts(found, 'few examples')}",
-        "\n".join(lines),
+        table(["examples of each class", *HEADS], lines),
         image("efficiency", "Test error against the number of training examples of each class, for every head"),
     ]

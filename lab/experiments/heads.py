@@ -13,6 +13,7 @@ from capscore.init import HeNormal
 from capscore.layer import Layer, Map
 from capscore.layers.chain import plan_chain
 from capscore.routing import DynamicRouting, SelfAttention
+from lab.baselines import of_size
 
 CHANNELS, KERNELS = (32, 32, 64, 128), (5, 3, 3, 3)
 CAPSULES, NUMBERS = 16, 16  # primary capsules, of 8 numbers each; numbers of a class capsule
@@ -79,5 +80,4 @@ def _cnn(stem: tuple[Layer, ...], input: tuple[int, int, int], last: tuple[int, 
         dense = [Linear(each, init=HeNormal()) for each in (width, *last)]
         return CapsNetSpec(input, (*stem, whole, *dense, Linear(10, "sigmoid", HeNormal())), None, MarginLoss())
 
-    least, step = sized(1).parameter_count, sized(2).parameter_count - sized(1).parameter_count
-    return sized(1 + round((parameters - least) / step))
+    return of_size(sized, parameters)
