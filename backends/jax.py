@@ -220,7 +220,6 @@ class How(NamedTuple):
     fast_conv: str | None
     reconstruction: float
     optimiser: Optimiser
-    average: float
     seed: int
     changing: tuple[str, ...]  # names of the parameters that a step changes
 
@@ -230,11 +229,17 @@ Kept = dict[str, dict[str, Array]]  # what a learner keeps: slot → parameter �
 
 @partial(jax.jit, static_argnums=0)
 def _step(
-    how: How, params: dict[str, Array], kept: Kept, pairs: tuple[tuple[Array, Array], ...], rate: float, step: int
+    how: How,
+    params: dict[str, Array],
+    kept: Kept,
+    pairs: tuple[tuple[Array, Array], ...],
+    rate: float,
+    newest: float,
+    step: int,
 ) -> tuple[Array, Array, dict[str, Array], Kept]:
     """Return loss and scores before the step `step` = 0, 1, …, and parameters and what is kept after it.
 
-    `pairs` are images and targets of the batch, then targets and images of its parts.
+    `pairs` are images and targets of the batch, then targets and images of its parts; `newest` is `model.newest`.
     """
     ops = with_tiles(sys.modules[__name__], how.fast_conv)
     (images, targets), *parts = pairs
@@ -259,7 +264,7 @@ def _step(
             kept[slot][name] = array
     params |= statistics
     for name, mean in kept.get("average", {}).items():
-        kept["average"][name] = mean + (params[name] - mean) * (1 - how.average)
+        kept["average"][name] = mean + (params[name] - mean) * newest
     return value, scores, params, kept
 
 
@@ -277,8 +282,9 @@ class Learner(model.Learner[Array]):
         model.check_images(net.spec, images, least=1)
         like = next(iter(net.params.values()))
         pairs = tuple((asarray(a, like), asarray(b, like)) for a, b in ((images, targets), *parts))
-        about = net.spec, net.fast_conv, self.reconstruction, self.optimiser, self.average, self.seed, changing
-        loss, scores, params, self.kept = _step(How(*about), net.params, self.kept, pairs, float(rate), self.steps)
+        about = net.spec, net.fast_conv, self.reconstruction, self.optimiser, self.seed, changing
+        rates = float(rate), model.newest(self.average, self.steps + 1)
+        loss, scores, params, self.kept = _step(How(*about), net.params, self.kept, pairs, *rates, self.steps)
         self.steps += 1
         net._adopt({name: params[name] for name in net.params})  # JAX returns dictionaries sorted by name
         return loss, scores

@@ -388,7 +388,7 @@ class Learner(model.Learner[Tensor]):
             for name, value in statistics.items():
                 _torch_module.leaf(self.net, name).copy_(value)
             for name, mean in self.kept.get("average", {}).items():
-                mean.lerp_(_torch_module.leaf(self.net, name), 1 - self.average)
+                mean.lerp_(_torch_module.leaf(self.net, name), model.newest(self.average, self.steps + 1))
         self.steps += 1
         return loss, lengths
 

@@ -312,7 +312,8 @@ class Learner(Generic[A]):
     net : whose parameters learn
     reconstruction : weight of the reconstruction loss
     optimiser : see `capscore.optim`
-    average : decay of an exponential moving average of the weights, such as 0.998; 0 for none. See `averaged`
+    average : decay of an exponential moving average of the weights, such as 0.998, and less in the first steps; 0 for
+        none. See `averaged` and `newest`
     """
 
     writes = True  # whether this process writes checkpoints and reports: of several that train together, one does
@@ -429,7 +430,7 @@ class Learner(Generic[A]):
         for name, statistic in (run.statistics or {}).items():
             net.params[name][...] = statistic.value
         for name, mean in self.kept.get("average", {}).items():
-            mean += (net.params[name] - mean) * (1 - self.average)
+            mean += (net.params[name] - mean) * newest(self.average, self.steps)
         return value, found[0]
 
     def state(self) -> dict[str, NDArray[Any]]:
@@ -459,6 +460,15 @@ def check_average(average: Any) -> float:
     if not isinstance(average, int | float) or not 0 <= average < 1:
         raise ShapeError(f"average must be a number from 0 (none) to below 1, such as 0.998, not {short(average)}")
     return average
+
+
+def newest(average: float, step: int) -> float:
+    """Return the share that the weights after step 1, 2, … have in the average of that decay.
+
+    It falls to 1 - `average`: with that from the start, hundreds of steps would go by until the average forgot the
+    weights that training began with.
+    """
+    return max(1 - average, 9 / (10 + step))
 
 
 def check_names(spec: CapsNetSpec, names: Sequence[str]) -> tuple[str, ...]:

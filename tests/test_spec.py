@@ -137,6 +137,8 @@ def test_presets_are_reached_from_the_package() -> None:
         *("efficient-mnist", "efficient-multimnist", "efficient-smallnorb", "inverted-cifar10", "inverted-cifar100"),
         *(
             "efficient-affnist",
+            "residual-mnist",
+            "residual-dynamic-mnist",
             "residual-multimnist",
             "residual-affnist",
             "residual-fashion",
