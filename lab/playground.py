@@ -1,9 +1,8 @@
-"""The networks of docs/playground: the zoo's, others to compare with them, and one for two digits."""
+"""The networks of docs/playground: the zoo's, and others to compare with them."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,11 +18,10 @@ from lab.experiments.trials import Budget, Lab
 
 DIGITS = "digits.png"
 SHOWN = "small-mnist", "efficient-mnist", "dynamic-mnist"  # of the zoo; the first is played with: it has a decoder
-TWO = "two-digits"  # the network that has learned from pairs, where the zoo has none
-PAIRS = "multimnist"  # data of those that the zoo may have
+TWO = "efficient-multimnist"  # of the zoo, for two digits
+PAIRS = "multimnist"  # data of such a network
 DRAWN = 128, 128  # hidden numbers of a decoder for it: a small page
-ROUNDS = 2  # of all digits in pairs, for each epoch of digits alone: two digits are harder
-REACH = 3  # pixels that a digit of a pair is moved each way; MNIST leaves hardly less free around its digits
+LARGEST = 300_000  # parameters of a decoder of its own, for the same reason
 AUGMENT: tuple[Augmentation, ...] = (Rotation(15), Scale(0.1))  # people draw less upright than MNIST
 BUDGETS = {
     "smoke": Budget(epochs=1, trials=1, images=64, test=32, batch=32),
@@ -33,21 +31,18 @@ BUDGETS = {
 
 
 def networks() -> dict[str, CapsNetSpec]:
-    """Return the specs of those that are trained here: `small` without routing, a CNN as large, and one for two."""
-    dynamic = PRESETS["small"]
-    bare = replace(dynamic, decoder=None)
+    """Return the specs of those that are trained here: `small` without routing, and a CNN as large."""
+    bare = replace(PRESETS["small"], decoder=None)
     cnn = baselines.like(bare)
     return {
         "no-routing": bare.replace(capsules=(DenseCaps(10, routing=DynamicRouting(iterations=1)),)),
         "CNN": replace(cnn, layers=(*cnn.layers[:-1], Linear(10, "sigmoid")), loss=bare.loss),
-        TWO: dynamic,
     }
 
 
 def made(lab: Lab) -> list[Path]:
     """Return the files of all networks of the page; those that the zoo does not have are trained."""
-    two = [path for name in zoo.list_models(pretrained=True) if for_two(path := zoo.path(name))]
-    return [*map(zoo.path, SHOWN), *train(lab, ("no-routing", "CNN")), *(two[:1] or train(lab, (TWO,)))]
+    return [*map(zoo.path, SHOWN), *train(lab), zoo.path(TWO)]
 
 
 def for_two(path: Path) -> bool:
@@ -55,46 +50,35 @@ def for_two(path: Path) -> bool:
     if path.suffix != zoo.END:
         return False
     told = modelfile.read(path).provenance
-    return path.stem == TWO or PAIRS in (told.get("data"), told.get("published", {}).get("data"))
+    return PAIRS in (told.get("data"), told.get("published", {}).get("data"))
 
 
 def drawing(lab: Lab, path: Path) -> Path:
-    """Return a model for two digits with a decoder: its own, or one that learns here what its capsules say."""
+    """Return a model for two digits with a small decoder: its own, or one that learns here what its capsules say."""
     model = modelfile.read(path)
-    if model.spec.decoder is not None:
+    bare = model.spec.replace(decoder=None)
+    if 0 < model.spec.parameter_count - bare.parameter_count <= LARGEST:
         return path
     _, learn, test = lab.digits()
-    spec = model.spec.replace(decoder=Decoder(hidden=DRAWN))
+    spec, keeps = bare.replace(decoder=Decoder(hidden=DRAWN)), {name: model.params[name] for name in bare.parameters}
     recipe = lab.budget.recipe(len(learn), 0, shift=0, reconstruction=1.0)
-    net = lab.fit(spec, Pairs(learn, 0, 1), Pairs(test, 1, 1), recipe, f"{path.stem}-decoder", keeps=model.params)
+    net = lab.fit(spec, Pairs(learn, 0, 1), Pairs(test, 1, 1), recipe, f"{path.stem}-decoder", keeps=keeps)
     net.provenance |= model.provenance
     net.save(target := lab.runs / lab.name / lab.size / path.name)
     return target
 
 
-def train(lab: Lab, names: Sequence[str]) -> list[Path]:
-    """Train some of `networks` by one recipe, and return their files."""
+def train(lab: Lab) -> list[Path]:
+    """Train `networks` by one recipe, and return their files."""
     data, learn, test = lab.digits()
-    epochs, folder, trained = lab.budget.epochs, lab.runs / lab.name / lab.size, []
-    for name in names:
-        spec = networks()[name]
+    folder, trained = lab.runs / lab.name / lab.size, []
+    for name, spec in networks().items():
         lab.say(f"{name}: {spec.parameter_count:,} parameters, {data}")
-        if name == TWO:
-            pairs, held_out = Pairs(close(learn), 0, ROUNDS * epochs, REACH), Pairs(close(test), 1, 1, REACH)
-            recipe = lab.budget.recipe(len(pairs), 0, epochs=1, shift=0, reconstruction=0.002)
-            net = lab.fit(spec, pairs, held_out, recipe, name)
-        else:
-            recipe = lab.budget.recipe(len(learn), 0, reconstruction=0.002, augment=AUGMENT)
-            net = lab.fit(spec, learn, test, recipe, name)
+        recipe = lab.budget.recipe(len(learn), 0, reconstruction=0.002, augment=AUGMENT)
+        net = lab.fit(spec, learn, test, recipe, name)
         trained.append(folder / f"{name}.safetensors")
         net.save(trained[-1])
     return trained
-
-
-def close(data: Dataset) -> Dataset:
-    """Return digits without the outermost pixels, so that moved by as many they fit into what they had before."""
-    inner = slice(REACH, -REACH)
-    return Dataset(np.ascontiguousarray(data.images[..., inner, inner]), data.labels, data.classes)
 
 
 def write_digits(path: Path, each: int = 6) -> None:

@@ -40,6 +40,7 @@ class Published:
     recipe: Recipe
     why: str
     pairs: int = 0  # for each digit, of overlapping digits; the paper has 1,000
+    drawn: bool = True  # whether what ships keeps its decoder; one that draws the same blur of all images is of no use
 
     @classmethod
     def read(cls, name: str) -> Published:

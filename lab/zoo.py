@@ -27,7 +27,7 @@ HEAD = f"""<!-- {files.MARK}: python -m lab zoo -->
 
 Trained networks that ship with capscore. Each was trained by a recipe in `lab/recipes`, from seed 0: no seed and no
 epoch was chosen by its test images. The errors of a file are those of `capscore eval NAME --data …` with what ships:
-float16 numbers, without a decoder where it would be larger than the network; `python -m lab zoo --check` measures them
+float16 numbers, without a decoder that is large or draws a blur; `python -m lab zoo --check` measures them
 again on every engine. The pictures are drawn by `python -m lab results`.
 
 """
@@ -38,11 +38,11 @@ def ship(lab: Lab, name: str) -> Path:
     trained = folder(lab, name, 0) / FINAL
     if not trained.exists():
         raise TrainingError(f"{trained} is not there: python -m lab recipe {name} --seeds 0")
-    model = modelfile.read(trained)
-    if model.spec.decoder is not None and 2 * model.spec.parameter_count > DRAWN:
+    model, published = modelfile.read(trained), Published.read(name)
+    if model.spec.decoder is not None and not (published.drawn and 2 * model.spec.parameter_count <= DRAWN):
         spec = model.spec.replace(decoder=None)
         model = replace(model, spec=spec, params={name: model.params[name] for name in spec.parameters})
-    path, published = zoo.FOLDER / (name + zoo.END), Published.read(name)
+    path = zoo.FOLDER / (name + zoo.END)
     learn, _, tests = published.sets(lab)  # first: a file without its numbers is none
     told = modelfile.public(model.provenance) | {"seeds": _seeds(lab, name)}
     told["published"] |= {"why": published.why}

@@ -176,17 +176,24 @@ async function showCapsule() {
 
 async function showApart(order) {
   if (!model.decoder) return;
-  const pictures = [];
-  for (const [i, j] of order.slice(0, 2).entries()) {
+  const found = [];
+  for (const j of order.slice(0, 2)) {
     const there = result.chances[j] > CLEAR;
     const { data, dims } = await model.draw(j, there ? result.capsules[j] : result.capsules[j].map(() => 0));
-    pictures.push(there ? data : data.map(() => 0));
-    const [canvas, name] = [["first", "first-name"], ["second", "second-name"]][i];
-    paint($(canvas), pictures[i], dims.slice(1), TINTS[i]);
-    $(name).textContent = there ? `${model.classes[j]}, ${percent(result.chances[j])}` : "no other digit";
-    if (i === 1) both(pictures, dims.slice(1));
+    const words = there ? `${model.classes[j]}, ${percent(result.chances[j])}` : "no other digit";
+    found.push({ picture: there ? data : data.map(() => 0), size: dims.slice(1), words });
   }
+  const [first, second] = paper.layers.map((layer) => pixels(layer, model));
+  const covers = (a, b) => dot(found[0].picture, a) + dot(found[1].picture, b);
+  if (covers(second, first) > covers(first, second)) found.reverse(); // each in the colour of the digit that it explains
+  for (const [i, id] of ["first", "second"].entries()) {
+    paint($(id), found[i].picture, found[i].size, TINTS[i]);
+    $(`${id}-name`).textContent = found[i].words;
+  }
+  both(found.map(({ picture }) => picture), found[0].size);
 }
+
+const dot = (a, b) => a.reduce((sum, x, i) => sum + x * b[i], 0);
 
 /** Both pictures in their colours, summed. */
 function both([a, b], [channels, height, width]) {
