@@ -128,12 +128,14 @@ def picture(name: str, test: str) -> str:
 
 
 def _drawing(lab: Lab, name: str) -> Any | None:
-    """Return a network with its decoder: what ships, or else what was trained; None where neither has one."""
-    trained = folder(lab, name, 0) / FINAL
+    """Return a network with its decoder: what ships, or else what was trained; None where neither has one of use."""
+    trained, published = folder(lab, name, 0) / FINAL, Published.read(name)
+    if not published.drawn:
+        return None
     for path in (zoo.path(name), trained):
         if path.exists() and (net := caps.load(path)).spec.decoder is not None:
             return net
-    if not trained.exists() and Published.read(name).recipe.reconstruction:
+    if not trained.exists() and published.recipe.reconstruction:
         lab.say(f"{name}: ships without its decoder; what it draws is seen after python -m lab recipe {name} --seeds 0")
     return None
 

@@ -122,6 +122,18 @@ def test_a_network_that_runs_its_layers_wrongly_is_no_layer_s_fault(monkeypatch:
     assert row.first.startswith("no layer by itself")
 
 
+@pytest.mark.parametrize(("precision", "counts"), [("int8", False), ("fp16", True)])
+def test_in_int8_the_pose_of_a_capsule_that_is_hardly_there_does_not_count(precision: str, counts: bool) -> None:
+    spec = ACTIVE.replace(decoder=None)
+    expected = agree.Truth(spec, random_params(spec, dtype="float32")).expect(random_images(spec, 2))
+    expected.exact["scores"] = np.array([[0.9, 0.01, 0.5], [0.02, 0.8, 0.01]])
+    absent, present = (expected.exact["capsules"].copy() for _ in range(2))
+    absent[1, 2] += 2
+    present[0, 0] += 2
+    fit = [expected.differences({"capsules": found}, precision)[0].fits for found in (absent, present)]
+    assert fit == [not counts, False]
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_what_is_not_finite_does_not_agree(monkeypatch: pytest.MonkeyPatch, value: float) -> None:
     out = NUMPY.CapsNet(SPEC)(random_images(SPEC, 2))

@@ -138,7 +138,6 @@ def test_presets_are_reached_from_the_package() -> None:
         *(
             "efficient-affnist",
             "residual-mnist",
-            "residual-dynamic-mnist",
             "residual-multimnist",
             "residual-affnist",
             "residual-fashion",
