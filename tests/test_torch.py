@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from conftest import FLOAT32, FLOAT64, GRADIENT, NUMPY, backend, close, need, random_images, random_params, small_spec
 
-from capscore import BatchNorm, Conv
+from capscore import BatchNorm, CapsNetSpec, Conv, DenseCaps, PrimaryCaps
 from capscore.errors import BackendError
 from capscore.layer import Map, Run
 from capscore.model import objective
@@ -379,6 +379,25 @@ def test_maps_that_are_learned_from_have_their_channels_together() -> None:
     torch.testing.assert_close(mine, theirs)
     gradients = [torch.autograd.grad((y * y).sum(), (x, w, bias)) for y in (mine, theirs)]
     torch.testing.assert_close(*gradients)
+
+
+def test_maps_and_their_gradients_are_in_the_same_order() -> None:
+    """Of every layer, from the image's one channel on: PyTorch's gradients are slow where they differ."""
+    ops, orders = backend("torch"), []
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Orders(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if "native_batch_norm_backward" in str(func):
+                orders.append([x.is_contiguous(memory_format=torch.channels_last) for x in args[:2]])
+            return func(*args, **(kwargs or {}))
+
+    convs = (Conv(4, 3), BatchNorm(), Conv(6, 3), BatchNorm())
+    spec = CapsNetSpec((1, 9, 9), (*convs, PrimaryCaps(2, 3, 5, groups=6), DenseCaps(3, 4)), decoder=None)
+    learner = ops.Learner(ops.CapsNet(spec), 0)
+    with Orders():
+        learner.step(random_images(spec, 5), np.eye(3)[[0, 1, 2, 0, 1]], 1e-3)
+    assert orders == [[True, True]] * 2
 
 
 def test_gradients_reach_the_image(net: Any, images: Any) -> None:
