@@ -58,14 +58,16 @@ def direct_conv2d(
     sizes = zip(x.shape[2:], padding, weight.shape[2:], stride, strict=True)
     height, width = ((size + 2 * margin - kernel) // step + 1 for size, margin, kernel, step in sizes)
     learning = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    if learning or torch.compiler.is_compiling() or x.shape[0] * height * width > FEW:
-        # Maps of few channels take twice as long where their channels are apart; of one, they are not apart.
-        few = x.is_contiguous() and 1 < x.shape[1] < BLOCK and not learning and x.dtype == torch.float32
-        x = x.contiguous(memory_format=torch.channels_last) if few else x
-        if learning and x.device.type == "cpu" and not torch.compiler.is_compiling():
-            # Weights in this order make maps in it, which take 0.7 to 0.85 of the time; a clone has it for one channel
-            # too. A gradient in another order than its map would take a batch norm three times as long.
-            weight = weight.clone(memory_format=torch.channels_last)
+    compiling = torch.compiler.is_compiling()
+    if learning or compiling or x.shape[0] * height * width > FEW:
+        if learning:
+            if x.device.type == "cpu" and not compiling:
+                # Weights in this order make maps in it, which take 0.7 to 0.85 of the time; a clone has it for one
+                # channel too. A gradient in another order than its map would take a batch norm three times as long.
+                weight = weight.clone(memory_format=torch.channels_last)
+        elif x.is_contiguous() and 1 < x.shape[1] < BLOCK and x.dtype == torch.float32:
+            # Maps of few channels take twice as long where their channels are apart; of one, they are not apart.
+            x = x.contiguous(memory_format=torch.channels_last)
         return nn.functional.conv2d(x, weight, bias, stride, padding)
     return _patches_conv2d(x, weight, bias, stride, padding)
 

@@ -387,8 +387,9 @@ class Learner(model.Learner[Tensor]):
         with torch.no_grad():
             for name, value in statistics.items():
                 _torch_module.leaf(self.net, name).copy_(value)
+            newest = model.newest(self.average, self.steps + 1)
             for name, mean in self.kept.get("average", {}).items():
-                mean.lerp_(_torch_module.leaf(self.net, name), model.newest(self.average, self.steps + 1))
+                mean.lerp_(_torch_module.leaf(self.net, name), newest)
         self.steps += 1
         return loss, lengths
 

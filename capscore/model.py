@@ -429,8 +429,9 @@ class Learner(Generic[A]):
                     self.kept[slot][name][rows] = kept
         for name, statistic in (run.statistics or {}).items():
             net.params[name][...] = statistic.value
+        share = newest(self.average, self.steps)
         for name, mean in self.kept.get("average", {}).items():
-            mean += (net.params[name] - mean) * newest(self.average, self.steps)
+            mean += (net.params[name] - mean) * share
         return value, found[0]
 
     def state(self) -> dict[str, NDArray[Any]]:

@@ -121,14 +121,16 @@ async function fit() {
   if (model.name !== wanted) build(await open(wanted));
 }
 
-/** The drawing as a network takes it. */
-const drawn = (network, move) => paper.layers.map((layer) => pixels(layer, network, move)).reduce(over);
+/** The layers of the drawing as a network takes them, and the drawing. */
+const apart = (network, move) => paper.layers.map((layer) => pixels(layer, network, move));
+const drawn = (network, move) => apart(network, move).reduce(over);
 
 const byChance = (chances) => chances.map((_, j) => j).sort((a, b) => chances[b] - chances[a]);
 
 async function look() {
   const using = model;
-  const seen = drawn(using);
+  const layers = apart(using);
+  const seen = layers.reduce(over);
   result = { seen, ...(await using.look(seen)) };
   if (using !== model) return;
   const straight = paper.layers.every((layer) => layer.straight);
@@ -141,7 +143,7 @@ async function look() {
   arrows.show(result.chances, result.capsules, order[0]);
   arrows.choose(chosen);
   await showCapsule();
-  await showApart(order);
+  await showApart(order, layers);
   showStep();
   if (comparing) await compare();
   $("engine").textContent = `${engine.note ?? ""}Runs on ${engine.words}: ${model.time.toFixed(1)} ms a picture.`;
@@ -174,7 +176,7 @@ async function showCapsule() {
   if (picture) paint($("drawn"), picture.data, picture.dims.slice(1));
 }
 
-async function showApart(order) {
+async function showApart(order, [first, second]) {
   if (!model.decoder) return;
   const found = [];
   for (const j of order.slice(0, 2)) {
@@ -183,7 +185,6 @@ async function showApart(order) {
     const words = there ? `${model.classes[j]}, ${percent(result.chances[j])}` : "no other digit";
     found.push({ picture: there ? data : data.map(() => 0), size: dims.slice(1), words });
   }
-  const [first, second] = paper.layers.map((layer) => pixels(layer, model));
   const covers = (a, b) => dot(found[0].picture, a) + dot(found[1].picture, b);
   if (covers(second, first) > covers(first, second)) found.reverse(); // each in the colour of the digit that it explains
   for (const [i, id] of ["first", "second"].entries()) {
