@@ -6,6 +6,7 @@ import ctypes
 import functools
 import http.server
 import importlib
+import inspect
 import math
 import os
 import sys
@@ -176,16 +177,19 @@ def whole(caps: ModuleType, function: Callable[..., Any]) -> Callable[..., Any]:
     return sys.modules["jax"].jit(function) if compiles(caps) else function
 
 
-def given_each(**strategies: Any) -> Callable[[Callable[..., None]], Callable[[ModuleType], None]]:
+def given_each(
+    examples: int | None = None, /, **strategies: Any
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Like hypothesis's `given`, for a test of the fixture `caps`: fewer examples where each is compiled."""
 
-    def decorate(test: Callable[..., None]) -> Callable[[ModuleType], None]:
-        many = given(**strategies)(test)
-        few = settings(max_examples=COMPILED)(given(**strategies)(test))
+    def decorate(test: Callable[..., None]) -> Callable[..., None]:
+        usual = examples or settings().max_examples
+        many, few = (settings(max_examples=n)(given(**strategies)(test)) for n in (usual, COMPILED))
 
-        def run(caps: ModuleType) -> None:
-            (few if compiles(caps) else many)(caps=caps)
+        def run(caps: ModuleType, **others: Any) -> None:
+            (few if compiles(caps) else many)(caps=caps, **others)
 
+        run.__signature__ = inspect.signature(many)  # type: ignore[attr-defined]  # pytest learns what `others` are
         return run
 
     return decorate

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import oracle
 import pytest
-from conftest import DTYPES, FLOAT32, GRADIENT, NUMPY, SEEDS, TOLERANCE, backend, close, close_gradients
+from conftest import DTYPES, FLOAT32, GRADIENT, NUMPY, SEEDS, TOLERANCE, backend, close, close_gradients, given_each
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from test_spec import mutated, refuses_or_reads
@@ -184,8 +184,7 @@ def cases(draw: st.DrawFn, kind: str) -> Case:
 
 
 @every_kind
-@settings(max_examples=20)
-@given(data=st.data(), dtype=DTYPES)
+@given_each(20, data=st.data(), dtype=DTYPES)
 def test_a_layer_computes_what_its_loops_do(caps: ModuleType, kind: str, data: st.DataObject, dtype: str) -> None:
     case = data.draw(cases(kind))
     params, x = case.params(dtype), case.input(dtype)
@@ -196,8 +195,7 @@ def test_a_layer_computes_what_its_loops_do(caps: ModuleType, kind: str, data: s
     close(y, case.wanted(params, x), TOLERANCE[dtype])
 
 
-@settings(max_examples=40)
-@given(data=st.data(), types=st.integers(1, 3), dim=st.integers(1, 4), seed=SEEDS, dtype=DTYPES)
+@given_each(40, data=st.data(), types=st.integers(1, 3), dim=st.integers(1, 4), seed=SEEDS, dtype=DTYPES)
 def test_primary_capsules_of_any_window_and_groups(
     caps: ModuleType, data: st.DataObject, types: int, dim: int, seed: int, dtype: str
 ) -> None:
@@ -215,8 +213,7 @@ def test_primary_capsules_of_any_window_and_groups(
     assert u.shape[1:] == row.output.dims
 
 
-@settings(max_examples=40)
-@given(case=cases("BatchNorm"), dtype=DTYPES)
+@given_each(40, case=cases("BatchNorm"), dtype=DTYPES)
 def test_training_normalises_by_the_batch_and_moves_the_running_statistics(
     caps: ModuleType, case: Case, dtype: str
 ) -> None:
@@ -232,8 +229,7 @@ def test_training_normalises_by_the_batch_and_moves_the_running_statistics(
     close(caps.to_numpy(run.statistics["layer.variance"]), variance, TOLERANCE[dtype])
 
 
-@settings(max_examples=30)
-@given(case=cases("Residual"))
+@given_each(30, case=cases("Residual"))
 def test_statistics_within_a_residual_are_moved_under_their_names(caps: ModuleType, case: Case) -> None:
     run, params = Run(training=True, statistics={}), {n: caps.asarray(p) for n, p in case.params().items()}
     y = case.row.run(caps, params, caps.asarray(case.input()), run)
@@ -241,8 +237,8 @@ def test_statistics_within_a_residual_are_moved_under_their_names(caps: ModuleTy
     assert set(run.statistics) == {name for name, param in case.row.parameters.items() if not param.learns}
 
 
-@settings(max_examples=30)
-@given(
+@given_each(
+    30,
     shape=st.one_of(
         st.builds(Map, st.integers(1, 3), st.integers(1, 4), st.integers(1, 4)), st.builds(Vector, st.integers(1, 9))
     ),
