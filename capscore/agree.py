@@ -109,7 +109,7 @@ class Expected:
             room = 0.0
             if name == "reconstruction":
                 # Rounding may choose another of two equally long capsules to draw.
-                said = self.exact["scores" if given == "images" else "lengths"]  # a decoder alone sees no activations
+                said = self.exact["scores" if given == "images" else "lengths"]  # see `capsules`
                 chosen = found.get("scores", found.get("lengths", said)).argmax(1)
                 wanted = self.truth.exact.reconstruct(self.exact["capsules"], chosen)
                 near = self.truth.single.reconstruct(self.rounded["capsules"], chosen)
@@ -123,6 +123,15 @@ class Expected:
                     array = wanted + there * (array - wanted)
             told.append(Difference(name, largest(array, wanted), allowed(precision, near, wanted) + room))
         return tuple(told)
+
+    @cached_property
+    def capsules(self) -> NDArray[Any]:
+        """Exact capsules for a decoder alone, which draws the longest: all others are half as long.
+
+        Activations may choose among poses that are all of one length; which one is drawn would be rounding's choice.
+        """
+        longest = one_hot(self.exact["lengths"].argmax(1), *self.exact["lengths"].shape)
+        return self.exact["capsules"] * (0.5 + 0.5 * longest[..., None])
 
     @cached_property
     def presence(self) -> NDArray[Any]:

@@ -51,7 +51,7 @@ def check(
         real = [] if examples is None or len(examples) < batch else [np.round(to_host(examples[:batch]) * 255) / 255]
         for images in (*hard_images(net.spec.input, batch), *real):
             expected = truth.expect(images)
-            feed = _feed(taken, images if taken.name == "images" else expected.exact["capsules"])
+            feed = _feed(taken, images if taken.name == "images" else expected.capsules)
             actual = dict(zip(names, session.run(names, feed), strict=True))
             for difference in expected.differences(actual, allowed_as, taken.name):
                 name, size, allowed = difference

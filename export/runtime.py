@@ -252,13 +252,19 @@ class DecoderSession(_Session):
     def __call__(self, capsules: Any, labels: Any = None) -> Any:
         """Draw images [B, C, H, W] from class capsules [B, J, D] of any backend.
 
-        All but one capsule are masked: the longest stays, or the one of `labels` [B] (whole numbers).
+        All but one capsule are masked: the longest stays, or the one of `labels` [B] (whole numbers). Where a network
+        has scores of its own, lengths tell nothing: ShapeError asks for the labels.
         """
         count, dim = self.spec.output.dims
         v = array(capsules)
         if tuple(v.shape[1:]) != (count, dim) or not is_float(v):
             wanted = f"floats [batch, {count}, {dim}]"
             raise ShapeError(f"capsules have shape {list(v.shape)} and dtype {v.dtype}; wanted {wanted}")
+        if labels is None and self.spec.own_scores:
+            raise ShapeError(
+                "these capsules lack the scores that tell which of them is drawn: give labels, out.scores.argmax(1) of "
+                "what the network said"
+            )
         if labels is not None:
             chosen = to_host(labels)
             if chosen.ndim != 1:

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from conftest import REQUIRED, need, random_params
 
-from capscore import CapsNetSpec, Conv, Decoder, DenseCaps, PrimaryCaps
+from capscore import PRESETS, CapsNetSpec, Conv, Decoder, DenseCaps, PrimaryCaps
 from capscore.backends import numpy as NUMPY
 from capscore.errors import CapscoreError
 
@@ -512,6 +512,13 @@ def test_files_for_the_page(tmp_path: Path) -> None:
     assert outputs >= {"lengths", "capsules", "couplings.0.2", "inputs.0", "lengths.0.0"}
     assert "reconstruction" not in outputs
     assert files[2].read_bytes() == (tmp_path / "own.onnx").read_bytes()
+
+
+def test_the_page_is_told_of_layers_that_route_at_the_same_time(tmp_path: Path) -> None:
+    NUMPY.CapsNet(PRESETS["small-inverted"]).save(tmp_path / "inverted.safetensors")
+    files = playground.write([tmp_path / "inverted.safetensors"], tmp_path / "page")
+    (told,) = json.loads(files[-1].read_text())["models"]
+    assert told["routing"] == "Inverted Attention, 2 steps"
 
 
 @pytest.mark.parametrize(

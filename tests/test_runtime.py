@@ -159,6 +159,19 @@ def test_a_decoder(runtime: ModuleType, make: Callable[..., Path], net: Any) -> 
         runtime.DecoderSession(make())
 
 
+def test_a_decoder_of_a_network_whose_lengths_tell_nothing(
+    runtime: ModuleType, onnx_export: ModuleType, tmp_path: Path
+) -> None:
+    """Inverted attention normalises poses: all are of one length, but for rounding."""
+    net = NUMPY.CapsNet(PRESETS["small-inverted"])
+    onnx_export.export_decoder(net, tmp_path / "d.onnx")  # which compares
+    session, said = runtime.DecoderSession(tmp_path / "d.onnx", "cpu", 1), net(random_images(net.spec, 4))
+    assert np.ptp(said.lengths) < 1e-3
+    close(session(said.capsules, said.scores.argmax(1)), net.reconstruct(said), FLOAT32)
+    with pytest.raises(ShapeError, match=r"give labels, out.scores.argmax\(1\) of what the network said"):
+        session(said.capsules)
+
+
 def test_threads_share_a_session(runtime: ModuleType, make: Callable[..., Path]) -> None:
     session, images = runtime.Session(make(), "cpu", 1), random_images(SPEC, 64)
     serial = session.predict(images, 4)

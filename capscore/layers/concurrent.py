@@ -9,6 +9,7 @@ from typing import Any
 from capscore.errors import SpecError
 from capscore.layer import Capsules, Grid, Layer, Plan, Row, Run, Shape, misplaced
 from capscore.ops import A, Ops, scope
+from capscore.routing import Routing
 from capscore.values import check_whole
 
 from .chain import check_layers, plan_chain, plan_of
@@ -48,6 +49,13 @@ class Concurrent(Layer):
                     f"Concurrent: the routing of {type(layer).__name__} has {routing.iterations} iterations; "
                     "give it iterations=1, and Concurrent their number"
                 )
+
+    @property
+    def routing(self) -> Routing:
+        """Return that of the last layer, with the iterations that are counted here."""
+        last: Any = self.layers[-1]
+        routing: Routing = replace(last.routing, iterations=self.iterations)
+        return routing
 
     def rows(self, x: Shape) -> tuple[Row, ...]:
         """Return the layers in their places."""
