@@ -583,10 +583,10 @@ def _check(opset: int, batch: int | None) -> None:
 
 def _outputs(spec: CapsNetSpec) -> list[str]:
     """Return the names of all outputs of a network, those of its routings last."""
-    if not isinstance(spec.output, Grid):
-        return ["scores"]
+    drawn = ["reconstruction"] if spec.decoder else []
     own = ["scores"] if spec.own_scores else []
-    return [*(["reconstruction"] if spec.decoder else []), *own, "lengths", "capsules", *ROUTED]
+    capsules = ["lengths", "capsules"] if isinstance(spec.output, Grid) else []
+    return [*drawn, *own, *capsules, *ROUTED]
 
 
 def recorded(recorder: Recorder, net: Any, behind: bool = True) -> tuple[CapsNetSpec, dict[str, Value]]:

@@ -514,11 +514,21 @@ def test_files_for_the_page(tmp_path: Path) -> None:
     assert files[2].read_bytes() == (tmp_path / "own.onnx").read_bytes()
 
 
-def test_the_page_is_told_of_layers_that_route_at_the_same_time(tmp_path: Path) -> None:
-    NUMPY.CapsNet(PRESETS["small-inverted"]).save(tmp_path / "inverted.safetensors")
-    files = playground.write([tmp_path / "inverted.safetensors"], tmp_path / "page")
-    (told,) = json.loads(files[-1].read_text())["models"]
-    assert told["routing"] == "Inverted Attention, 2 steps"
+@pytest.mark.parametrize(
+    ("preset", "routing", "ends"),
+    [
+        ("small-inverted", "Inverted Attention, 2 steps", "Grid"),  # of layers at the same time
+        ("small-vectors", "Vector Routing, 2 steps", "Vector"),
+        ("small-self-routing", "Self Routing", "Vector"),
+    ],
+)
+def test_networks_of_other_routings(tmp_path: Path, preset: str, routing: str, ends: str) -> None:
+    net = NUMPY.CapsNet(PRESETS[preset])
+    assert type(net.spec.output).__name__ == ends
+    net.save(tmp_path / "net.safetensors")
+    files = playground.write([tmp_path / "net.safetensors"], tmp_path / "page")
+    assert json.loads(files[-1].read_text())["models"][0]["routing"] == routing
+    assert any(output.name.startswith("couplings") for output in onnxfile.read(files[0]).outputs)
 
 
 @pytest.mark.parametrize(
