@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from conftest import REQUIRED, need, random_params
 
-from capscore import PRESETS, CapsNetSpec, Conv, Decoder, DenseCaps, PrimaryCaps
+from capscore import PRESETS, CapsNetSpec, Conv, Decoder, DenseCaps, PrimaryCaps, zoo
 from capscore.backends import numpy as NUMPY
 from capscore.errors import CapscoreError
 
@@ -252,6 +252,15 @@ def test_a_network_for_two_digits_in_a_larger_picture(chromium: Callable[..., An
             wanted[4 + down : 32 + down, 4 + right : 32 + right] = alone
             page.wait_for_function(f"wanted => JSON.stringify({read}.filter((_, i) => i % 4 === 0)) === wanted",
                                    arg=json.dumps(wanted.ravel().tolist(), separators=(",", ":")))  # fmt: skip
+
+
+def test_a_network_that_learned_by_a_spread_loss_names_one_digit(chromium: Callable[..., Any], tmp_path: Path) -> None:
+    """Activations of EM capsules stand above one another: 2 has 43% of itself where 4 has 100%."""
+    playground.write([zoo.path("em-mnist")], tmp_path / "models", runtime="runtime/")
+    with served(tmp_path / "models") as address, opened(chromium(), address) as page:
+        says(page, r"^4, \d+% sure$")
+        page.click("#compare")
+        page.wait_for_function("document.getElementById('row-em-mnist').cells[2].textContent === '4'")
 
 
 def test_the_steps_of_the_routing(page: Any) -> None:

@@ -149,20 +149,25 @@ async function look() {
   $("engine").textContent = `${engine.note ?? ""}Runs on ${engine.words}: ${model.time.toFixed(1)} ms a picture.`;
 }
 
-/** The digits that are there, two at most, or the likeliest. */
+/** The classes that are there: two at most, and one of a network that knows of no second. */
+function there(network, chances) {
+  return byChance(chances).slice(0, network.several ? 2 : 1).filter((j) => chances[j] > CLEAR);
+}
+
+/** The digits that are there, or the likeliest. */
 function named(network, chances) {
-  const order = byChance(chances);
-  const there = order.slice(0, 2).filter((j) => chances[j] > CLEAR);
-  return (there.length ? there : order.slice(0, 1)).map((j) => network.classes[j]).join(" and ");
+  const found = there(network, chances);
+  return (found.length ? found : byChance(chances).slice(0, 1)).map((j) => network.classes[j]).join(" and ");
 }
 
 function sayAnswer([a, b]) {
   const { chances } = result;
+  const found = there(model, chances);
   const sure = (j) => `${model.classes[j]} (${percent(chances[j])})`;
   let words = `Not sure: ${sure(a)}, or ${sure(b)}?`;
   if (paper.layers.every((layer) => layer.empty)) words = "Draw something.";
-  else if (chances[b] > CLEAR) words = named(model, chances);
-  else if (chances[a] > CLEAR) words = `${named(model, chances)}, ${percent(chances[a])} sure`;
+  else if (found.length > 1) words = named(model, chances);
+  else if (found.length) words = `${named(model, chances)}, ${percent(chances[a])} sure`;
   if ($("answer").textContent !== words) $("answer").textContent = words;
 }
 
@@ -178,12 +183,13 @@ async function showCapsule() {
 
 async function showApart(order, [first, second]) {
   if (!model.decoder) return;
+  const clear = there(model, result.chances);
   const found = [];
   for (const j of order.slice(0, 2)) {
-    const there = result.chances[j] > CLEAR;
-    const { data, dims } = await model.draw(j, there ? result.capsules[j] : result.capsules[j].map(() => 0));
-    const words = there ? `${model.classes[j]}, ${percent(result.chances[j])}` : "no other digit";
-    found.push({ picture: there ? data : data.map(() => 0), size: dims.slice(1), words });
+    const seen = clear.includes(j);
+    const { data, dims } = await model.draw(j, seen ? result.capsules[j] : result.capsules[j].map(() => 0));
+    const words = seen ? `${model.classes[j]}, ${percent(result.chances[j])}` : "no other digit";
+    found.push({ picture: seen ? data : data.map(() => 0), size: dims.slice(1), words });
   }
   const covers = (a, b) => dot(found[0].picture, a) + dot(found[1].picture, b);
   if (covers(second, first) > covers(first, second)) found.reverse(); // each in the colour of the digit that it explains

@@ -124,12 +124,17 @@ export class Model {
     };
   }
 
+  /** Whether several classes can be there: a spread loss, and an exclusive cross-entropy, put one above the others. */
+  get several() {
+    const { type, exclusive } = this.about.spec.loss ?? {};
+    return type === "CrossEntropy" ? exclusive === false : type !== "SpreadLoss";
+  }
+
   #chances({ scores, lengths }) {
     if (!scores) return Array.from(lengths.data);
-    const { type, exclusive } = this.about.spec.loss ?? {};
     const found = Array.from(scores.data);
-    if (type !== "CrossEntropy") return found;
-    return exclusive === false ? found.map(sigmoid) : softmax(found);
+    if (this.about.spec.loss?.type !== "CrossEntropy") return found;
+    return this.several ? found.map(sigmoid) : softmax(found);
   }
 
   /** Of each step of the last routing: {vote(n, j), lengths [J]}; [] where the file does not tell. */
