@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from . import disk
 from .data import Augmentation, Pairs, Samples, augmented, targets_of
 from .errors import BackendError, ShapeError
-from .layer import Run
+from .layer import Row, Run
 from .model import CapsNet, Output, one_hot
-from .net import forward
+from .net import CapsNetSpec, forward
 from .squash import lengths as lengths_of
 from .train import check_dataset, found_all, right_for
 
@@ -83,11 +83,14 @@ class Agreement(NamedTuple):
 def agreement(net: CapsNet[Any], images: Any) -> Agreement:
     """Follow the routing of images [B, C, H, W] through its iterations.
 
-    What leaky routing gives to no capsule counts in the entropy as one more share.
+    What leaky routing gives to no capsule counts in the entropy as one more share. ShapeError: the network has no layer
+    that routes into the classes.
     """
-    ops, run = net.ops, Run(trace=[])
+    ops, run, last = net.ops, Run(trace=[]), routed_classes(net.spec)
+    if last is None:
+        raise ShapeError("this network has no layer that routes into its classes")
     x = ops.asarray(images, next(iter(net.params.values())))
-    batch, last = x.shape[0], net.spec.rows[-1]
+    batch = x.shape[0]
     forward(ops, net.spec, net.params, x, run)
     iterations = [each for each in run.trace or () if each.layer == last.name]
     length = np.stack([ops.to_numpy(lengths_of(ops, v)).T for _, _, v, _ in iterations])
@@ -99,10 +102,17 @@ def agreement(net: CapsNet[Any], images: Any) -> Agreement:
     return Agreement(c, length, entropy)
 
 
-def reconstructions(net: CapsNet[Any], images: Any, labels: Any = None) -> Figure:
-    """Show images [B, C, H, W] above what the decoder draws from their longest capsules.
+def routed_classes(spec: CapsNetSpec) -> Row | None:
+    """Return the layer, maybe within another, that routes into the class capsules; None if there is none."""
+    routing = [row for top in spec.rows for row in top.within if row.name in spec.routed]
+    return routing[-1] if routing and routing[-1].output.dims[0] == spec.classes else None
 
-    Below stand the class found and its length; with `labels` [B] a right one is blue, a wrong one orange.
+
+def reconstructions(net: CapsNet[Any], images: Any, labels: Any = None) -> Figure:
+    """Show images [B, C, H, W] above what the decoder draws from the capsules of their highest scores.
+
+    Below stand the class found and its length, or how sure a network with scores of its own is of it; with `labels` [B]
+    a right one is blue, a wrong one orange.
     """
     seen = _run_for_picture(net, images, labels)
     drawn = net.ops.to_numpy(net.reconstruct(seen.output))
@@ -114,7 +124,8 @@ def reconstructions(net: CapsNet[Any], images: Any, labels: Any = None) -> Figur
     fig = _page(
         HEADER + band * -(-len(drawn) // columns),
         "Reconstructions",
-        "above: image and label; below: what the decoder draws from the longest capsule, its class and length",
+        "above: image and label; below: what the decoder draws from the capsule of the class found, and "
+        + ("how sure the network is of it" if net.spec.own_scores else "its length"),
     )
     for i, drawing in enumerate(drawn):
         x, y = left + pitch * (i % columns) + (pitch - 0.1 - w) / 2, HEADER + band * (i // columns)
@@ -125,7 +136,7 @@ def reconstructions(net: CapsNet[Any], images: Any, labels: Any = None) -> Figur
         _tile(fig, (x, y + 0.2, w, h), seen.images[i])
         _tile(fig, (x, y + 0.25 + h, w, h), drawing, ORANGE if color == ORANGE else LINE)
         _text(fig, x + w / 2, y + 0.3 + 2 * h, answer, color, ha="center")
-        _text(fig, x + w / 2, y + 0.47 + 2 * h, f"{seen.lengths[i, seen.found[i]]:.2f}", GREY, SMALL, ha="center")
+        _text(fig, x + w / 2, y + 0.47 + 2 * h, f"{seen.sure[i, seen.found[i]]:.2f}", GREY, SMALL, ha="center")
     return fig
 
 
@@ -139,9 +150,10 @@ def perturbations(net: CapsNet[Any], image: Any, label: Any = None) -> Figure:
     """
     images = net.ops.asarray(image)
     seen = _run_for_picture(net, images[None] if len(images.shape) == 3 else images)
-    chosen = seen.found if label is None else one_hot(np.atleast_1d(label), *seen.lengths.shape).argmax(1)
+    chosen = seen.found if label is None else one_hot(np.atleast_1d(label), *seen.sure.shape).argmax(1)
     # The paper's capsules are no longer than 1; steps grow with longer ones, in which they would not be seen.
-    reach = [max(1.0, float(seen.lengths[i, j])) for i, j in enumerate(chosen)]
+    length = net.ops.to_numpy(seen.output.lengths)
+    reach = [max(1.0, float(length[i, j])) for i, j in enumerate(chosen)]
     moved = zip(seen.images, chosen, reach, strict=True)
     sheets = [_sheet(perturb(net, x, int(j), STEPS * most)) for x, j, most in moved]
     dim, middle, end = net.spec.output.dims[1], len(STEPS) // 2, len(STEPS) - 1
@@ -160,7 +172,7 @@ def perturbations(net: CapsNet[Any], image: Any, label: Any = None) -> Figure:
         x = left + pitch * i
         _tile(fig, (x, HEADER, tile_w, tile_h), seen.images[i])
         _text(fig, x + tile_w + 0.1, HEADER + 0.06, _short(net.classes[j], w - 0.7), size=BODY + 2, weight="bold")
-        _text(fig, x + tile_w + 0.1, HEADER + 0.29, f"length {seen.lengths[i, j]:.2f}", GREY, SMALL)
+        _text(fig, x + tile_w + 0.1, HEADER + 0.29, f"length {length[i, j]:.2f}", GREY, SMALL)
         ax = _axes(fig, (x, top, w, h))
         ax.imshow(sheet, extent=(-0.5, end + 0.5, dim - 0.5, -0.5), aspect="auto")
         ax.add_patch(Rectangle((middle - 0.5, -0.5), 1, dim, fill=False, ec=BLUE, lw=1.8, clip_on=False))
@@ -217,14 +229,15 @@ def couplings(net: CapsNet[Any], images: Any) -> Figure:
 
     From left to right: the image; on the primary map, where the couplings to the longest capsule lie above (blue)
     and below (orange) an even share, the mean over the types, in one scale for all images (not with several capsule
-    layers); all of them in order of size, with the mean entropy; the length of every class capsule.
+    layers); all of them in order of size, with the mean entropy; the length of every class capsule, where that is what
+    the network says. ShapeError: the network has no layer that routes into its classes.
     """
     seen, found = _run_for_picture(net, images), agreement(net, images)
     total, count = found.entropy.shape
     shown = np.unique(np.linspace(0, total - 1, min(total, 3)).round().astype(int))
     winner = np.stack([found.couplings[shown, b, :, j] for b, j in enumerate(seen.found)])  # [B, shown, N]
-    below: Any = net.spec.rows[-1].input
-    types, tall, wide = below[:3]
+    last: Any = routed_classes(net.spec)
+    types, tall, wide = last.input[:3]
     mapped = tall * wide > 1
     maps = (winner - found.couplings[0].max()).reshape(count, len(shown), types, tall, wide).mean(2) if mapped else []
     limit = max(0.01, float(np.abs(maps).max())) if mapped else 0
@@ -244,8 +257,9 @@ def couplings(net: CapsNet[Any], images: Any) -> Figure:
             "by rank, with entropy" if mapped else "couplings to the winner, by rank",
             "light to dark: the iterations",
         ),
-        (x_length, "class-capsule lengths", ""),
     ]
+    if told := not net.spec.own_scores:
+        heads.append((x_length, "class-capsule lengths", ""))
     if mapped:
         heads.append((x_maps, "couplings to the winner", f"blue above even, full colour: ±{limit:.2g}"))
     for x, head, note in heads:
@@ -263,10 +277,11 @@ def couplings(net: CapsNet[Any], images: Any) -> Figure:
         _ranked(_chart(_axes(fig, (x_rank, y, w, side)), "rank" if lowest else ""), winner[b])
         bits = " → ".join(f"{e:.2f}" for e in found.entropy[shown, b])
         _text(fig, x_rank + w, y + 0.06, f"{bits} bit", GREY, SMALL, ha="right")
-        ax = _chart(_axes(fig, (x_length, y, w, side)), "iteration" if lowest else "")
-        _followed(ax, found.lengths[:, b], j)
-        height = y + side * (1 - found.lengths[-1, b, j])
-        _text(fig, x_length + w + 0.05, height, _short(net.classes[j], 0.6), BLUE, va="center", weight="bold")
+        height = y + side * (1 - found.lengths[-1, b, j] if told else 0.5)
+        _text(fig, x_length + w * told + 0.05, height, _short(net.classes[j], 0.6), BLUE, va="center", weight="bold")
+        if told:
+            ax = _chart(_axes(fig, (x_length, y, w, side)), "iteration" if lowest else "")
+            _followed(ax, found.lengths[:, b], j)
     return fig
 
 
@@ -291,10 +306,12 @@ def _followed(ax: Axes, lengths: NDArray[Any], winner: int) -> None:
 def lengths(net: CapsNet[Any], images: Any, labels: Any = None) -> Figure:
     """Show images [B, C, H, W] beside the lengths of their class capsules, the ten longest if there are more.
 
+    A network with scores of its own shows how sure it is of each class by these, see `Loss.chances`.
+
     With `labels` [B] the true class is blue and a wrong answer orange.
     """
     seen = _run_for_picture(net, images, labels)
-    count, classes = seen.lengths.shape
+    count, classes = seen.sure.shape
     room, most = (0.75, 5) if max(map(len, net.classes)) < 5 else (1.05, 3)  # long names take their place
     columns, bars = _columns(count, most), min(classes, 10)
     pitch = (WIDTH - 2 * MARGIN + 0.2) / max(columns, 3)
@@ -303,10 +320,10 @@ def lengths(net: CapsNet[Any], images: Any, labels: Any = None) -> Figure:
     band = tall + 0.45
     fig = _page(
         HEADER + band * -(-count // columns),
-        "Lengths of the class capsules",
+        "Scores of the classes" if net.spec.own_scores else "Lengths of the class capsules",
         "how sure the network is that each class is present, from 0 to 1",
     )
-    for i, found in enumerate(seen.lengths):
+    for i, found in enumerate(seen.sure):
         x, y = MARGIN + pitch * (i % columns), HEADER + band * (i // columns)
         asked, answer, color = seen.says(net, i, room + 0.1)
         _tile(fig, (x, y, w, h), seen.images[i])
@@ -335,8 +352,8 @@ def overlapping(net: CapsNet[Any], pairs: Pairs, index: NDArray[np.int64]) -> Fi
     parts, labels = pairs.parts(index)
     images, _ = pairs.batch(index)
     seen = _run_for_picture(net, images)
-    correct = found_all(seen.lengths, targets_of(labels, net.spec.classes))
-    longest = np.argsort(-seen.lengths, axis=1, kind="stable")[:, :2]
+    correct = found_all(seen.sure, targets_of(labels, net.spec.classes))
+    longest = np.argsort(-seen.sure, axis=1, kind="stable")[:, :2]
     # The first colour is the first object's, if it was found at all.
     swapped = (longest[:, 0] == labels[:, 1]) | (longest[:, 1] == labels[:, 0])
     longest[swapped] = longest[swapped, ::-1]
@@ -410,7 +427,8 @@ def explore(
     """Write every picture that applies to the network and return the files.
 
     The `count` examples are always the same, one of each class in turn. A network without a decoder has no
-    reconstructions and perturbations; without log `rows` there are no curves. Of `Pairs` both objects are drawn.
+    reconstructions and perturbations, one that routes into no class no couplings; without log `rows` there are no
+    curves. Of `Pairs` both objects are drawn.
     """
     data = check_dataset(net, data, "example")
     pairs = isinstance(data, Pairs)
@@ -426,7 +444,8 @@ def explore(
         correct = right_for(data)(found, targets_of(classes, net.spec.classes))
         clearest = np.argsort(np.where(correct, -found.max(1), 0), kind="stable")[:3]
         figures["perturbations"] = perturbations(net, images[np.sort(clearest)])
-    figures["couplings"] = couplings(net, images[:4])
+    if routed_classes(net.spec) is not None:
+        figures["couplings"] = couplings(net, images[:4])
     figures["lengths"] = lengths(net, images, labels)
     if rows:
         figures["curves"] = training_curves(rows)
@@ -448,8 +467,8 @@ def examples(data: Samples, count: int) -> NDArray[np.int64]:
 class _Seen(NamedTuple):
     images: NDArray[Any]  # [B, C, H, W]
     output: Output[Any]
-    lengths: NDArray[Any]  # [B, J]
-    found: NDArray[Any]  # [B]: the classes of the longest capsules
+    sure: NDArray[Any]  # [B, J]: lengths, or the chances of each class where the network has scores of its own
+    found: NDArray[Any]  # [B]: the classes of the highest scores
     labels: NDArray[Any] | None  # [B]
 
     def says(self, net: CapsNet[Any], i: int, inches: float) -> tuple[str, str, str]:
@@ -463,11 +482,12 @@ class _Seen(NamedTuple):
 
 def _run_for_picture(net: CapsNet[Any], images: Any, labels: Any = None) -> _Seen:
     output = net(images)
-    lengths, scores = net.ops.to_numpy(output.lengths), net.ops.to_numpy(output.scores)
-    if not len(lengths):
+    own = net.spec.own_scores
+    sure = net.ops.to_numpy(net.spec.loss.chances(net.ops, output.scores) if own else output.lengths)
+    if not len(sure):
         raise ShapeError("there are no images to show")
-    wanted = None if labels is None else one_hot(labels, *lengths.shape).argmax(1)
-    return _Seen(net.ops.to_numpy(net.ops.asarray(images)), output, lengths, scores.argmax(1), wanted)
+    wanted = None if labels is None else one_hot(labels, *sure.shape).argmax(1)
+    return _Seen(net.ops.to_numpy(net.ops.asarray(images)), output, sure, sure.argmax(1), wanted)
 
 
 def _picture(image: NDArray[Any]) -> NDArray[Any]:

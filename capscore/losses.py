@@ -38,6 +38,10 @@ class Loss(Value, ABC):
     def each(self, ops: Ops[A], scores: Any, targets: Any, step: int) -> Any:
         """Return the loss [B, 1] of each image at a step of training."""
 
+    def chances(self, ops: Ops[A], scores: Any) -> Any:
+        """Return how sure of each class a network is that learned by this loss, [B, J] in [0, 1]: its scores."""
+        return scores
+
     def __call__(self, ops: Ops[A], scores: Any, targets: Any, step: int = 0) -> Any:
         """Return the mean loss of a batch: scores [B, J], targets [B, J]."""
         _check_alike("scores", scores, "targets", targets, "[B, J]: np.eye(J)[labels] makes targets of labels")
@@ -136,6 +140,11 @@ class CrossEntropy(Loss):
         super().__post_init__()
         check_numbers(self, "scale", least=1e-6)
         check_flags(self, "exclusive")
+
+    def chances(self, ops: Ops[A], scores: Any) -> Any:
+        """Return p."""
+        x = scores * self.scale
+        return ops.softmax(x, 1) if self.exclusive else ops.sigmoid(x)
 
     def each(self, ops: Ops[A], scores: Any, targets: Any, step: int) -> Any:
         """Return the loss of each image."""

@@ -151,6 +151,13 @@ def test_predict_lays_transparency_on_what_invert_implies(model, tmp_path):
     assert np.abs(np.subtract(plain, paper)).max() > 0.01
 
 
+def test_predict_calls_scores_of_their_own_scores(tmp_path):
+    Image.fromarray(load("digits")[1].images[3, 0]).save(tmp_path / "7.png")
+    said = CliRunner().invoke(cli.app, ["predict", "inverted-mnist", str(tmp_path / "7.png"), "--json"]).output
+    assert min(json.loads(said)["scores"].values()) < 0  # no length is
+    assert "lengths" not in said
+
+
 def test_notes_on_images_are_lines_on_standard_error(model, tmp_path):
     Image.new("L", (28, 28), 7).save(tmp_path / "grey.bmp")
     done = subprocess.run(

@@ -17,8 +17,8 @@ from conftest import FLOAT32, FLOAT64, NUMPY, close, random_images, random_param
 from hypothesis import given, settings
 from PIL import Image
 
-from capscore import Decoder, DenseCaps, DynamicRouting
-from capscore.data import Dataset
+from capscore import PRESETS, Decoder, DenseCaps, DynamicRouting
+from capscore.data import Dataset, load
 from capscore.errors import ModelFileError, ShapeError
 
 pytest.importorskip("matplotlib")
@@ -214,6 +214,36 @@ def test_every_picture_of_every_network(tmp_path: Path, changes: dict[str, Any])
         _, (width, height) = png(figure, tmp_path)
         assert width == 1350
         assert 200 < height < 3000
+
+
+@pytest.mark.parametrize(
+    ("preset", "routed"),
+    [
+        ("small-inverted", True),  # logits beside the capsules, whose lengths are all one
+        ("small-em", True),  # activations beside poses of any length
+        ("small-vectors", True),  # no capsules in the end
+        ("small-self-routing", False),  # its last layer averages
+        ("small-hvc", False),
+    ],
+)
+def test_networks_with_scores_of_their_own(tmp_path: Path, preset: str, routed: bool) -> None:
+    net, data = NUMPY.CapsNet(PRESETS[preset]), load("digits")[1]
+    names = {path.stem for path in figures.explore(net, data, tmp_path)}
+    drawn = {"reconstructions", "perturbations"} if net.spec.decoder else set()
+    assert names == drawn | {"lengths"} | ({"couplings"} if routed else set())
+    images, _ = data.batch(slice(0, 4))
+    scores = net(images).scores
+    told = figures.lengths(net, images)
+    assert told.texts[0].get_text() == "Scores of the classes"
+    for row, ax in zip(scores, told.axes[1::2], strict=True):
+        sure = np.array([bar.get_width() for bar in ax.patches])
+        assert sure.argmax() == row.argmax()
+        assert 0 <= sure.min() <= sure.max() <= 1
+        if preset == "small-inverted":
+            close(sure, np.exp(row) / np.exp(row).sum(), FLOAT32)
+    if not routed:
+        with pytest.raises(ShapeError, match="no layer that routes into its classes"):
+            figures.couplings(net, images)
 
 
 @settings(max_examples=3)

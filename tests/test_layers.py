@@ -431,6 +431,17 @@ def test_a_loss_is_its_loops(
     assert float(found) == pytest.approx(wanted, rel=TOLERANCE[dtype], abs=TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_chances_are_those_whose_logarithm_the_cross_entropy_is(caps: ModuleType, exclusive: bool) -> None:
+    loss = CrossEntropy(3.0, exclusive)
+    scores, targets = answers(0, "one")
+    p = caps.to_numpy(loss.chances(caps, caps.asarray(scores)))
+    logs = targets * np.log(p) if exclusive else targets * np.log(p) + (1 - targets) * np.log(1 - p)
+    found = caps.to_numpy(loss(caps, caps.asarray(scores), caps.asarray(targets)))
+    assert float(found) == pytest.approx(-logs.sum(1).mean(), rel=1e-9)
+    assert MarginLoss().chances(caps, scores) is SpreadLoss().chances(caps, scores) is scores
+
+
 @every_loss
 @settings(max_examples=20)
 @given(data=st.data(), seed=SEEDS, labels=st.sampled_from(["one", "several"]))

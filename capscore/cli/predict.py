@@ -35,11 +35,12 @@ class Answer(NamedTuple):
     file: str  # JSON and CSV have no words for bytes that are not UTF-8: they are escaped
     classes: tuple[str, ...]  # the one of the highest score, or all above 0.5 where images show several or none
     scores: dict[str, float]
+    measure: str  # what a score is: the length of a capsule, or a score of the network's own
 
     def as_json(self, several: bool) -> str:
         """Return a line of JSON."""
         said = {"classes": self.classes} if several else {"class": self.classes[0]}
-        return json_line({"file": self.file, **said, "lengths": self.scores})
+        return json_line({"file": self.file, **said, f"{self.measure}s": self.scores})
 
 
 @app.command("predict")
@@ -52,14 +53,14 @@ def predict_command(
     invert: Annotated[
         bool, typer.Option("--invert", help="The images are dark on light (transparency: white); the model's are not.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines: file, class, all lengths.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines: file, class, lengths or scores.")] = False,
     out: Annotated[Path | None, typer.Option(help="Write the answers into this .csv, .json or .jsonl file.")] = None,
     backend_name: Backend = None,
     provider: Provider = None,
     threads: Threads = None,
     imports: Import = None,
 ) -> None:
-    """Say which class image files show, and how long its capsule is."""
+    """Say which class image files show, and how long its capsule is, or how high its score."""
     if out is not None and out.suffix.lower() not in KINDS:
         raise CapscoreError(f"cannot write answers as {out.name}: name a file that ends in {', '.join(KINDS)}")
     net = open_model(model, backend_name, provider, threads)
@@ -93,7 +94,7 @@ def _files(names: Sequence[str]) -> list[Path]:
 
 
 def _answers(net: Any, files: list[Path], invert: bool, several: bool) -> Iterator[Answer]:
-    starts = range(0, len(files), BLOCK)
+    starts, measure = range(0, len(files), BLOCK), "score" if net.spec.own_scores else "length"
     for start in track(starts, "images") if len(starts) > 1 else starts:
         some = files[start : start + BLOCK]
         pixels = np.stack([read_image(path, net.spec.input, "white" if invert else None) for path in some])
@@ -104,12 +105,13 @@ def _answers(net: Any, files: list[Path], invert: bool, several: bool) -> Iterat
             found = [i for i in order if row[i] > SHOWN] if several else order[:1]
             told = {net.classes[i]: round(float(n), 6) for i, n in enumerate(row)}
             file = os.fsencode(path).decode("utf-8", "backslashreplace")
-            yield Answer(file, tuple(net.classes[i] for i in found), told)
+            yield Answer(file, tuple(net.classes[i] for i in found), told, measure)
 
 
 def _table(answers: Sequence[Answer], several: bool) -> Table:
     """Return the answers with the two highest scores of each, or the score of each class that was found."""
-    table = Table(*(("file", "classes") if several else ("file", "class", "length", "next", "length")), box=None)
+    measure = answers[0].measure
+    table = Table(*(("file", "classes") if several else ("file", "class", measure, "next", measure)), box=None)
     for answer in answers:
         if several:
             told = ", ".join(f"{name} {answer.scores[name]:.3f}" for name in answer.classes)

@@ -132,8 +132,9 @@ export class Model {
 
   #chances({ scores, lengths }) {
     if (!scores) return Array.from(lengths.data);
-    const found = Array.from(scores.data);
-    if (this.about.spec.loss?.type !== "CrossEntropy") return found;
+    const { type, scale = 1 } = this.about.spec.loss ?? {};
+    if (type !== "CrossEntropy") return Array.from(scores.data);
+    const found = Array.from(scores.data, (x) => scale * x);
     return this.several ? found.map(sigmoid) : softmax(found);
   }
 
