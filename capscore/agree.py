@@ -109,8 +109,9 @@ class Expected:
             room = 0.0
             if name == "reconstruction":
                 # Rounding may choose another of two equally long capsules to draw.
-                said = self.exact["scores" if given == "images" else "lengths"]  # see `capsules`
-                chosen = found.get("scores", found.get("lengths", said)).argmax(1)
+                # A decoder alone draws the longest: see `capsules`.
+                by = "scores" if given == "images" and self.truth.exact.spec.own_scores else "lengths"
+                chosen = found.get(by, self.exact[by]).argmax(1)
                 wanted = self.truth.exact.reconstruct(self.exact["capsules"], chosen)
                 near = self.truth.single.reconstruct(self.rounded["capsules"], chosen)
                 if given == "images":

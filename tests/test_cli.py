@@ -158,6 +158,19 @@ def test_predict_calls_scores_of_their_own_scores(tmp_path):
     assert "lengths" not in said
 
 
+def test_an_export_of_some_outputs_of_a_network_with_scores(tmp_path):
+    need("capscore.export.runtime", "onnx")
+
+    def told(outputs):
+        options = ["--outputs", outputs, "--data", "digits"]
+        result = CliRunner().invoke(cli.app, ["export", "inverted-mnist", str(tmp_path / "m.onnx"), *options])
+        assert result.exception is None
+        return result.output
+
+    assert "accuracy on 1,000 test images" in told("scores")
+    assert "accuracy" not in told("lengths,reconstruction")  # it draws by the scores, which it does not tell
+
+
 def test_notes_on_images_are_lines_on_standard_error(model, tmp_path):
     Image.new("L", (28, 28), 7).save(tmp_path / "grey.bmp")
     done = subprocess.run(

@@ -29,7 +29,9 @@ def export_command(
     precision: Annotated[str, typer.Option(help="fp32, fp16, int8 or int8-weights.")] = "fp32",
     batch: Annotated[int | None, typer.Option(help="A fixed number of images; any number if not given.")] = None,
     opset: Annotated[int, typer.Option(help="ONNX operator set, 13 or later.")] = 17,
-    outputs: Annotated[str | None, typer.Option(help="Of lengths,capsules,reconstruction,couplings,steps.")] = None,
+    outputs: Annotated[
+        str | None, typer.Option(help="Of scores,lengths,capsules,reconstruction,couplings,steps.")
+    ] = None,
     byte_images: Annotated[bool, typer.Option("--byte-images", help="Take uint8 images, 0 to 255.")] = False,
     decoder: Annotated[Path | None, typer.Option(help="Write the decoder as a model of its own here.")] = None,
     data: Annotated[
@@ -68,7 +70,7 @@ def export_command(
     if decoder is not None:
         same = "fp32" if precision == "int8" else precision  # calibration is not for decoders alone
         _exported(export_decoder(net, decoder, precision=same, **written), model)
-    if sets is not None and (chosen is None or "lengths" in chosen):
+    if sets is not None and (chosen is None or ("scores" if net.spec.own_scores else "lengths") in chosen):
         from capscore.export.runtime import Session
 
         session = Session(target)
