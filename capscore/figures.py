@@ -83,7 +83,8 @@ class Agreement(NamedTuple):
 def agreement(net: CapsNet[Any], images: Any) -> Agreement:
     """Follow the routing of images [B, C, H, W] through its iterations.
 
-    What leaky routing gives to no capsule counts in the entropy as one more share. ShapeError: the network has no layer
+    What leaky routing gives to no capsule counts in the entropy as one more share; self-attention adds a prior, after
+    which couplings may be negative, that is none, and their sum another than 1. ShapeError: the network has no layer
     that routes into the classes.
     """
     ops, run, last = net.ops, Run(trace=[]), routed_classes(net.spec)
@@ -97,7 +98,8 @@ def agreement(net: CapsNet[Any], images: Any) -> Agreement:
     shape = last.output.dims[0], batch, last.input.dims[0]
     found = [np.full(shape, c) if isinstance(c, float) else ops.to_numpy(c) for _, c, *_ in iterations]  # [J, B, N]
     c = np.stack([each.transpose(1, 2, 0) for each in found]).astype(np.float64)
-    shares = np.concatenate([c, np.clip(1 - c.sum(-1, keepdims=True), 0, 1)], -1)
+    shares = np.concatenate([np.maximum(c, 0), np.clip(1 - c.sum(-1, keepdims=True), 0, 1)], -1)
+    shares /= shares.sum(-1, keepdims=True)
     entropy = -(shares * np.log2(np.maximum(shares, 1e-300))).sum(-1).mean(-1)
     return Agreement(c, length, entropy)
 
@@ -288,7 +290,8 @@ def couplings(net: CapsNet[Any], images: Any) -> Figure:
 def _ranked(ax: Axes, couplings: NDArray[Any]) -> None:
     """Draw couplings [R, N] in order of size, a line for each iteration, from light to dark."""
     for k, c in enumerate(couplings):
-        ax.plot(range(1, len(c) + 1), -np.sort(-c), color=DEEPER(k / (len(couplings) - 1) if k else 0.0))
+        depth = k / (len(couplings) - 1) if len(couplings) > 1 else 1.0
+        ax.plot(range(1, len(c) + 1), -np.sort(-c), color=DEEPER(depth))
     ax.set(xscale="log", xlim=(1, None), ylim=(0, 1), yticks=(0, 0.5, 1))
     ax.xaxis.set_major_formatter("{x:g}")
     ax.minorticks_off()

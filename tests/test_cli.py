@@ -158,6 +158,13 @@ def test_predict_calls_scores_of_their_own_scores(tmp_path):
     assert "lengths" not in said
 
 
+def test_a_network_of_the_zoo_is_measured_on_what_it_was_made_for(tmp_path):
+    result = CliRunner().invoke(cli.app, ["explore", "efficient-fashion", "--data-dir", str(tmp_path)])
+    assert "dataset fashion-mnist" in str(result.exception)
+    result = CliRunner().invoke(cli.app, ["eval", "small-mnist", "--backend", "numpy"])
+    assert "test images of digits" in result.output  # which are some of MNIST's
+
+
 def test_an_export_of_some_outputs_of_a_network_with_scores(tmp_path):
     need("capscore.export.runtime", "onnx")
 

@@ -17,7 +17,7 @@ from conftest import FLOAT32, FLOAT64, NUMPY, close, random_images, random_param
 from hypothesis import given, settings
 from PIL import Image
 
-from capscore import PRESETS, Decoder, DenseCaps, DynamicRouting
+from capscore import PRESETS, Decoder, DenseCaps, DynamicRouting, SelfAttention
 from capscore.data import Dataset, load
 from capscore.errors import ModelFileError, ShapeError
 
@@ -108,6 +108,17 @@ def test_entropy_of_couplings_that_are_decided_is_finite() -> None:
     assert found.couplings[-1].max() == 1
     assert (found.entropy[-1] < found.entropy[0]).all()
     assert np.isfinite(found.entropy).all()
+
+
+def test_entropy_of_couplings_with_a_prior() -> None:
+    """Self-attention adds one to the softmax: couplings are negative, or above 1, and their sum is any."""
+    net = NUMPY.CapsNet(small_spec(capsules=(DenseCaps(3, dim=5, routing=SelfAttention(), bias=False),)))
+    prior = np.random.default_rng(0).normal(size=net.params["capsules.0.routing.prior"].shape)
+    net.assign(net.params | {"capsules.0.routing.prior": prior.astype("float32")})
+    found = figures.agreement(net, random_images(net.spec, 3))
+    assert found.couplings.min() < 0
+    assert (found.entropy >= 0).all()
+    assert (found.entropy <= 2).all()  # bits of three capsules and none
 
 
 def test_examples_take_the_classes_in_turn() -> None:

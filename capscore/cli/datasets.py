@@ -7,9 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from capscore.cli.app import say
-from capscore.data import Samples, absent, changes, fingerprint, load, rule_of, whole
+from capscore.data import NAMES, Samples, absent, changes, fingerprint, load, rule_of, whole
 from capscore.data.split import Rule, seed_of
 from capscore.train import check_dataset
+
+
+def usual(net: Any) -> str:
+    """Return the dataset that a network of the zoo was made for; digits, always here, for MNIST's and others."""
+    published = net.provenance.get("published")
+    data = published.get("data") if isinstance(published, dict) else None
+    return data if data in NAMES and data != "mnist" else "digits"
 
 
 def datasets(net: Any, data: str, data_dir: Path | None, split: str = "held-out") -> tuple[Samples, Samples]:

@@ -12,11 +12,11 @@ from rich.table import Table
 
 from capscore import disk
 from capscore.cli.app import app, console, say
-from capscore.cli.datasets import counted, datasets, parted
+from capscore.cli.datasets import counted, datasets, parted, usual
 from capscore.cli.shared import (
     Backend,
-    Data,
     DataDir,
+    DataOf,
     Import,
     ModelPath,
     Provider,
@@ -38,7 +38,7 @@ HARDEST = 32  # images
 @app.command("eval")
 def eval_command(
     model: ModelPath,
-    data: Data = "digits",
+    data: DataOf = None,
     data_dir: DataDir = None,
     split: Annotated[str, typer.Option(help="Which images: held-out, train or all.")] = "held-out",
     report: Annotated[
@@ -53,6 +53,7 @@ def eval_command(
     if split not in SPLITS:
         raise CapscoreError(f"there is no split {split!r}; choose one of {', '.join(SPLITS)}")
     net = open_model(model, backend_name, provider, threads)
+    data = data or usual(net)
     train_set, test = datasets(net, data, data_dir, split)
     sets = {"held-out": [test], "train": [train_set], "all": [test] if parted(test) else [train_set, test]}[split]
     reader = TakesFloats(net, net.classes) if takes_bytes(net) else net

@@ -11,15 +11,15 @@ import typer
 
 from capscore import backend
 from capscore.cli.app import app, say
-from capscore.cli.datasets import datasets
-from capscore.cli.shared import Backend, Data, DataDir, Import, Weights, default_backend
+from capscore.cli.datasets import datasets, usual
+from capscore.cli.shared import Backend, DataDir, DataOf, Import, Weights, default_backend
 from capscore.train import LOG
 
 
 @app.command("explore")
 def explore_command(
     model: Weights,
-    data: Data = "digits",
+    data: DataOf = None,
     data_dir: DataDir = None,
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("figures"),
     backend_name: Backend = None,
@@ -29,7 +29,7 @@ def explore_command(
     from capscore.figures import explore
 
     net = backend(backend_name or default_backend()).load(model)
-    _, test = datasets(net, data, data_dir)
+    _, test = datasets(net, data or usual(net), data_dir)
     for path in explore(net, test, out, read_log(model.parent / LOG)):
         say(str(path))
 

@@ -38,7 +38,12 @@ Weights = Annotated[
     Path,
     typer.Argument(help="A .safetensors model, or a name of `capscore models`.", show_default=False, callback=found),
 ]
-Data = Annotated[str, typer.Option(help=f"{', '.join(NAMES)}, a folder or list of images, .npz, .npy, .csv, IDX.")]
+DATA = f"{', '.join(NAMES)}, a folder or list of images, .npz, .npy, .csv, IDX."
+Data = Annotated[str, typer.Option(help=DATA)]
+DataOf = Annotated[
+    str | None,
+    typer.Option("--data", help=f"{DATA} If not given, what a network of the zoo was made for, else digits."),
+]
 DataDir = Annotated[Path | None, typer.Option(help="Folder with mnist/, cifar10/ and so on; else CAPSCORE_DATA.")]
 Backend = Annotated[
     str | None,

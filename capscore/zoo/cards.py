@@ -42,7 +42,7 @@ def card_of(name: str, model: Model) -> str:
         f"- **Licence**: the weights as capscore, Apache-2.0; the images are under {licence}.",
         "- **Cite**: capscore and its version, beside the [paper](references.md) of the routing.",
         "",
-        f'`capscore.create("{name}", pretrained=True)`, `capscore eval {name} --data …`, '
+        f'`capscore.create("{name}", pretrained=True)`, `capscore eval {name} --data {made["data"]}`, '
         f"`capscore export {name} {name}.onnx`",
     ]
     return "\n".join(lines) + "\n"
