@@ -165,6 +165,20 @@ def test_a_network_of_the_zoo_is_measured_on_what_it_was_made_for(tmp_path):
     assert "test images of digits" in result.output  # which are some of MNIST's
 
 
+def test_every_command_takes_a_name_of_the_zoo(tmp_path):
+    def told(*arguments):
+        result = CliRunner().invoke(cli.app, list(map(str, arguments)))
+        assert result.exception is None
+        return result.output
+
+    shipped = told("inspect", "efficient-multimnist")  # the trained one, not the preset of its name
+    assert '"data": "multimnist"' in shipped
+    images, labels = (array[:20] for array in (load("digits")[1].images, load("digits")[1].labels))
+    np.savez(tmp_path / "few.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    options = "--data", tmp_path / "few.npz", "--epochs", 1, "--out", tmp_path / "run", "--backend", "numpy"
+    assert "20 images to learn from" in told("train", "--finetune", "small-mnist", *options)
+
+
 def test_an_export_of_some_outputs_of_a_network_with_scores(tmp_path):
     need("capscore.export.runtime", "onnx")
 

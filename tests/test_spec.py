@@ -136,7 +136,6 @@ def test_presets_are_reached_from_the_package() -> None:
         *("mnist", "multimnist", "cifar10", "smallnorb", "svhn", "small", "deepcaps", "deepcaps-64"),
         *("efficient-mnist", "efficient-multimnist", "efficient-smallnorb", "inverted-cifar10", "inverted-cifar100"),
         *(
-            "efficient-affnist",
             "residual-mnist",
             "residual-multimnist",
             "residual-affnist",

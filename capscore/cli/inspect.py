@@ -11,12 +11,15 @@ from rich.table import Table
 
 from capscore import PRESETS, CapsNetSpec, modelfile
 from capscore.cli.app import app, console, say
-from capscore.cli.shared import Import, read_spec, size_text
+from capscore.cli.shared import Import, found, read_spec, size_text
 
 
 @app.command("inspect")
 def inspect_command(
-    model: Annotated[str, typer.Argument(help="A .safetensors or .onnx file, a spec's JSON, or a preset's name.")],
+    model: Annotated[
+        str,
+        typer.Argument(help="A .safetensors or .onnx file, a name of `capscore models`, a spec's JSON, or a preset."),
+    ],
     imports: Import = None,
 ) -> None:
     """Show layers, shapes, parameters and multiply-adds of a model."""
@@ -38,7 +41,7 @@ def inspect_command(
 
 def _read(model: str) -> tuple[CapsNetSpec, dict[str, Any]]:
     """Return the spec of a file or preset, and what the file tells beside it."""
-    if model in PRESETS:
+    if not (path := found(Path(model))).exists() and model in PRESETS:
         return PRESETS[model], {}
     if model.endswith(".json"):
         return read_spec(Path(model)), {}
@@ -47,6 +50,6 @@ def _read(model: str) -> tuple[CapsNetSpec, dict[str, Any]]:
 
         file = read_onnx(model)
         return file.spec, {"classes": ", ".join(file.classes)} | file.provenance
-    read = modelfile.read(model)
+    read = modelfile.read(path)
     stored = sorted({str(array.dtype) for array in read.params.values()})
     return read.spec, {"stored as": ", ".join(stored), "classes": ", ".join(read.classes)} | read.provenance

@@ -35,7 +35,9 @@ class TrainOptions:
     data_dir: DataDir = None
     out: Annotated[Path, typer.Option(help="Folder for model, checkpoint and log.")] = Path("runs/capsnet")
     resume: Annotated[Path | None, typer.Option(help="Go on with the training in this folder, exactly.")] = None
-    finetune: Annotated[Path | None, typer.Option(help="Begin with this model's parameters, for these classes.")] = None
+    finetune: Annotated[
+        Path | None, typer.Option(help="Begin with this model's parameters, for these classes; or one that ships.")
+    ] = None
     freeze: Annotated[str | None, typer.Option(help="Parameters that stay, by how names begin: stem,primary.")] = None
     find_rate: Annotated[bool, typer.Option("--find-rate", help="Look for a learning rate, and end.")] = False
     validation: Annotated[float, typer.Option(help="Share of the training images to choose the best epoch by.")] = 0.0

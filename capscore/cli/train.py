@@ -15,7 +15,7 @@ from capscore.cli.choices import OPTIMISERS, SCHEDULES, choose, choose_augment, 
 from capscore.cli.config import CONFIG, Config, read_config
 from capscore.cli.datasets import say_notes
 from capscore.cli.options import TrainOptions, taking
-from capscore.cli.shared import default_backend, preset, quoted, read_spec
+from capscore.cli.shared import default_backend, found, preset, quoted, read_spec
 from capscore.cli.training import Setup, run_training
 from capscore.data import NAMES, Dataset, Samples, load, rule_of
 from capscore.data.images import size_that_fits
@@ -103,7 +103,7 @@ def _new(options: TrainOptions) -> Plan:
     """Return what the options say of a new training."""
     if sum(x is not None for x in (options.preset, options.spec, options.finetune)) > 1:
         raise CapscoreError("--preset, --spec and --finetune each name the network: give one of them")
-    begins = modelfile.read(options.finetune) if options.finetune else None
+    begins = modelfile.read(found(options.finetune)) if options.finetune else None
     named = options.preset or options.spec
     spec = (read_spec(options.spec) if options.spec else preset(options.preset or "")) if named else None
     if begins is not None:

@@ -109,7 +109,6 @@ PRESETS: dict[str, Callable[[], CapsNetSpec]] = {
     "residual-affnist": lambda: _residual(40),  # 176,784
     "residual-fashion": lambda: _residual(28, (32, 64, 128)),  # 580,480
     "efficient-smallnorb": smallnorb,
-    "efficient-affnist": lambda: _digits(40, (1, 1, 2, 2), kernel=7),  # ours: the same on the canvas of affNIST
     # Ours: the stem of efficient-mnist, so that the heads alone differ.
     "dynamic-mnist": lambda: _digits(28, (1, 1, 1, 2), kernel=9, head=DenseCaps(10, dim=16)),
     "unrouted-mnist": lambda: _digits(28, (1, 1, 1, 2), 9, head=DenseCaps(10, dim=16, routing=DynamicRouting(1))),

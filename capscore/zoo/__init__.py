@@ -40,9 +40,10 @@ def chosen(backend: str | None) -> Any:
 def create(name: str, pretrained: bool = False, seed: int = 0, backend: str | None = None, **options: Any) -> Any:
     """Return a network by its name: `list_models()` has them all.
 
-    With `pretrained` it has the weights that ship with capscore, else first numbers drawn by `seed`. `backend` is a
-    name such as "torch"; else the chosen one. `options` are those of `CapsNet`, such as dtype="float64". Raises
-    SpecError if there is no such network, or no trained one.
+    With `pretrained` it has the weights that ship with capscore, else first numbers drawn by `seed`; of one name the
+    preset is the network of its paper, and the trained one may have another stem, see `card`. `backend` is a name such
+    as "torch"; else the chosen one. `options` are those of `CapsNet`, such as dtype="float64". Raises SpecError if
+    there is no such network, or no trained one.
     """
     caps = chosen(backend)
     if pretrained:
