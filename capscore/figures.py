@@ -229,7 +229,7 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
 def couplings(net: CapsNet[Any], images: Any) -> Figure:
     """Show routing by agreement for a few images [B, C, H, W], a row each, up to three of its iterations.
 
-    From left to right: the image; on the primary map, where the couplings to the longest capsule lie above (blue)
+    From left to right: the image; on the primary map, where the couplings to the class found lie above (blue)
     and below (orange) an even share, the mean over the types, in one scale for all images (not with several capsule
     layers); all of them in order of size, with the mean entropy; the length of every class capsule, where that is what
     the network says. ShapeError: the network has no layer that routes into its classes.
@@ -485,12 +485,12 @@ class _Seen(NamedTuple):
 
 def _run_for_picture(net: CapsNet[Any], images: Any, labels: Any = None) -> _Seen:
     output = net(images)
-    own = net.spec.own_scores
-    sure = net.ops.to_numpy(net.spec.loss.chances(net.ops, output.scores) if own else output.lengths)
+    scores = net.ops.to_numpy(output.scores)
+    sure = net.ops.to_numpy(net.spec.loss.chances(net.ops, output.scores)) if net.spec.own_scores else scores
     if not len(sure):
         raise ShapeError("there are no images to show")
     wanted = None if labels is None else one_hot(labels, *sure.shape).argmax(1)
-    return _Seen(net.ops.to_numpy(net.ops.asarray(images)), output, sure, sure.argmax(1), wanted)
+    return _Seen(net.ops.to_numpy(net.ops.asarray(images)), output, sure, scores.argmax(1), wanted)
 
 
 def _picture(image: NDArray[Any]) -> NDArray[Any]:

@@ -129,7 +129,7 @@ def _values(
         screen.close()
     lab.spent = sum(row["seconds"] for row in rows)
     with learner.averaged():
-        errors = {name: 100 * (1 - accuracy(net, data)) for name, data in tests.items()}
+        errors = errors_of(net, tests)
         told = {name: getattr(published, name) for name in ("name", "data", "validation", "amp")}
         net.provenance |= {"published": told | {"errors": errors}}
         net.save(place / FINAL)
@@ -137,6 +137,10 @@ def _values(
 
 
 def _together(nets: Sequence[Any], tests: Mapping[str, Samples]) -> Values:
-    """Return the errors, in percent, of the mean scores of several networks."""
-    mean = Mean(tuple(nets))
-    return {name: 100 * (1 - accuracy(mean, data)) for name, data in tests.items()}
+    """Return the errors of the mean scores of several networks."""
+    return errors_of(Mean(tuple(nets)), tests)
+
+
+def errors_of(net: Any, tests: Mapping[str, Samples]) -> Values:
+    """Return the errors of a network in percent, to more places than there are test images."""
+    return {name: round(100 * (1 - accuracy(net, data)), 5) for name, data in tests.items()}

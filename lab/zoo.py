@@ -13,11 +13,10 @@ from capscore.data import Samples
 from capscore.errors import TrainingError
 from capscore.export.onnx import export
 from capscore.export.runtime import Session
-from capscore.train import accuracy
 from capscore.zoo.cards import ENGINES, TESTS
 from lab import files, gallery
 from lab.experiments.trials import Lab, Values, read, summary
-from lab.published import FINAL, Published, folder, names
+from lab.published import FINAL, Published, errors_of, folder, names
 
 DRAWN = 1.5e6  # bytes above which a file ships without its decoder
 SAME = 0.02  # points: two of 10,000 images, which another processor may round to another answer
@@ -105,7 +104,4 @@ def _measured(learn: Samples, tests: Mapping[str, Samples], path: Path) -> dict[
             shown = learn.batch(slice(0, CALIBRATION))[0] if precision == "int8" else None
             export(nets["numpy"], onnx, precision=precision, calibration=shown)
             engines[precision] = Session(onnx)
-        return {
-            engine: {test: 100 * (1 - accuracy(net, data)) for test, data in tests.items()}
-            for engine, net in engines.items()
-        }
+        return {engine: errors_of(net, tests) for engine, net in engines.items()}
