@@ -126,7 +126,7 @@ def _tensors(field: str, tensors: tuple[onnxfile.Tensor, ...], file: onnxfile.On
 
     def told(part: onnxfile.Tensor) -> str:
         dims = ", ".join(map(str, first + part.shape))
-        label = f'\n    label_filename: "{LABELS}"' if part.name == "lengths" else ""
+        label = f'\n    label_filename: "{LABELS}"' if part.name in ("lengths", "scores") else ""
         return f'  {{\n    name: "{part.name}"\n    data_type: {TYPES[part.dtype]}\n    dims: [ {dims} ]{label}\n  }}'
 
     return f"{field} [\n" + ",\n".join(map(told, tensors)) + "\n]\n"

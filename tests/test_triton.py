@@ -11,7 +11,7 @@ import pytest
 from conftest import NUMPY, need, random_images, random_params, small_spec
 from typer.testing import CliRunner
 
-from capscore import cli
+from capscore import PRESETS, cli
 from capscore.errors import CapscoreError, ModelFileError
 
 SPEC = small_spec()
@@ -94,6 +94,13 @@ def test_the_repository(triton: ModuleType, runtime: ModuleType, export: Any, tm
         "instance_group": [{"count": [2], "kind": ["KIND_GPU"]}],
         "dynamic_batching": [{"preferred_batch_size": [16, 64], "max_queue_delay_microseconds": [500]}],
     }
+
+
+def test_scores_of_a_network_of_their_own_have_labels(triton: ModuleType, onnx_export: ModuleType, tmp_path: Path) -> None:
+    onnx_export.export(NUMPY.CapsNet(PRESETS["small-vectors"]), tmp_path / "model.onnx", verify=False)
+    made = triton.write(tmp_path / "model.onnx", tmp_path, "digits")
+    (output,) = parse((made / "config.pbtxt").read_text())["output"]
+    assert (output["name"], output["label_filename"]) == (["scores"], ["labels.txt"])
 
 
 def test_a_second_export_is_the_next_version(triton: ModuleType, export: Any, tmp_path: Path) -> None:
