@@ -96,7 +96,7 @@ def test_the_repository(triton: ModuleType, runtime: ModuleType, export: Any, tm
     }
 
 
-def test_scores_of_a_network_of_their_own_have_labels(triton: ModuleType, onnx_export: ModuleType, tmp_path: Path) -> None:
+def test_scores_of_their_own_have_labels(triton: ModuleType, onnx_export: ModuleType, tmp_path: Path) -> None:
     onnx_export.export(NUMPY.CapsNet(PRESETS["small-vectors"]), tmp_path / "model.onnx", verify=False)
     made = triton.write(tmp_path / "model.onnx", tmp_path, "digits")
     (output,) = parse((made / "config.pbtxt").read_text())["output"]
