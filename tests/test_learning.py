@@ -14,7 +14,7 @@ from capscore import PRESETS, DenseCaps, modelfile
 from capscore.backends import numpy as caps
 from capscore.data import Dataset, Framed, Pairs, load, with_validation
 from capscore.errors import DataError, SpecError
-from capscore.finetune import finetuned
+from capscore.finetune import finetuned, for_classes
 from capscore.losses import Loss
 from capscore.net import init_params
 from capscore.optim import Optimiser
@@ -120,6 +120,24 @@ def test_what_begins_anew() -> None:
     assert finetuned(modelfile.Model(odd, init_params(odd, 0), tuple("abcd")), tuple("xy"))[0].classes == 2
 
 
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_has_other_classes(name: str) -> None:
+    spec = PRESETS[name]
+    other = for_classes(spec, 3)
+    assert other.classes == 3
+    assert for_classes(other, spec.classes) == spec
+    assert for_classes(spec, spec.classes) is spec
+
+
+def test_what_begins_anew_within_another_layer() -> None:
+    """Of layers that route at the same time the last makes the classes; the scores are the same function of a pose."""
+    old = modelfile.Model(PRESETS["small-inverted"], init_params(PRESETS["small-inverted"], 5), tuple("0123456789"))
+    spec, params = finetuned(old, tuple("abcdef"), 0)
+    anew = {name for name in params if not np.array_equal(params[name], old.params[name])}
+    assert {name.rpartition(".")[0] for name in anew} == {"capsules.1.layers.1", "decoder.0"}
+    assert spec.classes == 6
+
+
 def test_a_rate_is_found_between_none_and_too_much(archive: Path, tmp_path: Path) -> None:
     net = caps.CapsNet(SMALL)
     before = {name: p.copy() for name, p in net.params.items()}
@@ -212,6 +230,8 @@ def test_a_model_that_ends_in_something_else_cannot_have_other_classes() -> None
     spec = SMALL.replace(layers=(Conv(4, 5), GlobalPool(), Linear(3, activation="none")))
     model = modelfile.Model(spec, init_params(spec, 0), tuple("abc"))
     assert finetuned(model, ("x", "y"))[0].classes == 2
-    odd = spec.replace(layers=(*spec.layers, Activation("relu")))
-    with pytest.raises(SpecError, match="the model ends in Activation"):
+    activated = spec.replace(layers=(*spec.layers, Activation("relu")))
+    assert finetuned(modelfile.Model(activated, init_params(activated, 0), tuple("abc")), ("x", "y"))[0].classes == 2
+    odd = spec.replace(layers=(Conv(3, 5), GlobalPool()))
+    with pytest.raises(SpecError, match="no layer of this network has its 3 classes as a setting"):
         finetuned(modelfile.Model(odd, init_params(odd, 0), tuple("abc")), ("x", "y"))

@@ -21,7 +21,7 @@ from capscore.data import NAMES, Dataset, Samples, load, rule_of
 from capscore.data.images import size_that_fits
 from capscore.data.split import Rule
 from capscore.errors import CapscoreError, ModelFileError, TrainingError, short
-from capscore.finetune import finetuned
+from capscore.finetune import finetuned, for_classes
 from capscore.fit import fitted, pace
 from capscore.train import BEST, LAST, Recipe, find_rate, read_last
 
@@ -173,7 +173,7 @@ def _network(
     if plan.begins:
         spec, params = finetuned(plan.begins, classes, options.seed)
     elif not options.spec:
-        spec = _for_classes(spec, len(classes))
+        spec = for_classes(spec, len(classes))
     return spec.replace(loss=choose_loss(spec, data, options.loss, options.class_weights)), params
 
 
@@ -183,10 +183,6 @@ def _begin_with(spec: CapsNetSpec, starts: str) -> list[str]:
     if not found:
         raise CapscoreError(f"--freeze {starts}: no parameter begins so; there are {', '.join(spec.parameters):.300}")
     return found
-
-
-def _for_classes(spec: CapsNetSpec, classes: int) -> CapsNetSpec:
-    return spec.replace(layers=(*spec.layers[:-1], replace(spec.capsules[-1], count=classes)))
 
 
 def _settled(options: TrainOptions, plan: Plan, data: Samples) -> TrainOptions:
