@@ -434,8 +434,7 @@ def explore(
     curves. Of `Pairs` both objects are drawn.
     """
     data = check_dataset(net, data, "example")
-    pairs = isinstance(data, Pairs)
-    index = np.arange(min(count, len(data))) if pairs else examples(data, count)
+    index = examples(data, count)
     images, classes = data.batch(index)
     labels = None if classes.ndim > 1 else classes
     figures: dict[str, Figure] = {}
@@ -459,12 +458,15 @@ def explore(
 
 
 def examples(data: Samples, count: int) -> NDArray[np.int64]:
-    """Return the indices of up to `count` images, one of each class in turn."""
+    """Return the indices of up to `count` images: one of each class in turn, and one of none; of pairs the first."""
+    if isinstance(data, Pairs):  # drawn at random, and millions
+        return np.arange(min(count, len(data)))
     order = np.random.default_rng(0).permutation(len(data))
     shown = data.labels[order] if data.labels.ndim > 1 else data.labels[order, None] == np.arange(len(data.classes))
-    classes = [order[shown[:, j]] for j in range(len(data.classes))]
+    classes = [order[one] for one in (*shown.T, ~shown.any(1))]
     turns = (i for turn in itertools.zip_longest(*classes) for i in turn if i is not None)
-    return np.array(list(itertools.islice(dict.fromkeys(turns), count)))  # each once, however many classes it shows
+    # each once, however many classes it shows
+    return np.fromiter(itertools.islice(dict.fromkeys(turns), count), np.int64)
 
 
 class _Seen(NamedTuple):

@@ -19,7 +19,7 @@ from .data import Samples
 from .figures import DPI, examples, reconstructions, training_curves
 from .metrics import Measures
 from .model import CapsNet
-from .train import measure
+from .train import check_dataset, measure
 
 HARDEST, DRAWN = 24, 10  # images
 
@@ -37,6 +37,7 @@ def write(
 
     The file has its pictures in it. Returns the measures.
     """
+    data = check_dataset(net, data, "test")  # in the network's order of classes
     found = measure(net, data)
     index = found.hardest(HARDEST)
     parts = [_summary(net, found), _table(found)]

@@ -144,11 +144,10 @@ def _drawn(net: Any, test: Samples) -> list[Any]:
     """Return figures of what a network draws of test images, and of what the numbers of its capsules mean."""
     from capscore import figures
 
+    index = figures.examples(test, SEEN)
     if isinstance(test, Pairs):
-        index = np.arange(SEEN - 1)
         again = figures.overlapping(net, test, index)
     else:
-        index = figures.examples(test, SEEN)
         again = figures.reconstructions(net, *test.batch(index))
     images, labels = test.batch(index)
     scores = net.predict(images)

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from PIL import Image
 
 from capscore import PRESETS, Decoder, DenseCaps, DynamicRouting, SelfAttention
-from capscore.data import Dataset, load
+from capscore.data import Dataset, Pairs, load
 from capscore.errors import ModelFileError, ShapeError
 
 pytest.importorskip("matplotlib")
@@ -126,6 +126,13 @@ def test_examples_take_the_classes_in_turn() -> None:
     data = Dataset(np.zeros((7, 1, 2, 2), np.uint8), labels, ("a", "b", "c", "none of these"))
     assert labels[figures.examples(data, 5)].tolist() == [0, 1, 2, 0, 2]
     assert sorted(figures.examples(data, 99)) == list(range(7))
+    several = np.array([[1, 0], [0, 0], [1, 1], [0, 0]], bool)
+    shown = several[figures.examples(Dataset(data.images[:4], several, ("a", "b")), 3)]
+    assert shown.any(0).all()
+    assert not shown.any(1).all()  # one shows none
+    none = Dataset(data.images[:2], several[[1, 3]], ("a", "b"))  # no image shows a class
+    assert sorted(figures.examples(none, 3)) == [0, 1]
+    assert figures.examples(Pairs(data), 4).tolist() == [0, 1, 2, 3]  # of 7,000, whose labels are not drawn for it
     np.testing.assert_array_equal(figures.examples(data, 5), figures.examples(data, 5))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import need
+from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 from test_plain_train import run
@@ -80,6 +81,28 @@ def test_a_training_has_a_report_in_one_file(tmp_path: Path) -> None:
     assert "&lt;script&gt;" in page
     assert "capsules.0" in page
     assert "accuracy" in page
+
+
+def test_a_report_of_pairs_and_of_classes_in_another_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from capscore import report
+
+    test = load("digits")[1]
+    some = Dataset(test.images[:40], test.labels[:40], test.classes)  # type: ignore[attr-defined]
+    pairs = caps.CapsNet(PRESETS["small"].replace(input=(1, 36, 36)))
+    report.write(tmp_path / "pairs.html", pairs, Pairs(some, per_digit=1))
+    assert (tmp_path / "pairs.html").read_text().count("<img") == 2  # hardest, reconstructions
+    seen: list[tuple[int, str]] = []
+
+    def drawn(net: caps.CapsNet, images: np.ndarray, labels: np.ndarray) -> Figure:
+        for image, k in zip(images, labels, strict=True):
+            found = (np.abs(some.batch(slice(None))[0] - image).sum((1, 2, 3)) == 0).nonzero()[0]
+            seen.append((int(some.labels[found[0]]), net.classes[k]))
+        return Figure()
+
+    monkeypatch.setattr(report, "reconstructions", drawn)
+    report.write(tmp_path / "backward.html", caps.CapsNet(PRESETS["small"], classes=test.classes[::-1]), some)
+    assert len(seen) == 10
+    assert all(str(label) == name for label, name in seen)
 
 
 TYPED = """

@@ -59,6 +59,11 @@ def test_created_networks(backend_name: str) -> None:
     assert (first[0] == first[1]).all()
     assert (first[0] != first[2]).any()
     assert capscore.create("small", backend=backend_name).spec == PRESETS["small"]
+    for trained in (True, False):
+        named = capscore.create(
+            "small-mnist", trained, backend=backend_name, classes=list("abcdefghij"), dtype="float64"
+        )
+        assert named.classes == tuple("abcdefghij")
 
 
 def test_the_smallest_reaches_the_same_on_every_engine(tmp_path: Path) -> None:

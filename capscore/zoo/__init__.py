@@ -46,14 +46,15 @@ def create(name: str, pretrained: bool = False, seed: int = 0, backend: str | No
     there is no such network, or no trained one.
     """
     caps = chosen(backend)
-    if pretrained:
-        return caps.CapsNet.load(path(name), **options)
-    if name in PRESETS:
+    if name in PRESETS and not pretrained:
         return caps.CapsNet(PRESETS[name], seed=seed, **options)
     from capscore import modelfile
 
     model = modelfile.read(path(name))
-    return caps.CapsNet(model.spec, seed=seed, classes=model.classes, **options)
+    about: dict[str, Any] = {"seed": seed, "classes": model.classes}
+    if pretrained:
+        about |= {"params": model.params, "provenance": modelfile.public(model.provenance)}
+    return caps.CapsNet(model.spec, **about | options)
 
 
 def card(name: str) -> str:
