@@ -644,6 +644,8 @@ def _finish(
 
         differences = check(net, model, plain, precision, examples, fast_conv)
     about: dict[str, Any] = {"capscore": __version__, "precision": precision}
+    if net.spec.own_scores:  # for who reads the file without capscore
+        about["own_scores"] = True
     if fast_conv is not None:
         about["fast_conv"] = fast_conv
     if differences is not None:  # to one digit, so that the rounding of another machine rarely changes the file

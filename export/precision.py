@@ -14,7 +14,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from capscore.errors import BackendError, ShapeError
+from capscore.errors import BackendError, CapscoreError, ShapeError
 from capscore.net import CapsNetSpec
 from capscore.ops import check_range
 
@@ -59,6 +59,10 @@ def quantize(spec: CapsNetSpec, model: onnx.ModelProto, images: NDArray[Any], by
     rows = [*spec.rows, *spec.decoder_rows]
     places = tuple(f"{row.name}/" for row in rows if row.layer.quantises)
     chosen = [n.name for n in model.graph.node if n.op_type in ("Conv", "MatMul") and n.name.startswith(places)]
+    if not chosen:  # none at all would mean every node to what quantises
+        raise CapscoreError(
+            "int8 is for convolutions and the decoder, of which this network has none: export it as int8-weights"
+        )
     with tempfile.TemporaryDirectory() as folder:
         plain, quantised = Path(folder) / "plain.onnx", Path(folder) / "int8.onnx"
         inferred = onnx.shape_inference.infer_shapes(model)

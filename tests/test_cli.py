@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 
 from capscore import PRESETS, __version__, cli, modelfile
 from capscore.backends import numpy as caps
-from capscore.data import load
+from capscore.cli.datasets import calibrating
+from capscore.data import Dataset, load
 
 COMMANDS = ["train", "eval", "predict", "export", "inspect", "verify", "import", "explore", "play", "demo"]
 
@@ -177,6 +178,18 @@ def test_every_command_takes_a_name_of_the_zoo(tmp_path):
     np.savez(tmp_path / "few.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
     options = "--data", tmp_path / "few.npz", "--epochs", 1, "--out", tmp_path / "run", "--backend", "numpy"
     assert "20 images to learn from" in told("train", "--finetune", "small-mnist", *options)
+
+
+def test_int8_is_calibrated_on_images_of_every_class_as_many_as_a_batch(model, tmp_path):
+    need("capscore.export.runtime", "onnx")
+    train = load("digits")[0]
+    order = np.argsort(train.labels, kind="stable")
+    ordered = Dataset(train.images[order], train.labels[order], train.classes)
+    assert len(calibrating(ordered)) == len(calibrating(ordered, 8)) == 512
+    assert len(calibrating(ordered, 600)) == 600
+    assert not np.array_equal(calibrating(ordered), ordered.batch(slice(0, 512))[0])  # which are of two classes
+    capscore("export", model, tmp_path / "m.onnx", "--no-verify")
+    assert "--data calibrates an int8 one" in capscore("bench", tmp_path / "m.onnx", "--data", "digits", code=1)
 
 
 def test_an_export_of_some_outputs_of_a_network_with_scores(tmp_path):

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from capscore import PRESETS, CapsNetSpec, Conv, Decoder, DenseCaps, DynamicRouting, MaxPool, PrimaryCaps
 from capscore.errors import CapscoreError, ModelFileError, ShapeError
 from capscore.fast.streaming import VOTES_BYTES
-from capscore.layers import BatchNorm, Concat, Concurrent, ConvCaps, ConvCaps3D, Residual, Upsample
+from capscore.layers import AsCaps, BatchNorm, Concat, Concurrent, ConvCaps, ConvCaps3D, Residual, Upsample
 from capscore.net import primary_capsules
 from capscore.routing import InvertedAttention
 
@@ -288,6 +288,9 @@ def test_int8_needs_images_that_fit(onnx_export: ModuleType, tmp_path: Path) -> 
     for some, batch, least in ((images, 5, 5), (images[:0], None, 1)):
         with pytest.raises(ShapeError, match=f"{len(some)} calibration images are too few: wanted at least {least}"):
             onnx_export.export(network(), tmp_path / "m.onnx", precision="int8", calibration=some, batch=batch)
+    bare = NUMPY.CapsNet(CapsNetSpec((1, 4, 4), (AsCaps(1, 1), DenseCaps(3)), decoder=None))
+    with pytest.raises(CapscoreError, match="of which this network has none: export it as int8-weights"):
+        onnx_export.export(bare, tmp_path / "m.onnx", precision="int8", calibration=random_images(bare.spec, 3))
     with pytest.raises(ShapeError, match="calibration images hold NaN"):
         onnx_export.export(network(), tmp_path / "m.onnx", precision="int8", calibration=images * np.nan)
     assert not list(tmp_path.iterdir())

@@ -263,6 +263,14 @@ def test_a_network_that_learned_by_a_spread_loss_names_one_digit(chromium: Calla
         page.wait_for_function("document.getElementById('row-em-mnist').cells[2].textContent === '4'")
 
 
+def test_the_steps_of_a_network_with_routing_in_a_residual(chromium: Callable[..., Any], tmp_path: Path) -> None:
+    """The last layer's are shown, whatever the names and the numbers of the others'."""
+    NUMPY.CapsNet(PRESETS["small-deepcaps"]).save(tmp_path / "deepcaps.safetensors")
+    playground.write([tmp_path / "deepcaps.safetensors"], tmp_path / "models", runtime="runtime/")
+    with served(tmp_path / "models") as address, opened(chromium(), address) as page:
+        says(page, "step 3", "#votes-words")
+
+
 def test_the_steps_of_the_routing(page: Any) -> None:
     says(page, "After step 3, 4 has", "#votes-words")
     assert page.locator("#shares .best b").text_content() == "4"
@@ -333,6 +341,8 @@ def foreign(tmp_path: Path) -> dict[str, Path]:
     (tmp_path / "half.onnx").write_bytes(half[: len(half) // 2])
     onnx_export.export(network(), tmp_path / "eight.onnx", batch=8, verify=False)
     onnx_export.export_decoder(network(), tmp_path / "lonely.onnx", verify=False)
+    inverted = NUMPY.CapsNet(PRESETS["small-inverted"])
+    onnx_export.export(inverted, tmp_path / "lengths.onnx", outputs=["lengths", "capsules"], verify=False)
     return {path.stem: path for path in tmp_path.glob("*.onnx")}
 
 
@@ -343,6 +353,7 @@ def test_a_foreign_file_is_told_of_and_changes_nothing(page: Any, foreign: dict[
         "stripped": "it is not from capscore: capscore export writes files that tell size, classes and scale",
         "half": "half.onnx cannot be used: it is (no ONNX model|damaged)",
         "eight": "it takes 8 images at a time: export it without --batch",
+        "lengths": "it tells lengths,capsules, no scores: export it with --outputs scores",
         "lonely": "lonely.onnx cannot be used: it is the decoder of another network",
     }.items():
         page.set_input_files("#files", foreign[name])

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from capscore import modelfile
 from capscore.cli.app import app, console, say
-from capscore.cli.datasets import datasets
+from capscore.cli.datasets import calibrating, datasets
 from capscore.cli.shared import DataDir, ModelPath
 from capscore.disk import write_atomically
 from capscore.errors import CapscoreError
@@ -43,7 +43,9 @@ def bench_command(
         raise CapscoreError(f"--batches takes whole numbers such as 1,32,128, not {batches}") from None
     shown = None
     if data is not None:
-        shown = datasets(modelfile.read(model), data, data_dir)[0].batch(slice(0, 512))[0]
+        if model.suffix == ".onnx":
+            raise CapscoreError(f"{model} is an export: --data calibrates an int8 one of a .safetensors model")
+        shown = calibrating(datasets(modelfile.read(model), data, data_dir)[0])
     found = bench(model, engines=engines or (), batches=sizes, rounds=rounds, threads=threads, longest=longest,
                   calibration=shown)  # fmt: skip
     machine = found["machine"]

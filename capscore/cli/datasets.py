@@ -7,10 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from capscore.cli.app import say
 from capscore.data import NAMES, Pairs, Samples, absent, changes, fingerprint, load, rule_of, whole
 from capscore.data.split import Rule, seed_of
 from capscore.train import check_dataset
+
+CALIBRATION = 512  # images that int8 is calibrated on
 
 
 def usual(net: Any) -> str:
@@ -40,6 +45,11 @@ def datasets(net: Any, data: str, data_dir: Path | None, split: str = "held-out"
 def _fewer(data: Samples) -> Samples:
     """Return pairs with one for each digit, of the paper's thousand: 10 million would take hours to look at."""
     return replace(data, per_digit=1) if isinstance(data, Pairs) else data
+
+
+def calibrating(data: Samples, batch: int | None = None) -> NDArray[np.float32]:
+    """Return images for int8 to be calibrated on: of every class, whatever the order; as many as a fixed `batch`."""
+    return data.batch(np.random.default_rng(0).permutation(len(data))[: max(CALIBRATION, batch or 0)])[0]
 
 
 def _doubt(told: Mapping[str, Any], rule: Rule | None, train_set: Samples, test: Samples) -> str:

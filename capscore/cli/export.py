@@ -8,18 +8,15 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 from rich.table import Table
 
 from capscore import backend, zoo
 from capscore.cli.app import app, console, say
-from capscore.cli.datasets import counted, datasets
+from capscore.cli.datasets import calibrating, counted, datasets
 from capscore.cli.shared import DataDir, Import, TakesFloats, Weights
 from capscore.errors import CapscoreError, ModelFileError
 from capscore.train import accuracy
-
-CALIBRATION = 512  # images that int8 is calibrated on
 
 
 @app.command("export")
@@ -30,7 +27,7 @@ def export_command(
     batch: Annotated[int | None, typer.Option(help="A fixed number of images; any number if not given.")] = None,
     opset: Annotated[int, typer.Option(help="ONNX operator set, 13 or later.")] = 17,
     outputs: Annotated[
-        str | None, typer.Option(help="Of scores,lengths,capsules,reconstruction,couplings,steps.")
+        str | None, typer.Option(help="Of lengths,capsules,reconstruction,couplings,steps; scores of its own.")
     ] = None,
     byte_images: Annotated[bool, typer.Option("--byte-images", help="Take uint8 images, 0 to 255.")] = False,
     decoder: Annotated[Path | None, typer.Option(help="Write the decoder as a model of its own here.")] = None,
@@ -60,8 +57,7 @@ def export_command(
     sets = None if data is None else datasets(net, data, data_dir)
     shown = None
     if sets is not None:
-        index = np.random.default_rng(0).permutation(len(sets[0]))[:CALIBRATION]  # of every class, whatever the order
-        shown = sets[0].batch(index)[0]
+        shown = calibrating(sets[0], batch)
     accept, put = _into(triton, triton_name)
     written: dict[str, Any] = {"batch": batch, "opset": opset, "verify": verify}
     told = export(net, target, precision=precision, outputs=chosen, byte_images=byte_images, calibration=shown,

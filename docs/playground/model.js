@@ -98,8 +98,9 @@ export class Model {
       throw new Error(`it takes ${this.channels} channels: this page has grey and colour pictures`);
     }
     this.outputs = new Set(session.outputNames);
-    if (!this.outputs.has("lengths") && !this.outputs.has("scores")) {
-      throw new Error(`it tells ${session.outputNames}, no lengths: export it with --outputs lengths,capsules`);
+    const said = about.provenance?.export?.own_scores ? ["scores"] : ["lengths", "scores"]; // of which one tells
+    if (!said.some((name) => this.outputs.has(name))) {
+      throw new Error(`it tells ${session.outputNames}, no ${said[0]}: export it with --outputs ${said[0]}`);
     }
     this.places = Object.entries(about.provenance?.export?.places ?? {}).at(-1); // of the last layer that routes
   }
@@ -143,7 +144,8 @@ export class Model {
     if (!this.places) return [];
     const [inputs, j] = [found[this.places[0]].data, this.classes.length];
     const layer = this.places[0].split(".")[1];
-    const count = 1 + Math.max(...Object.keys(found).map((name) => Number(name.split(".")[2] ?? 0)));
+    const told = Object.keys(found).map((name) => name.split(".")).filter((parts) => parts.length === 3 && parts[1] === layer);
+    const count = 1 + Math.max(0, ...told.map((parts) => Number(parts[2])));
     const steps = [];
     for (let r = 0; r < count; r++) {
       const couplings = found[`couplings.${layer}.${r}`]?.data; // none where all are equal
