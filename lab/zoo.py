@@ -13,6 +13,7 @@ from capscore.data import Samples
 from capscore.errors import TrainingError
 from capscore.export.onnx import export
 from capscore.export.runtime import Session
+from capscore.train.score import made_of
 from capscore.zoo.cards import ENGINES, TESTS
 from lab import files, gallery
 from lab.experiments.trials import Lab, Values, read, summary
@@ -43,7 +44,7 @@ def ship(lab: Lab, name: str) -> Path:
         model = replace(model, spec=spec, params={name: model.params[name] for name in spec.parameters})
     path = zoo.FOLDER / (name + zoo.END)
     learn, _, tests = published.sets(lab)  # first: a file without its numbers is none
-    told = modelfile.public(model.provenance) | {"seeds": _seeds(lab, name)}
+    told = modelfile.public(model.provenance) | made_of(learn) | {"seeds": _seeds(lab, name)}
     told["published"] |= {"why": published.why}
     model = replace(model, provenance=told)
     with tempfile.TemporaryDirectory() as made:  # a network that some engine refuses leaves nothing behind

@@ -19,6 +19,7 @@ from capscore.backends import numpy as caps
 from capscore.data import Dataset, Framed, Pairs, load
 from capscore.train import Recipe, train
 from capscore.train.report import Screen
+from capscore.train.score import made_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -103,6 +104,15 @@ def test_a_report_of_pairs_and_of_classes_in_another_order(tmp_path: Path, monke
     report.write(tmp_path / "backward.html", caps.CapsNet(PRESETS["small"], classes=test.classes[::-1]), some)
     assert len(seen) == 10
     assert all(str(label) == name for label, name in seen)
+
+
+def test_what_a_network_is_made_of() -> None:
+    digits, _ = load("digits")
+    assert made_of(digits) == {"several": False, "shows": 1, "source": [28, 28]}
+    assert made_of(Framed(digits, 40, 36)) == {"several": False, "shows": 1, "source": [28, 28]}
+    assert made_of(Pairs(digits)) == {"several": False, "shows": 2, "source": [28, 28]}
+    flags = Dataset(digits.images[:2], np.eye(2, dtype=bool), ("a", "b"))  # type: ignore[attr-defined]
+    assert made_of(flags) == {"several": True, "shows": None, "source": [28, 28]}
 
 
 TYPED = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -9,6 +10,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 from conftest import need
+from PIL import Image
 from typer.testing import CliRunner
 
 import capscore
@@ -93,6 +95,24 @@ def test_rounded_weights_are_those_of_the_network_not_times_what_a_normalisation
     net = capscore.create("dynamic-mnist", pretrained=True, backend="numpy")
     report = export(net, tmp_path / "m.onnx", precision="int8-weights", outputs=["lengths", "steps"])
     assert max(report.differences.values()) < 0.01  # 0.03 with every normalisation folded
+
+
+@pytest.mark.parametrize(("name", "shown"), [("efficient-affnist", 1), ("efficient-multimnist", 2)])
+def test_a_digit_in_a_file_is_as_large_as_those_that_the_network_learned_from(
+    tmp_path: Path, name: str, shown: int
+) -> None:
+    """Resized to the whole image, a tenth of them was wrong."""
+    test, right = load("digits")[1], 0
+    paths = [tmp_path / f"{i}.png" for i in range(0, 300, 3)]
+    for i, path in zip(range(0, 300, 3), paths, strict=True):
+        Image.fromarray(test.images[i, 0]).save(path)  # type: ignore[attr-defined]
+    said = CliRunner().invoke(app, ["predict", name, *map(str, paths), "--json"]).output
+    for i, line in zip(range(0, 300, 3), said.splitlines(), strict=True):
+        answer = json.loads(line)
+        found = [answer["class"]] if shown == 1 else answer["classes"]
+        assert len(found) == shown
+        right += test.classes[test.labels[i]] in found
+    assert right >= 98
 
 
 def test_names_that_are_not_there() -> None:

@@ -20,6 +20,7 @@ from capscore.cli.app import app, console, say
 from capscore.cli.shared import Backend, Import, ModelPath, Provider, Threads, open_model, takes_bytes
 from capscore.data import read_image
 from capscore.data.images import SUFFIXES
+from capscore.data.place import framed
 from capscore.data.progress import track
 from capscore.errors import CapscoreError, DataError
 from capscore.metrics import SHOWN
@@ -33,7 +34,7 @@ class Answer(NamedTuple):
     """What a network says of a file."""
 
     file: str  # JSON and CSV have no words for bytes that are not UTF-8: they are escaped
-    classes: tuple[str, ...]  # the one of the highest score, or all above 0.5 where images show several or none
+    classes: tuple[str, ...]  # of the highest scores, as many as an image shows, or all above 0.5 if that varies
     scores: dict[str, float]
     measure: str  # what a score is: the length of a capsule, or a score of the network's own
 
@@ -64,8 +65,9 @@ def predict_command(
     if out is not None and out.suffix.lower() not in KINDS:
         raise CapscoreError(f"cannot write answers as {out.name}: name a file that ends in {', '.join(KINDS)}")
     net = open_model(model, backend_name, provider, threads)
-    several = net.provenance.get("several") is True
-    answers = list(_answers(net, _files(images), invert, several))
+    shown = _shown(net)
+    several = shown != 1
+    answers = list(_answers(net, _files(images), invert, shown))
     if out is not None:
         disk.write_atomically(out, _written(answers, net.classes, out.suffix.lower(), several).encode())
         say(f"{out}: {len(answers):,} answers")
@@ -93,16 +95,36 @@ def _files(names: Sequence[str]) -> list[Path]:
     return files
 
 
-def _answers(net: Any, files: list[Path], invert: bool, several: bool) -> Iterator[Answer]:
+def _shown(net: Any) -> int | None:
+    """Return how many classes an image shows, as training noted; None where some show several or none."""
+    count = net.provenance.get("shows")
+    if net.provenance.get("several") is True:
+        return None
+    return count if type(count) is int and 1 <= count <= len(net.classes) else 1
+
+
+def _read(net: Any, path: Path, invert: bool) -> NDArray[np.uint8]:
+    """Return an image file as the network takes it: of the size that it learned from, with as much around it."""
+    channels, height, width = net.spec.input
+    match net.provenance.get("source"):
+        case [int(tall), int(wide)] if 0 < tall <= 4 * height and 0 < wide <= 4 * width:
+            size = channels, tall, wide
+        case _:
+            size = net.spec.input
+    pixels = read_image(path, size, "white" if invert else None)
+    (shown,) = framed((255 - pixels if invert else pixels)[None], height, width)
+    return np.asarray(shown)
+
+
+def _answers(net: Any, files: list[Path], invert: bool, shown: int | None) -> Iterator[Answer]:
     starts, measure = range(0, len(files), BLOCK), "score" if net.spec.own_scores else "length"
     for start in track(starts, "images") if len(starts) > 1 else starts:
         some = files[start : start + BLOCK]
-        pixels = np.stack([read_image(path, net.spec.input, "white" if invert else None) for path in some])
-        pixels = 255 - pixels if invert else pixels
+        pixels = np.stack([_read(net, path, invert) for path in some])
         scores: NDArray[Any] = net.predict(pixels if takes_bytes(net) else pixels.astype(np.float32) / 255)
         for path, row in zip(some, scores, strict=True):
             order = np.argsort(-row, kind="stable")
-            found = [i for i in order if row[i] > SHOWN] if several else order[:1]
+            found = [i for i in order if row[i] > SHOWN] if shown is None else order[:shown]
             told = {net.classes[i]: round(float(n), 6) for i, n in enumerate(row)}
             file = os.fsencode(path).decode("utf-8", "backslashreplace")
             yield Answer(file, tuple(net.classes[i] for i in found), told, measure)

@@ -77,10 +77,16 @@ def even_chances(data: Samples) -> NDArray[np.float64]:
     return chances
 
 
+def origin(data: Samples) -> Samples:
+    """Return the samples whose images are framed, placed or laid over each other; themselves where none are."""
+    while isinstance(data, Redrawn | Pairs):
+        data = data.source
+    return data
+
+
 def _counts(data: Samples) -> NDArray[np.int64]:
     """Return how many images show each class; of images that are drawn, how many of their source do."""
-    while isinstance(data, Redrawn | Pairs):  # whose labels are those of their source, or drawn from all of them
-        data = data.source
+    data = origin(data)  # whose labels they have, or draw from
     if data.labels.dtype == np.bool_:
         counts: NDArray[np.int64] = np.sum(data.labels, axis=0, dtype=np.int64)
         return counts

@@ -12,6 +12,13 @@ from capscore.data.window import window
 from capscore.errors import DataError
 
 
+def framed(images: NDArray[Any], height: int, width: int) -> NDArray[Any]:
+    """Return what is around the centre of images [B, C, H, W], `height`×`width` of it, with zeros where nothing is."""
+    _, tall, wide = images.shape[1:]
+    top, left = (np.full(len(images), n // 2) for n in (tall - height, wide - width))
+    return window(images, top, left, height, width)
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Redrawn(Moved):
     """Base of those that show every image of a source in another way, under its label."""
@@ -63,10 +70,7 @@ class Framed(Redrawn):
     def batch(self, index: Index, margin: int = 0) -> tuple[NDArray[np.float32], NDArray[Any]]:
         """Images [B, C, height, width], larger by `margin` on each side, and their labels."""
         images, labels = self.source.batch(index)
-        _, height, width = self.source.size
-        top = np.full(len(images), (height - self.height) // 2 - margin)
-        left = np.full(len(images), (width - self.width) // 2 - margin)
-        return window(images, top, left, self.height + 2 * margin, self.width + 2 * margin), labels
+        return framed(images, self.height + 2 * margin, self.width + 2 * margin), labels
 
 
 @dataclass(frozen=True, eq=False, repr=False)

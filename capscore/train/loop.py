@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from capscore.data import Samples, absent, fingerprint, several
+from capscore.data import Samples, absent, fingerprint
 from capscore.errors import ShapeError, TrainingError
 from capscore.model import CapsNet, Learner
 from capscore.train.ahead import ahead
@@ -17,7 +17,7 @@ from capscore.train.folder import LAST, locked, make
 from capscore.train.interrupts import Interrupts
 from capscore.train.listeners import Listeners, Reporter
 from capscore.train.recipe import Recipe
-from capscore.train.score import right_for
+from capscore.train.score import made_of, right_for
 from capscore.train.training import Training, provenance
 
 
@@ -109,4 +109,4 @@ def _begin(training: Training, data: Samples, held_out: Samples, resume: bool, t
         raise TrainingError(f"{folder} already holds a training: resume it, or choose another folder")
     split = getattr(test or held_out, "split", None) or {"rule": "own"}
     net.provenance |= provenance(recipe, len(data)) | {"split": dict(split), "fingerprints": known}
-    net.provenance |= learner.workers | {"several": several(data)}
+    net.provenance |= learner.workers | made_of(data)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from capscore.data import Samples, by_name, several, targets_of
+from capscore.data.classes import origin
 from capscore.metrics import SHOWN, Measures
 
 Right = Callable[[NDArray[Any], NDArray[Any]], NDArray[np.bool_]]  # of scores and targets [B, J], for each image
@@ -50,12 +51,25 @@ def accuracy(net: Predictor, data: Samples, batch: int = 128) -> float:
     return int(sum(found)) / len(data)
 
 
+def shows(data: Samples) -> int | None:
+    """Return how many classes every image shows; None where some show several or none."""
+    return None if several(data) else data.batch(slice(0, 1))[1].size
+
+
+def made_of(data: Samples) -> dict[str, Any]:
+    """Return what answers to image files need to know of the samples that a network learned from, as JSON.
+
+    `several` is whether an image may show several classes or none, `shows` how many it does otherwise; `source` the
+    size (H, W) of an image file before it was framed, placed or laid over another one.
+    """
+    return {"several": several(data), "shows": shows(data), "source": list(origin(data).size[1:])}
+
+
 def measure(net: Predictor, data: Samples, batch: int = 128) -> Measures:
     """Return accuracy, what each class reaches, confusions and more; by name, if `net` has `classes`."""
     scores, targets = (np.concatenate(parts) for parts in zip(*_scored(net, data, batch), strict=True))
     classes = tuple(getattr(net, "classes", data.classes))
-    count = None if several(data) else data.batch(slice(0, 1))[1].size
-    return Measures(scores.astype(np.float32), targets.astype(np.int8), classes, count)
+    return Measures(scores.astype(np.float32), targets.astype(np.int8), classes, shows(data))
 
 
 def _scored(net: Predictor, data: Samples, batch: int) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
