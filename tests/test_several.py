@@ -11,7 +11,8 @@ from conftest import need
 from PIL import Image
 from test_plain_train import run
 
-from capscore import modelfile
+from capscore import PRESETS, CrossEntropy, modelfile
+from capscore.cli.choices import choose_loss
 from capscore.data import ByContent, Dataset, balanced, by_name, even_chances, fingerprint, load, whole
 from capscore.errors import DataError
 from capscore.train import BEST, LAST, Recipe, batches
@@ -217,3 +218,12 @@ def test_weights_that_do_not_fit_are_told(trained: Path, tmp_path: Path) -> None
     assert "2 numbers for 3 classes" in run(*told, "--class-weights", "1,2", code=1)
     assert "takes balanced or numbers" in run(*told, "--class-weights", "even", code=1)
     assert "--sampling takes balanced" in run(*told, "--sampling", "even", code=1)
+
+
+def test_a_cross_entropy_is_of_each_class_where_images_show_several() -> None:
+    """And of the scale that is right for the network's scores: logits of 10 times their size are certain of all."""
+    for data, exclusive in ((load("digits")[0], True), (flags(20), False)):
+        for name in (None, "cross-entropy"):
+            assert choose_loss(PRESETS["small-inverted"], data, name, None) == CrossEntropy(1.0, exclusive)
+        assert choose_loss(PRESETS["small"], data, "cross-entropy", None) == CrossEntropy(10.0, exclusive)
+        assert choose_loss(PRESETS["small"], data, None, None) == PRESETS["small"].loss

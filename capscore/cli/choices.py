@@ -66,8 +66,10 @@ def choose_augment(text: str | None) -> tuple[Augmentation, ...]:
 def choose_loss(spec: CapsNetSpec, data: Samples, name: str | None, class_weights: str | None) -> Loss:
     """Return the loss that the options name, or the network's own, for training images of such labels."""
     loss = spec.loss
-    if name == "cross-entropy":
-        exclusive = data.batch(slice(0, 1))[1].ndim == 1  # one class an image
+    exclusive = data.batch(slice(0, 1))[1].ndim == 1  # one class an image
+    if isinstance(loss, CrossEntropy) and name in (None, "cross-entropy"):  # of the scale that is right for its scores
+        loss = replace(loss, exclusive=exclusive)
+    elif name == "cross-entropy":
         loss = CrossEntropy(SCALE if isinstance(spec.output, Grid) else 1.0, exclusive)
     elif name is not None:
         loss = choose("loss", LOSSES, name)
