@@ -233,13 +233,29 @@ def test_int8_quantises_convolutions_and_decoder_per_channel(onnx_export: Module
         close(array, wanted[name], EXPORTED["int8"], name)
     graph = onnx.load(report.path).graph
     stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    for name in ("stem.0.weight", "primary.weight"):
-        assert stored[f"{name}_quantized"].dtype == np.int8
-        assert stored[f"{name}_scale"].shape == (spec.parameters[name][0],)
+    assert stored["primary.weight_quantized"].dtype == np.int8
+    assert stored["primary.weight_scale"].shape == (spec.parameters["primary.weight"][0],)
+    assert stored["stem.0.weight"].dtype == np.float32  # the first sees the pixels
     assert stored["decoder.1.weight.folded_quantized"].dtype == np.int8
     assert not [node.name for node in graph.node if node.op_type == "QuantizeLinear" and "route" in node.name]
     assert stored["capsules.0.weight.folded_quantized"].dtype == np.int8
     assert stored["capsules.0.weight.folded_scale"].shape == (4, 5, 1)
+
+
+def test_int8_rounds_behind_a_relu(onnx_export: ModuleType, tmp_path: Path) -> None:
+    """Of a kernel that answers to hardly anything: before it, the range is that of all that it does not answer to."""
+    spec = small_spec(stem=(Conv(4, 3, padding="same"), Conv(4, 3, padding="same")))
+    params = random_params(spec, dtype="float32")
+    params["stem.1.weight"], params["stem.1.bias"] = (
+        params["stem.1.weight"] * np.float32(30),
+        np.full(4, -30, "float32"),
+    )
+    net, images = NUMPY.CapsNet(spec, params), random_images(spec, 64, dtype="float32")
+    report = onnx_export.export(net, tmp_path / "m.onnx", precision="int8", calibration=images)
+    nodes = onnx.load(report.path).graph.node
+    (rounded,) = (node for node in nodes if node.op_type == "QuantizeLinear" and node.input[0].startswith("stem.1"))
+    assert not [node for node in nodes if node.op_type == "Relu" and node.input[0].startswith("stem.1")]
+    assert rounded
 
 
 def test_int8_of_a_decoder_that_draws_sharp_edges(onnx_export: ModuleType, tmp_path: Path) -> None:
