@@ -26,7 +26,7 @@ except ModuleNotFoundError as error:
 CALIBRATION_BATCH = 32
 MULTIPLY = "Conv", "MatMul"
 PASS = "Relu", "MaxPool"  # of rounded numbers, they make rounded ones
-FEW = 1024  # numbers of an array that is stored as int8, at least
+FEW = 8192  # numbers of an array that is stored as int8, at least: fewer save 24 kB, and matter most
 
 
 class _Images(CalibrationDataReader):  # type: ignore[misc]
@@ -51,17 +51,7 @@ def quantize(spec: CapsNetSpec, model: onnx.ModelProto, images: NDArray[Any], by
     What a convolution makes is rounded behind its ReLU, whose range is a part of it, and maxima are of rounded numbers.
     Both changes: `efficient-multimnist` loses 0.2 points instead of 6.8, `efficient-mnist` is 1.2 times as fast.
     """
-    (taken,) = model.graph.input
-    shape = tuple(d.dim_value for d in taken.type.tensor_type.shape.dim)
-    if images.ndim != 4 or images.shape[1:] != shape[1:]:
-        raise ShapeError(f"calibration images have shape {list(images.shape)}; wanted [N, {str(list(shape[1:]))[1:]}")
-    batch = shape[0] or max(1, min(CALIBRATION_BATCH, len(images)))
-    if len(images) < batch:
-        raise ShapeError(f"{len(images)} calibration images are too few: wanted at least {batch}")
-    if not np.isfinite(images).all():
-        raise ShapeError("calibration images hold NaN or infinity: they show int8 no range")
-    check_range(images, "calibration images", "int8")
-    images = np.round(images * 255).astype(np.uint8) if byte_images else images.astype(np.float32)
+    feeds = _calibration(model, images, byte_images)
     rows = [*spec.rows, *spec.decoder_rows]
     places = tuple(f"{row.name}/" for row in rows if row.layer.quantises)
     nodes = [node for node in model.graph.node if node.name.startswith(places)]
@@ -82,7 +72,7 @@ def quantize(spec: CapsNetSpec, model: onnx.ModelProto, images: NDArray[Any], by
                 quantize_static(
                     str(plain),
                     str(quantised),
-                    _Images(images, batch),
+                    feeds,
                     quant_format=QuantFormat.QDQ,
                     nodes_to_quantize=multiply + [node.name for node in nodes if node.op_type in PASS],
                     per_channel=True,
@@ -103,6 +93,22 @@ def quantize(spec: CapsNetSpec, model: onnx.ModelProto, images: NDArray[Any], by
     return _narrowed(
         smaller, [tensor.name for tensor in smaller.graph.initializer if kept and tensor.name.startswith(kept)]
     )
+
+
+def _calibration(model: onnx.ModelProto, images: NDArray[Any], byte_images: bool) -> _Images:
+    """Return calibration images as the graph takes them, or say what they lack."""
+    (taken,) = model.graph.input
+    shape = tuple(d.dim_value for d in taken.type.tensor_type.shape.dim)
+    if images.ndim != 4 or images.shape[1:] != shape[1:]:
+        raise ShapeError(f"calibration images have shape {list(images.shape)}; wanted [N, {str(list(shape[1:]))[1:]}")
+    batch = shape[0] or max(1, min(CALIBRATION_BATCH, len(images)))
+    if len(images) < batch:
+        raise ShapeError(f"{len(images)} calibration images are too few: wanted at least {batch}")
+    if not np.isfinite(images).all():
+        raise ShapeError("calibration images hold NaN or infinity: they show int8 no range")
+    check_range(images, "calibration images", "int8")
+    images = np.round(images * 255).astype(np.uint8) if byte_images else images.astype(np.float32)
+    return _Images(images, batch)
 
 
 def narrow(model: onnx.ModelProto) -> onnx.ModelProto:
