@@ -145,7 +145,7 @@ def test_which_nodes_of_int8_leave_the_gpu(webgpu: str, runtime: ModuleType, mak
     assert {kinds[name] for name in left if name in kinds} == {"QuantizeLinear"}
     assert all(name.endswith("_q") for name in theirs)
     assert list(nodes) == [GPU]
-    assert copies == 2 * len(left) - 1  # there and back; the images come from the host
+    assert copies == 2 * len(left)  # there and back
 
 
 def test_weights_in_int8_are_a_quarter_and_stay_on_the_gpu(
