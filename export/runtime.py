@@ -260,16 +260,16 @@ class DecoderSession(_Session):
         if tuple(v.shape[1:]) != (count, dim) or not is_float(v):
             wanted = f"floats [batch, {count}, {dim}]"
             raise ShapeError(f"capsules have shape {list(v.shape)} and dtype {v.dtype}; wanted {wanted}")
-        if labels is None and self.spec.own_scores:
-            raise ShapeError(
-                "these capsules lack the scores that tell which of them is drawn: give labels, out.scores.argmax(1) of "
-                "what the network said"
-            )
         if labels is not None:
             chosen = to_host(labels)
             if chosen.ndim != 1:
                 raise ShapeError(f"labels have shape {list(chosen.shape)}; an exported decoder takes one per image")
             v = to_host(v) * one_hot(chosen, v.shape[0], count)[:, :, None]  # the graph keeps the longest
+        elif self.spec.own_scores:
+            raise ShapeError(
+                "these capsules lack the scores that tell which of them is drawn: give labels, out.scores.argmax(1) of "
+                "what the network said"
+            )
         return self._run(v)["reconstruction"]
 
 

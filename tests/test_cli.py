@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from conftest import need
 from PIL import Image
+from test_plain_train import run
 from typer.testing import CliRunner
 
 from capscore import PRESETS, __version__, cli, modelfile
@@ -52,7 +53,7 @@ def test_help_and_version():
     told = capscore("--help")
     for command in COMMANDS:
         assert command in told
-        assert "--help" in CliRunner().invoke(cli.app, [command, "--help"]).output
+        assert "--help" in run(command, "--help")
     assert capscore("--version").strip() == __version__
 
 
@@ -154,30 +155,23 @@ def test_predict_lays_transparency_on_what_invert_implies(model, tmp_path):
 
 def test_predict_calls_scores_of_their_own_scores(tmp_path):
     Image.fromarray(load("digits")[1].images[3, 0]).save(tmp_path / "7.png")
-    said = CliRunner().invoke(cli.app, ["predict", "inverted-mnist", str(tmp_path / "7.png"), "--json"]).output
+    said = run("predict", "inverted-mnist", tmp_path / "7.png", "--json")
     assert min(json.loads(said)["scores"].values()) < 0  # no length is
     assert "lengths" not in said
 
 
 def test_a_network_of_the_zoo_is_measured_on_what_it_was_made_for(tmp_path):
-    result = CliRunner().invoke(cli.app, ["explore", "efficient-fashion", "--data-dir", str(tmp_path)])
-    assert "dataset fashion-mnist" in str(result.exception)
-    result = CliRunner().invoke(cli.app, ["eval", "small-mnist", "--backend", "numpy"])
-    assert "test images of digits" in result.output  # which are some of MNIST's
+    assert "dataset fashion-mnist" in run("explore", "efficient-fashion", "--data-dir", tmp_path, code=1)
+    assert "test images of digits" in run("eval", "small-mnist", "--backend", "numpy")  # which are some of MNIST's
 
 
 def test_every_command_takes_a_name_of_the_zoo(tmp_path):
-    def told(*arguments):
-        result = CliRunner().invoke(cli.app, list(map(str, arguments)))
-        assert result.exception is None
-        return result.output
-
-    shipped = told("inspect", "efficient-multimnist")  # the trained one, not the preset of its name
+    shipped = run("inspect", "efficient-multimnist")  # the trained one, not the preset of its name
     assert '"data": "multimnist"' in shipped
     images, labels = (array[:20] for array in (load("digits")[1].images, load("digits")[1].labels))
     np.savez(tmp_path / "few.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
     options = "--data", tmp_path / "few.npz", "--epochs", 1, "--out", tmp_path / "run", "--backend", "numpy"
-    assert "20 images to learn from" in told("train", "--finetune", "small-mnist", *options)
+    assert "20 images to learn from" in run("train", "--finetune", "small-mnist", *options)
 
 
 def test_int8_is_calibrated_on_images_of_every_class_as_many_as_a_batch(model, tmp_path):
@@ -196,10 +190,7 @@ def test_an_export_of_some_outputs_of_a_network_with_scores(tmp_path):
     need("capscore.export.runtime", "onnx")
 
     def told(outputs):
-        options = ["--outputs", outputs, "--data", "digits"]
-        result = CliRunner().invoke(cli.app, ["export", "inverted-mnist", str(tmp_path / "m.onnx"), *options])
-        assert result.exception is None
-        return result.output
+        return run("export", "inverted-mnist", tmp_path / "m.onnx", "--outputs", outputs, "--data", "digits")
 
     assert "accuracy on 1,000 test images" in told("scores")
     assert "accuracy" not in told("lengths,reconstruction")  # it draws by the scores, which it does not tell

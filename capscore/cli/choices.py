@@ -13,6 +13,7 @@ from capscore.layer import Grid
 from capscore.losses import CrossEntropy, Loss, MarginLoss, SpreadLoss
 from capscore.net import CapsNetSpec
 from capscore.optim import SGD, Adam, AdamW, Cosine, Exponential, OneCycle, Optimiser, Schedule, Steps
+from capscore.train.score import shows
 from capscore.values import Value, read
 
 V = TypeVar("V", bound=Value)
@@ -66,13 +67,12 @@ def choose_augment(text: str | None) -> tuple[Augmentation, ...]:
 def choose_loss(spec: CapsNetSpec, data: Samples, name: str | None, class_weights: str | None) -> Loss:
     """Return the loss that the options name, or the network's own, for training images of such labels."""
     loss = spec.loss
-    exclusive = data.batch(slice(0, 1))[1].ndim == 1  # one class an image
-    if isinstance(loss, CrossEntropy) and name in (None, "cross-entropy"):  # of the scale that is right for its scores
-        loss = replace(loss, exclusive=exclusive)
-    elif name == "cross-entropy":
-        loss = CrossEntropy(SCALE if isinstance(spec.output, Grid) else 1.0, exclusive)
-    elif name is not None:
+    if name == "cross-entropy" and not isinstance(loss, CrossEntropy):  # its own has the scale that fits its scores
+        loss = CrossEntropy(SCALE if isinstance(spec.output, Grid) else 1.0)
+    elif name not in (None, "cross-entropy"):
         loss = choose("loss", LOSSES, name)
+    if isinstance(loss, CrossEntropy):
+        loss = replace(loss, exclusive=shows(data) == 1)
     if class_weights is None:
         return loss
     weights = balanced(data) if class_weights == "balanced" else _numbers(class_weights)
