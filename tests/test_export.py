@@ -65,9 +65,10 @@ def test_the_report_tells_the_size_and_the_differences(onnx_export: ModuleType, 
 
 PAPER = {"mnist", "multimnist", "cifar10", "smallnorb", "svhn", "small"}
 MANY = 100_000_000  # multiply-adds of an image: half a minute for the proof
+PROVEN = {n for n in PRESETS if n in PAPER or PRESETS[n].multiply_adds < MANY} - {"em-smallnorb"}  # as "em-small"
 
 
-@pytest.mark.parametrize("name", sorted(n for n in PRESETS if n in PAPER or PRESETS[n].multiply_adds < MANY))
+@pytest.mark.parametrize("name", sorted(PROVEN))
 def test_presets_within_the_tolerance_of_float32(onnx_export: ModuleType, tmp_path: Path, name: str) -> None:
     """On black, white, noise and saturated images at batches 1, 2 and 7 of one file."""
     report = onnx_export.export(NUMPY.CapsNet(PRESETS[name]), tmp_path / "m.onnx")

@@ -33,14 +33,11 @@ def run(*args: Any, code: int = 0) -> str:
 GUIDE = Path(__file__).parents[1] / "docs" / "guides" / "your-data.md"
 
 
-@pytest.mark.parametrize("draw", [1, 2])  # of five draws, those that the networks tried here found hardest
-def test_160_pictures_are_learned_by_one_plain_command(
-    draw: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_160_pictures_are_learned_by_one_plain_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     need("onnxruntime", "onnx")
     need("matplotlib", "matplotlib")
-    folder(Path("shapes"), 40, seed=draw)
+    folder(Path("shapes"), 40, seed=2)  # of five draws, one that the networks tried here found hard
     learn, test = load("shapes")
     x, rest = (each.batch(slice(None))[0].reshape(len(each), -1) for each in (learn, test))
     gram = x @ x.T + np.eye(len(x))  # ridge regression: a linear model guesses
