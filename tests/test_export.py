@@ -259,6 +259,30 @@ def test_int8_rounds_behind_a_relu(onnx_export: ModuleType, tmp_path: Path) -> N
     assert rounded
 
 
+@pytest.mark.parametrize(
+    ("channels", "rounded"),
+    [
+        ((4, 8, 64), ["stem.2"]),
+        ((4, 32, 32), ["stem.1", "stem.2"]),
+        ((16, 16), ["stem.1"]),
+        ((8,), ["stem.0"]),
+    ],
+    ids=str,
+)
+def test_int8_leaves_the_first_convolutions_where_that_costs_little(
+    onnx_export: ModuleType, tmp_path: Path, channels: tuple[int, ...], rounded: list[str]
+) -> None:
+    """They may make a tenth of all products; of several convolutions, the first never is rounded."""
+    stem = [Conv(count, 3, padding="same") for count in channels]
+    spec = CapsNetSpec((1, 8, 8), (*stem, AsCaps(channels[-1] // 4, 4), DenseCaps(3, 4)), decoder=None)
+    images = random_images(spec, 8, dtype="float32")
+    net = NUMPY.CapsNet(spec, random_params(spec, dtype="float32"))
+    onnx_export.export(net, tmp_path / "m.onnx", precision="int8", calibration=images, verify=False)
+    graph = onnx.load(tmp_path / "m.onnx").graph
+    weights = [node.input[1] for node in graph.node if node.op_type == "Conv"]
+    assert [name.split("/")[0].split(".weight")[0] for name in weights if "DequantizeLinear" in name] == rounded
+
+
 def test_int8_of_a_decoder_that_draws_sharp_edges(onnx_export: ModuleType, tmp_path: Path) -> None:
     """As training makes them: small differences of the capsules then are large ones of pixels."""
     params = random_params(SPEC, dtype="float32")
