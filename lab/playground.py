@@ -19,7 +19,6 @@ from lab.experiments.trials import Budget, Lab
 DIGITS = "digits.png"
 SHOWN = "small-mnist", "efficient-mnist", "dynamic-mnist"  # of the zoo; the first is played with: it has a decoder
 TWO = "efficient-multimnist"  # of the zoo, for two digits
-PAIRS = "multimnist"  # data of such a network
 DRAWN = 128, 128  # hidden numbers of a decoder for it: a small page
 LARGEST = 300_000  # parameters of a decoder of its own, for the same reason
 AUGMENT: tuple[Augmentation, ...] = (Rotation(15), Scale(0.1))  # people draw less upright than MNIST
@@ -49,8 +48,7 @@ def for_two(path: Path) -> bool:
     """Return whether a model has learned from pairs of digits."""
     if path.suffix != zoo.END:
         return False
-    told = modelfile.read(path).provenance
-    return PAIRS in (told.get("data"), told.get("published", {}).get("data"))
+    return modelfile.read(path).provenance.get("shows") == 2
 
 
 def drawing(lab: Lab, path: Path) -> Path:

@@ -78,7 +78,7 @@ def test_a_network_for_two_digits_from_the_zoo_has_its_place_in_the_playground(t
 
     spec = PRESETS["efficient-multimnist"].replace(decoder=None)
     net, pairs = caps.CapsNet(spec), tmp_path / "pairs.safetensors"
-    net.provenance["published"] = {"data": "multimnist"}
+    net.provenance |= {"shows": 2, "source": [28, 28]}
     net.save(pairs)
     told = playground("small-mnist", pairs, runs=tmp_path / "runs", out=tmp_path / "page")
     assert [entry["name"] for entry in told["models"]] == ["small-mnist", "pairs"]

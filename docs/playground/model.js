@@ -1,7 +1,6 @@
 // A network and its decoder, by what their files say of themselves.
 
 const text = new TextDecoder();
-const FRAMED = ["multimnist", "mnist-40", "affnist", "mnist-affnist", "affine-mnist"]; // MNIST's digits in larger pictures
 
 /** What `capscore export` wrote into an ONNX file: the entry "capscore" of the model's metadata, or null. */
 export function metadata(bytes) {
@@ -87,8 +86,8 @@ export class Model {
     Object.assign(this, { engine, session, about, name, parameters, times: [] });
     [this.channels, this.height, this.width] = about.spec.input;
     this.classes = about.classes;
-    const { data, published } = about.provenance ?? {};
-    this.share = FRAMED.includes(published?.data ?? data) ? 28 / this.width : 1; // of the picture, that is drawn on
+    const wide = about.provenance?.source?.[1] ?? this.width; // of an image before it was put into a larger picture
+    this.share = Math.min(1, wide / this.width); // of the picture, that is drawn on
     const { shape, type } = session.inputMetadata[0];
     this.bytes = type === "uint8";
     if (typeof shape[0] === "number" && shape[0] > 1) {
