@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from capscore.errors import BackendError, CapscoreError, ShapeError
+from capscore.layer import Row
 from capscore.net import CapsNetSpec
 from capscore.ops import check_range
 
@@ -63,10 +64,9 @@ def quantize(spec: CapsNetSpec, model: onnx.ModelProto, images: NDArray[Any], by
         raise CapscoreError(
             "int8 is for convolutions and the decoder, of which this network has none: export it as int8-weights"
         )
-    inferred = onnx.shape_inference.infer_shapes(model)
-    multiply = [node.name for node in _later(inferred.graph, multiply)]
     with tempfile.TemporaryDirectory() as folder:
         plain, quantised = Path(folder) / "plain.onnx", Path(folder) / "int8.onnx"
+        inferred = onnx.shape_inference.infer_shapes(model)
         helper.set_model_props(inferred, {"onnx.quant.pre_process": "onnxruntime.quant"})  # it is flat already
         onnx.save(inferred, plain)
         try:
@@ -77,7 +77,10 @@ def quantize(spec: CapsNetSpec, model: onnx.ModelProto, images: NDArray[Any], by
                     str(quantised),
                     feeds,
                     quant_format=QuantFormat.QDQ,
-                    nodes_to_quantize=multiply + [node.name for node in nodes if node.op_type in PASS],
+                    nodes_to_quantize=[
+                        *(node.name for node in _later(rows, multiply)),
+                        *(node.name for node in nodes if node.op_type in PASS),
+                    ],
                     per_channel=True,
                     activation_type=QuantType.QUInt8,
                     weight_type=QuantType.QInt8,
@@ -98,29 +101,22 @@ def quantize(spec: CapsNetSpec, model: onnx.ModelProto, images: NDArray[Any], by
     )
 
 
-def _later(graph: onnx.GraphProto, multiply: Sequence[onnx.NodeProto]) -> Sequence[onnx.NodeProto]:
+def _later(rows: Sequence[Row], multiply: Sequence[onnx.NodeProto]) -> Sequence[onnx.NodeProto]:
     """Return the nodes to quantise: all but the first, as many as make a tenth of all products, and one at least.
 
     The first kernels answer to small differences of large sums, and later layers spread what they lose.
     """
-    shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
-    shapes |= {value.name: _shape(value) for value in [*graph.value_info, *graph.output]}
-    products = []
-    for node in multiply:
-        made, weight = shapes[node.output[0]], shapes[node.input[1]]
-        products.append(math.prod(made[1:]) * (math.prod(weight[1:]) if node.op_type == "Conv" else weight[-2]))
-    first = sum(total <= FIRST * sum(products) for total in accumulate(products))
+    rows = [row for row in rows if any(node.name.startswith(f"{row.name}/") for node in multiply)]
+    made = list(accumulate(row.plan.multiply_adds for row in rows))
+    cheap = tuple(f"{row.name}/" for row, total in zip(rows, made, strict=True) if total <= FIRST * made[-1])
+    first = sum(node.name.startswith(cheap) for node in multiply)
     return multiply[max(first, 1) :] or multiply  # a network may have one convolution alone
-
-
-def _shape(value: onnx.ValueInfoProto) -> tuple[int, ...]:
-    return tuple(d.dim_value for d in value.type.tensor_type.shape.dim)
 
 
 def _calibration(model: onnx.ModelProto, images: NDArray[Any], byte_images: bool) -> _Images:
     """Return calibration images as the graph takes them, or say what they lack."""
     (taken,) = model.graph.input
-    shape = _shape(taken)
+    shape = tuple(d.dim_value for d in taken.type.tensor_type.shape.dim)
     if images.ndim != 4 or images.shape[1:] != shape[1:]:
         raise ShapeError(f"calibration images have shape {list(images.shape)}; wanted [N, {str(list(shape[1:]))[1:]}")
     batch = shape[0] or max(1, min(CALIBRATION_BATCH, len(images)))
