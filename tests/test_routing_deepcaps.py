@@ -240,16 +240,16 @@ def test_a_class_independent_decoder_does_not_know_the_class() -> None:
 
 
 def test_a_small_deepcaps_learns_the_digits() -> None:
-    """Three epochs of the 5,000 embedded digits on PyTorch, half a minute of one core: 96.6%."""
+    """Six epochs of the 5,000 embedded digits on PyTorch: 75 seconds of one core."""
     caps, (learn, test) = backend("torch"), load("digits")
     spec = deepcaps((1, 28, 28), channels=16, types=8, dims=(4, 4), dim=16, maps=(16, 8, 8))
     net = caps.CapsNet(spec, seed=0)
     learner, rng, steps = caps.Learner(net), np.random.default_rng(0), 0
-    for _ in range(3):
+    for _ in range(6):
         for at in rng.permutation(len(learn))[: len(learn) // 64 * 64].reshape(-1, 64):
             x, labels = learn.batch(at)
-            rate = 3e-3 * min(1, (steps + 1) / 50) * (1 + math.cos(math.pi * steps / (3 * len(learn) // 64))) / 2
+            rate = 3e-3 * min(1, (steps + 1) / 50) * (1 + math.cos(math.pi * steps / (6 * len(learn) // 64))) / 2
             learner.step(x, one_hot(labels, len(x), 10), rate)
             steps += 1
     x, labels = test.batch(np.arange(len(test)))
-    assert (net.predict(x).argmax(1) == labels).mean() >= 0.95
+    assert (net.predict(x).argmax(1) == labels).mean() >= 0.97
