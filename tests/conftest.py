@@ -40,6 +40,11 @@ settings.register_profile("long", deadline=None, max_examples=1000, print_blob=T
 settings.load_profile("ci")
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Name bytes by how many they are: those that gzip packed hold the second, and two workers would not agree on it."""
+    return f"{len(val)} bytes" if isinstance(val, bytes) else None
+
+
 def cuda_of_cupy() -> bool:
     """Whether there is a CuPy with a GPU."""
     try:
