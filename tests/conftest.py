@@ -41,7 +41,7 @@ settings.load_profile("ci")
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:
-    """Name bytes by how many they are: those that gzip packed hold the second, and two workers would not agree on it."""
+    """Name bytes by how many they are: what gzip packs holds the second, and two workers would not agree on that."""
     return f"{len(val)} bytes" if isinstance(val, bytes) else None
 
 
