@@ -137,6 +137,7 @@ def test_presets_are_reached_from_the_package() -> None:
         *("efficient-mnist", "efficient-multimnist", "efficient-smallnorb", "inverted-cifar10", "inverted-cifar100"),
         *(
             "residual-mnist",
+            "residual-dynamic-mnist",
             "residual-multimnist",
             "residual-affnist",
             "residual-fashion",

@@ -23,6 +23,7 @@ from capscore.layers import (
     Residual,
     Upsample,
 )
+from capscore.losses import CrossEntropy
 from capscore.net import CapsNetSpec
 from capscore.routing import DynamicRouting, SelfAttention
 
@@ -75,10 +76,13 @@ def smallnorb() -> CapsNetSpec:
     )
 
 
-def _residual(size: int, widths: tuple[int, int, int] = (16, 32, 64)) -> CapsNetSpec:
+def _residual(
+    size: int, widths: tuple[int, int, int] = (16, 32, 64), whole: int = 0, head: Layer | None = None
+) -> CapsNetSpec:
     """Return ours: the same head over residual blocks (He et al. 2016) on maps of a half and a quarter of the size.
 
-    It learns faster than the stem of the paper, single digits and overlapping ones.
+    It learns faster than the stem of the paper, single digits and overlapping ones. `whole` is how many blocks there
+    are on the maps of the whole size.
     """
 
     def convolved(channels: int, kernel: int = 3, activation: str = "relu") -> tuple[Layer, ...]:
@@ -92,19 +96,29 @@ def _residual(size: int, widths: tuple[int, int, int] = (16, 32, 64)) -> CapsNet
     return CapsNetSpec(
         input=(1, size, size),
         layers=(
-            *convolved(first, 5), MaxPool(2),
+            *convolved(first, 5), *(block(first) for _ in range(whole)), MaxPool(2),
             *convolved(half), block(half), block(half), MaxPool(2),
             *convolved(quarter), block(quarter), *convolved(128, 1),
-            _primary(size // 4), _attentive(10),
+            _primary(size // 4), head or _attentive(10),
         ),
         decoder=Decoder((128, 256)),
     )  # fmt: skip
 
 
+def _residual_digits(head: Layer) -> CapsNetSpec:
+    """Return the residual network of fewer than 165,000 parameters for single digits.
+
+    Trained for 20 epochs of 50,033 images, it got 36 of 9,967 others wrong; with the margin loss and no block on whole
+    maps 43.
+    """
+    return _residual(28, (16, 32, 60), whole=1, head=head).replace(loss=CrossEntropy(10.0))
+
+
 PRESETS: dict[str, Callable[[], CapsNetSpec]] = {
     "efficient-mnist": lambda: _digits(28, (1, 1, 1, 2), kernel=9),  # 161,824 parameters, and the paper's decoder
     "efficient-multimnist": lambda: _digits(36, (1, 1, 2, 2), kernel=5, stride=2),  # 154,656
-    "residual-mnist": lambda: _residual(28, (16, 32, 60)),  # 159,640
+    "residual-mnist": lambda: _residual_digits(_attentive(10)),  # 164,312
+    "residual-dynamic-mnist": lambda: _residual_digits(DenseCaps(10, dim=16)),
     "residual-multimnist": lambda: _residual(36),  # 174,352
     "residual-affnist": lambda: _residual(40),  # 176,784
     "residual-fashion": lambda: _residual(28, (32, 64, 128)),  # 580,480

@@ -62,6 +62,7 @@ OF_RECIPES: dict[str, tuple[str, str]] = {
     "efficient-mnist": ("0.26 (161,824 parameters)", "the best on the test images"),
     "dynamic-mnist": ("0.25 (8.2 million)", NOT_SAID),
     "residual-mnist": ("0.26 (161,824 parameters)", "the best on the test images"),
+    "residual-dynamic-mnist": ("0.25 (8.2 million)", NOT_SAID),
     "small-mnist": ("0.25 (8.2 million)", NOT_SAID),
     "unrouted-mnist": (
         "0.17 (1.5 million, [no routing](references.md#byerly-2020))",
