@@ -273,6 +273,15 @@ def small_spec(**changes: Any) -> CapsNetSpec:
     return CapsNetSpec(**(settings | changes))
 
 
+# For `fast_conv` with 16 channels as the fewest: the first layer has too few, the second and the primary one are
+# transformed.
+TRANSFORMED = small_spec(
+    input=(2, 12, 11),
+    stem=(Conv(16, kernel=3), Conv(18, kernel=3, padding=1)),
+    primary=PrimaryCaps(types=3, dim=4, kernel=4, stride=2),
+)
+
+
 def random_params(spec: CapsNetSpec, seed: int = 0, dtype: str = "float64") -> dict[str, np.ndarray]:
     """Parameters under which every layer speaks up: fresh ones leave small networks with capsules near zero.
 

@@ -19,6 +19,7 @@ from conftest import (
     GRADIENT,
     NUMPY,
     SEEDS,
+    TRANSFORMED,
     backend,
     close,
     close_gradients,
@@ -31,7 +32,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from capscore import PRESETS, CapsNetSpec, Conv, PrimaryCaps, im2col
+from capscore import PRESETS, CapsNetSpec, PrimaryCaps, im2col
 from capscore.agree import SHARE
 from capscore.errors import CapscoreError, ShapeError
 from capscore.fast import cook_toom, streaming
@@ -60,12 +61,7 @@ def narrow() -> Iterator[None]:
         yield
 
 
-# The first layer has too few channels; the second and the primary one are transformed.
-SPEC = small_spec(
-    input=(2, 12, 11),
-    stem=(Conv(16, kernel=3), Conv(18, kernel=3, padding=1)),
-    primary=PrimaryCaps(types=3, dim=4, kernel=4, stride=2),
-)
+SPEC = TRANSFORMED
 NO_STEM = small_spec(input=(16, 10, 9), stem=())
 X, T = random_images(SPEC, 9), np.eye(3)[np.arange(9) % 3]
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import EXPORTED, FLOAT32, NUMPY, close, need, random_images, random_params, small_spec
+from conftest import EXPORTED, FLOAT32, NUMPY, TRANSFORMED, close, need, random_images, random_params, small_spec
 
 from capscore import PRESETS, CapsNetSpec, Conv, DenseCaps, PrimaryCaps, agree, modelfile, zoo
 from capscore.errors import BackendError, CapscoreError
@@ -92,12 +92,11 @@ def test_fast_convolutions_stay_on_the_gpu(
 ) -> None:
     onnx = need("onnx", "onnx")
     monkeypatch.setattr(cook_toom, "CHANNELS", 16)  # narrower than where it pays: no small preset is as wide as that
-    primary = PrimaryCaps(types=3, dim=4, kernel=4, stride=2)
-    spec = small_spec(input=(2, 12, 11), stem=(Conv(16, kernel=3), Conv(18, kernel=3, padding=1)), primary=primary)
-    net = NUMPY.CapsNet(spec, random_params(spec, dtype="float32"))
+    net = NUMPY.CapsNet(TRANSFORMED, random_params(TRANSFORMED, dtype="float32"))
     path = make(net, fast_conv=tiles)
     assert [node.name for node in onnx.load(path).graph.node if node.op_type == "Conv"] == ["stem.0/conv"]
-    stays_on_the_gpu(runtime.Session(path, webgpu), net, random_images(spec, 9, dtype="float32"), EXPORTED["6x6"])
+    images = random_images(TRANSFORMED, 9, dtype="float32")
+    stays_on_the_gpu(runtime.Session(path, webgpu), net, images, EXPORTED["6x6"])
 
 
 @pytest.mark.parametrize("name", ZOO)
