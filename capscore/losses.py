@@ -15,6 +15,8 @@ from .ops import A, Ops
 from .squash import log_sigmoid
 from .values import Value, check_flags, check_numbers, check_whole
 
+SHOWN = 0.5  # the score above which an image is said to show a class, where it may show several or none
+
 
 @dataclass(frozen=True)
 class Loss(Value, ABC):
@@ -128,8 +130,9 @@ class SpreadLoss(Loss):
 class CrossEntropy(Loss):
     """-Σ_k T_k log p_k, with p the softmax of scale · scores.
 
-    Not `exclusive`, every class has a probability of its own, p_k = sigmoid(scale · score_k), for images that show
-    several or none: -Σ_k T_k log p_k + (1 - T_k) log (1 - p_k). Lengths lie in [0, 1]: they need a `scale` above 1.
+    Not `exclusive`, every class has a probability of its own, p_k = sigmoid(scale · (score_k - 1/2)), for images that
+    show several or none: -Σ_k T_k log p_k + (1 - T_k) log (1 - p_k). It is even at the score above which a class counts
+    as shown, and lengths, which are never below 0, can say no. They lie in [0, 1]: they need a `scale` above 1.
     """
 
     scale: float = 1.0
@@ -143,18 +146,21 @@ class CrossEntropy(Loss):
 
     def chances(self, ops: Ops[A], scores: Any) -> Any:
         """Return p."""
-        x = scores * self.scale
+        x = self._logits(scores)
         return ops.softmax(x, 1) if self.exclusive else ops.sigmoid(x)
 
     def each(self, ops: Ops[A], scores: Any, targets: Any, step: int) -> Any:
         """Return the loss of each image."""
-        x = scores * self.scale
+        x = self._logits(scores)
         if self.exclusive:
             x = x - ops.max(x, 1, keepdims=True)
             log_p = x - ops.log(ops.sum(ops.exp(x), 1, keepdims=True))
             return ops.sum(targets * log_p, 1, keepdims=True) * -1.0
         log_p = targets * log_sigmoid(ops, x) + (targets * -1.0 + 1.0) * log_sigmoid(ops, x * -1.0)
         return ops.sum(log_p, 1, keepdims=True) * -1.0
+
+    def _logits(self, scores: Any) -> Any:
+        return scores * self.scale if self.exclusive else (scores - SHOWN) * self.scale
 
 
 def reconstruction_loss(ops: Ops[A], images: A, reconstruction: A, weight: float = 0.0005) -> A:

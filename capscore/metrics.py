@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import ShapeError
+from .losses import SHOWN
 
-SHOWN = 0.5  # the score above which an image is said to show a class, where it may show several or none
 TOPS = (1, 3, 5)
 
 

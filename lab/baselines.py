@@ -76,6 +76,4 @@ def answers(net: Any, images: Any) -> tuple[Any, Any]:
     These are probabilities, or, of a network that learned by another loss than cross-entropy, the scores themselves.
     """
     *_, (_, features), (_, scores) = layers(net, images, ())
-    if isinstance(loss := net.spec.loss, CrossEntropy):
-        scores = net.ops.softmax(scores, 1) if loss.exclusive else net.ops.sigmoid(scores)
-    return scores, features[:, None]
+    return net.spec.loss.chances(net.ops, scores), features[:, None]

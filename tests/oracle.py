@@ -395,10 +395,11 @@ def spread(how: Mapping[str, Any], scores: Array, shown: Array, step: int) -> fl
 
 
 def cross_entropy(how: Mapping[str, Any], scores: Array, shown: Array, step: int) -> float:
-    x = [how["scale"] * float(s) for s in scores]
     if how["exclusive"]:
+        x = [how["scale"] * float(s) for s in scores]
         whole = max(x) + math.log(sum(math.exp(n - max(x)) for n in x))
         return sum(whole - n for n, t in zip(x, shown, strict=True) if t)
+    x = [how["scale"] * (float(s) - 0.5) for s in scores]
     return sum(-math.log(sigmoid(n if t else -n)) for n, t in zip(x, shown, strict=True))
 
 

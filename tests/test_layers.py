@@ -53,6 +53,7 @@ from capscore.grad import value_and_gradients
 from capscore.init import Constant, HeNormal, TruncatedNormal
 from capscore.layer import Capsules, Grid, Layer, Map, Row, Run, Vector
 from capscore.layers.activation import ACTIVATIONS
+from capscore.metrics import Measures
 from capscore.values import Value, read, write
 
 GRADIENT64 = 1e-9  # of the tape and of torch, relative to the largest entry
@@ -440,6 +441,21 @@ def test_chances_are_those_whose_logarithm_the_cross_entropy_is(caps: ModuleType
     found = caps.to_numpy(loss(caps, caps.asarray(scores), caps.asarray(targets)))
     assert float(found) == pytest.approx(-logs.sum(1).mean(), rel=1e-9)
     assert MarginLoss().chances(caps, scores) is SpreadLoss().chances(caps, scores) is scores
+
+
+@pytest.mark.parametrize("scale", [1.0, 10.0])
+def test_a_chance_is_even_at_the_score_above_which_a_class_counts_as_shown(caps: ModuleType, scale: float) -> None:
+    scores = np.array([[0.0, 0.49, 0.5, 0.51, 1.0, -3.0, 40.0]])
+    p = caps.to_numpy(CrossEntropy(scale, exclusive=False).chances(caps, caps.asarray(scores)))
+    assert p[0, 2] == 0.5
+    assert ((p > 0.5) == Measures(scores, np.zeros((1, 7)), tuple("abcdefg"), None).answers).all()
+
+
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_lengths_that_are_right_have_hardly_a_loss(caps: ModuleType, exclusive: bool) -> None:
+    """With p = sigmoid(scale · length) a class could not be denied, and networks learned to show nothing at all."""
+    targets = caps.asarray(np.eye(10)[[3, 5]])
+    assert float(caps.to_numpy(CrossEntropy(10.0, exclusive)(caps, targets, targets))) < 0.1
 
 
 @every_loss

@@ -23,7 +23,7 @@ from capscore.data.images import SUFFIXES
 from capscore.data.place import framed
 from capscore.data.progress import track
 from capscore.errors import CapscoreError, DataError
-from capscore.metrics import SHOWN
+from capscore.losses import SHOWN
 from capscore.terminal import json_line
 
 BLOCK = 128  # images read at once

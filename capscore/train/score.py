@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from capscore.data import Samples, by_name, several, targets_of
 from capscore.data.classes import origin
-from capscore.metrics import SHOWN, Measures
+from capscore.losses import SHOWN
+from capscore.metrics import Measures
 
 Right = Callable[[NDArray[Any], NDArray[Any]], NDArray[np.bool_]]  # of scores and targets [B, J], for each image
 
