@@ -36,6 +36,11 @@ class Loss(Value, ABC):
             raise SpecError(f"{type(self).__name__}: class_weights must be numbers from 0 to 1e9, not {short(weights)}")
         object.__setattr__(self, "class_weights", tuple(weights))
 
+    @property
+    def ranks(self) -> bool:
+        """Whether it only puts the classes of an image in order, and cannot teach how many of them the image shows."""
+        return False
+
     @abstractmethod
     def each(self, ops: Ops[A], scores: Any, targets: Any, step: int) -> Any:
         """Return the loss [B, 1] of each image at a step of training."""
@@ -107,6 +112,11 @@ class SpreadLoss(Loss):
         if self.smooth and not self.steps:
             raise SpecError("SpreadLoss: a smooth margin takes time to grow: steps must be at least 1, not 0")
 
+    @property
+    def ranks(self) -> bool:
+        """It does: an image that shows no class, or all, has no loss."""
+        return True
+
     def margin(self, ops: Ops[A], step: int, like: Any) -> Any:
         """Return m at a step, of the shape of `like` or a number. A compiled step has no value yet: no branch."""
         if self.smooth:
@@ -143,6 +153,11 @@ class CrossEntropy(Loss):
         super().__post_init__()
         check_numbers(self, "scale", least=1e-6)
         check_flags(self, "exclusive")
+
+    @property
+    def ranks(self) -> bool:
+        """A softmax does: its probabilities sum to 1, whatever the image shows."""
+        return self.exclusive
 
     def chances(self, ops: Ops[A], scores: Any) -> Any:
         """Return p."""

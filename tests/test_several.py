@@ -7,15 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import need
+from conftest import NUMPY, need
 from PIL import Image
 from test_plain_train import run
 
-from capscore import PRESETS, CrossEntropy, modelfile
+from capscore import PRESETS, CrossEntropy, MarginLoss, SpreadLoss, modelfile
 from capscore.cli.choices import choose_loss
+from capscore.cli.shared import read_spec
 from capscore.data import ByContent, Dataset, balanced, by_name, even_chances, fingerprint, load, whole
-from capscore.errors import DataError
-from capscore.train import BEST, LAST, Recipe, batches
+from capscore.errors import DataError, TrainingError
+from capscore.train import BEST, LAST, Recipe, batches, train
 
 
 def flags(count: int, classes: int = 3, seed: int = 0) -> Dataset:
@@ -227,3 +228,19 @@ def test_a_cross_entropy_is_of_each_class_where_images_show_several() -> None:
             assert choose_loss(PRESETS["small-inverted"], data, name, None) == CrossEntropy(1.0, exclusive)
         assert choose_loss(PRESETS["small"], data, "cross-entropy", None) == CrossEntropy(10.0, exclusive)
         assert choose_loss(PRESETS["small"], data, None, None) == PRESETS["small"].loss
+
+
+def test_a_loss_that_ranks_cannot_teach_how_many_classes_an_image_shows(trained: Path, tmp_path: Path) -> None:
+    """A spread loss left every activation above 0.5: none of the images that show one, two or no digits was right."""
+    assert choose_loss(PRESETS["small-em"], flags(20), None, None) == MarginLoss()
+    assert choose_loss(PRESETS["small-em"], load("digits")[0], None, None) == PRESETS["small-em"].loss
+    told = ["train", "--data", trained / "flags.npz", "--spec", trained / "spec.json", "--out", tmp_path / "run"]
+    assert "SpreadLoss ranks the classes of an image" in run(*told, "--loss", "spread", code=1)
+    assert not (tmp_path / "run").exists()
+    spec = read_spec(trained / "spec.json")
+    for loss in (SpreadLoss(), CrossEntropy()):
+        net = NUMPY.CapsNet(spec.replace(loss=loss))
+        with pytest.raises(TrainingError, match=r"learn by MarginLoss\(\)"):
+            train(
+                net, NUMPY.Learner(net), flags(20), flags(20, seed=1), Recipe(shift=0), tmp_path / "run", reporters=()
+            )

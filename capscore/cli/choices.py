@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any, TypeVar
 
-from capscore.data import AUGMENTATIONS, Augmentation, Samples, balanced
+from capscore.data import AUGMENTATIONS, Augmentation, Samples, balanced, several
 from capscore.errors import CapscoreError, short
 from capscore.layer import Grid
 from capscore.losses import CrossEntropy, Loss, MarginLoss, SpreadLoss
@@ -73,6 +73,8 @@ def choose_loss(spec: CapsNetSpec, data: Samples, name: str | None, class_weight
         loss = choose("loss", LOSSES, name)
     if isinstance(loss, CrossEntropy):
         loss = replace(loss, exclusive=shows(data) == 1)
+    elif name is None and loss.ranks and several(data):
+        loss = MarginLoss()
     if class_weights is None:
         return loss
     weights = balanced(data) if class_weights == "balanced" else _numbers(class_weights)

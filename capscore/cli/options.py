@@ -59,7 +59,9 @@ class TrainOptions:
     weight_decay: Annotated[float | None, typer.Option(help="adamw, sgd: how fast weights shrink.")] = None
     clip: Annotated[float | None, typer.Option(help="Largest norm of all gradients together.")] = None
     average: Annotated[float, typer.Option(help="Decay of averaged weights, such as 0.998; 0: none.")] = Recipe.average
-    loss: Annotated[str | None, typer.Option(help=f"{', '.join(LOSSES)}; else the network's own.")] = None
+    loss: Annotated[
+        str | None, typer.Option(help=f"{', '.join(LOSSES)}; else the network's own, if it suits the labels.")
+    ] = None
     class_weights: Annotated[str | None, typer.Option(help="balanced: rare classes count as much; or as 1,0.5,2.")] = (
         None
     )

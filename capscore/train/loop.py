@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from capscore.data import Samples, absent, fingerprint
+from capscore.data import Samples, absent, fingerprint, several
 from capscore.errors import ShapeError, TrainingError
 from capscore.model import CapsNet, Learner
 from capscore.train.ahead import ahead
@@ -84,6 +84,11 @@ def _fitting(
         raise TrainingError(
             f"the training images show one class only ({', '.join(sorted({*data.classes} - {*absent(data)}))}): "
             "a network learns to tell classes apart, so give it images of another one too"
+        )
+    if several(data) and net.spec.loss.ranks:
+        raise TrainingError(
+            f"{type(net.spec.loss).__name__} ranks the classes of an image, and these images may show several or none: "
+            "learn by MarginLoss() (--loss margin) or by CrossEntropy(exclusive=False) (--loss cross-entropy)"
         )
     for name in ("reconstruction", "optimiser", "average"):
         if (ours := getattr(learner, name)) != (wanted := getattr(recipe, name)):
