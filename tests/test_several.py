@@ -11,10 +11,10 @@ from conftest import NUMPY, need
 from PIL import Image
 from test_plain_train import run
 
-from capscore import PRESETS, CrossEntropy, MarginLoss, SpreadLoss, modelfile
+from capscore import PRESETS, CapsNetSpec, Conv, CrossEntropy, DenseCaps, MarginLoss, PrimaryCaps, SpreadLoss, modelfile
 from capscore.cli.choices import choose_loss
 from capscore.cli.shared import read_spec
-from capscore.data import ByContent, Dataset, balanced, by_name, even_chances, fingerprint, load, whole
+from capscore.data import ByContent, Dataset, alike, balanced, by_name, even_chances, fingerprint, load, whole
 from capscore.errors import DataError, TrainingError
 from capscore.train import BEST, LAST, Recipe, batches, train
 
@@ -244,3 +244,23 @@ def test_a_loss_that_ranks_cannot_teach_how_many_classes_an_image_shows(trained:
             train(
                 net, NUMPY.Learner(net), flags(20), flags(20, seed=1), Recipe(shift=0), tmp_path / "run", reporters=()
             )
+
+
+def test_one_class_that_an_image_shows_or_not_is_learned(tmp_path: Path) -> None:
+    data = flags(160, classes=1)
+    np.savez(tmp_path / "x.npz", images=data.images, labels=data.labels, classes=np.array(data.classes))
+    spec = CapsNetSpec((1, 4, 12), (Conv(8, 3, padding=1), PrimaryCaps(4, 4, 3), DenseCaps(1, 4)), decoder=None)
+    (tmp_path / "spec.json").write_text(spec.to_json())
+    said = run("train", "--data", tmp_path / "x.npz", "--spec", tmp_path / "spec.json", "--out", tmp_path / "run",
+               "--epochs", 30, "--batch", 8, "--rate", 0.005, "--shift", 0, "--backend", "numpy")  # fmt: skip
+    assert "an image may show the class or not" in said
+    assert "100.00%: 0 of" in run("eval", tmp_path / "run" / BEST, "--data", tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize("shown", [(), (1,), (0, 2)])
+def test_flags_that_are_alike_are_no_training(shown: tuple[int, ...]) -> None:
+    labels = np.zeros((20, 3), np.bool_)
+    labels[:, shown] = True
+    assert alike(Dataset(flags(20).images, labels, ("a", "b", "c")))
+    labels[0, 1] ^= True
+    assert not alike(Dataset(flags(20).images, labels, ("a", "b", "c")))

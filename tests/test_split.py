@@ -435,9 +435,9 @@ def test_one_class_is_no_training(tmp_path: Path) -> None:
         path = archive(tmp_path / f"{len(names)}.npz", data, list(names))
         for out in (tmp_path / "run", tmp_path / "run"):  # and nothing is left that would stop another try
             said = run("train", "--data", path, "--out", out, "--backend", "numpy", code=1)
-            assert "show one class only (class 0)" in said
+            assert "all show the same (class 0)" in said
     write(tmp_path / "images", data)
-    with pytest.raises(TrainingError, match="one class only"):
+    with pytest.raises(TrainingError, match="all show the same"):
         run("train", "--data", tmp_path / "images", "--out", tmp_path / "run", "--backend", "numpy")
 
 

@@ -7,7 +7,7 @@ from capscore.data.affnist import read_affnist_test
 from capscore.data.archive import read_npz
 from capscore.data.augment import AUGMENTATIONS, Augmentation, augmented
 from capscore.data.batch import Batch, targets_of
-from capscore.data.classes import absent, balanced, by_name, even_chances, several
+from capscore.data.classes import absent, alike, balanced, by_name, even_chances, several
 from capscore.data.dataset import Dataset, Samples
 from capscore.data.device import HOST, Device
 from capscore.data.fingerprint import changes, fingerprint
@@ -28,7 +28,7 @@ from capscore.errors import DataError
 
 __all__ = [
     "AUGMENTATIONS", "HOST", "Affine", "Augmentation", "Batch", "ByContent", "BySeed", "Dataset", "Device", "Framed",
-    "Items", "Pairs", "Placed", "Resident", "Samples", "absent", "augmented", "balanced", "by_name", "changes",
+    "Items", "Pairs", "Placed", "Resident", "Samples", "absent", "alike", "augmented", "balanced", "by_name", "changes",
     "even_chances", "fingerprint", "load", "read_idx", "read_image", "resident", "rule_of", "several", "standardised",
     "targets_of", "whole", "window", "with_validation",
 ]  # fmt: skip

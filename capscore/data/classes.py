@@ -52,6 +52,13 @@ def absent(data: Samples) -> tuple[str, ...]:
     return tuple(name for name, count in zip(data.classes, _counts(data), strict=True) if not count)
 
 
+def alike(data: Samples) -> bool:
+    """Whether all images show the same, so that their labels tell nothing apart."""
+    if several(data):
+        return all(count in (0, len(origin(data))) for count in _counts(data))
+    return len(data.classes) - len(absent(data)) < 2
+
+
 def balanced(data: Samples) -> tuple[float, ...]:
     """Return a weight for each class that makes all classes count alike, and an image 1 in the mean.
 

@@ -21,9 +21,9 @@ def settled(arrays: list[NDArray[Any]], names: tuple[str, ...] | None, memory: B
     """Return class names, labels as indices or flags of them, and notes on what was taken for what.
 
     Arrays are whole numbers [N] or [N, 1]; or [N, J] of 0 and 1: one-hot if every row of every array has a single 1,
-    else flags of the classes that an image shows, several or none.
+    else flags of the classes that an image shows, several or none. A single column of flags is bool.
     """
-    if all(array.ndim == 2 and array.shape[1] > 1 for array in arrays):
+    if all(array.ndim == 2 and (array.shape[1] > 1 or array.dtype == np.bool_) for array in arrays):
         return _of_rows(arrays, names, memory)
     for array in arrays:
         if array.dtype.kind not in "iu" or (array.ndim != 1 and array.shape[1:] != (1,)):
@@ -54,7 +54,8 @@ def _of_rows(arrays: list[NDArray[Any]], names: tuple[str, ...] | None, memory: 
     if all((each.sum(1) == 1).all() for each in flags):
         note = f"the labels are one-hot: one of {count} classes an image"
         return called, [each.argmax(1).astype(np.int64) for each in flags], (note,)
-    return called, flags, (f"the labels are flags: an image may show several of {count} classes, or none",)
+    which = f"several of {count} classes, or none" if count > 1 else "the class or not"
+    return called, flags, (f"the labels are flags: an image may show {which}",)
 
 
 def _of_numbers(labels: list[NDArray[np.int64]], names: tuple[str, ...] | None, memory: Budget) -> Settled:

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from capscore.data import Samples, absent, fingerprint, several
+from capscore.data import Samples, absent, alike, fingerprint, several
 from capscore.errors import ShapeError, TrainingError
 from capscore.model import CapsNet, Learner
 from capscore.train.ahead import ahead
@@ -80,10 +80,11 @@ def _fitting(
         if len(dataset.classes) != net.spec.classes:
             raise ShapeError(f"the {what} set has {len(dataset.classes)} classes; the network has {net.spec.classes}")
     data, held_out = check_dataset(net, data, "training"), check_dataset(net, held_out, "held-out")
-    if len(data.classes) - len(absent(data)) < 2:
+    if alike(data):
+        shown = [name for name in data.classes if name not in absent(data)]
         raise TrainingError(
-            f"the training images show one class only ({', '.join(sorted({*data.classes} - {*absent(data)}))}): "
-            "a network learns to tell classes apart, so give it images of another one too"
+            f"the training images all show the same ({', '.join(shown) or 'no class'}): "
+            "a network learns to tell images apart, so give it some that show something else"
         )
     if several(data) and net.spec.loss.ranks:
         raise TrainingError(
