@@ -77,6 +77,8 @@ def quantize(spec: CapsNetSpec, model: onnx.ModelProto, images: NDArray[Any], by
                     str(quantised),
                     feeds,
                     quant_format=QuantFormat.QDQ,
+                    # Named, or every array of the graph is watched; its tools take the square of their number in time.
+                    op_types_to_quantize=[*MULTIPLY, *PASS],
                     nodes_to_quantize=[
                         *(node.name for node in _later(rows, multiply)),
                         *(node.name for node in nodes if node.op_type in PASS),
