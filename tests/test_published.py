@@ -199,6 +199,16 @@ def test_networks_together_answer_by_their_mean_with_classes_by_name() -> None:
     assert mean.classes == ("a", "b")
 
 
+@pytest.mark.parametrize(("together", "cell"), [(None, "–"), (2, "0.30 (of 2)"), (3, "0.30")])
+def test_the_table_has_no_figure_of_networks_together_that_were_not(together: int | None, cell: str) -> None:
+    about = {"recipe": "small-mnist", "data": "mnist", "parameters": 10, "epochs": 1}
+    rows = [{"settings": about, "n": 3, "mean": {"test": 0.4}, "std": {"test": 0.1}}]
+    if together:
+        rows += [{"settings": about | {"ensemble": together}, "n": 1, "mean": {"test": 0.3}, "std": {"test": None}}]
+    (*_, line) = page._recipes(rows)[-1].splitlines()
+    assert line.split(" | ")[4:6] == ["0.40 ± 0.10", cell]
+
+
 def test_networks_of_the_zoo_together_are_right() -> None:
     _, test = load("digits")
     few = replace(test, images=test.images[:200], labels=test.labels[:200])

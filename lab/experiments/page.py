@@ -205,15 +205,14 @@ def _recipes(rows: list[Row]) -> list[str]:
     ]
     ensembles = {row["settings"]["recipe"]: row for row in rows if "ensemble" in row["settings"]}
     for row in (row for row in rows if "ensemble" not in row["settings"]):
-        told, tests = row["settings"], [name for name in row["mean"] if name in ("test", "affine")]
-        errors, together = (
-            "; ".join(f"{number(each, name)}{' on affNIST, drawn here' * (name == 'affine')}" for name in tests)
-            for each in (row, ensembles.get(told["recipe"], row))
-        )
+        told, both = row["settings"], ensembles.get(row["settings"]["recipe"])
+        together = "–" if both is None else _errors(both)
+        if both is not None and both["settings"]["ensemble"] != row["n"]:
+            together += f" (of {both['settings']['ensemble']})"
         published = OF_RECIPES.get(told["recipe"], ("–", "–"))
         lines.append(
             f"| `{told['recipe']}` (n = {row['n']}) | {told['data']} | {told['parameters']:,} | {told['epochs']} | "
-            f"{errors} | {together if row['n'] > 1 else '–'} | {' | '.join(published)} |"
+            f"{_errors(row)} | {together} | {' | '.join(published)} |"
         )
     return [
         "## Small networks, our recipes",
@@ -224,6 +223,15 @@ def _recipes(rows: list[Row]) -> list[str]:
         "are without those of the decoder.",
         "\n".join(lines),
     ]
+
+
+def _errors(row: Row) -> str:
+    """Return a network's errors on its test sets."""
+    return "; ".join(
+        number(row, name) + after
+        for name, after in (("test", ""), ("affine", " on affNIST, drawn here"))
+        if name in row["mean"]
+    )
 
 
 def _heads(rows: list[Row]) -> list[str]:
