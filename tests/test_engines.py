@@ -46,10 +46,11 @@ SLOW = ("em-small", "vb-smallnorb")  # their votes take it a minute; `routing_pr
 ZOO = zoo.list_models(pretrained=True)
 TRAINED = [modelfile.read(zoo.path(name)).spec.layers for name in ZOO]  # tested with what they have learned
 EXPORTS = [
+    *((name, {"batch": 1}) for name, spec in PRESETS.items() if spec.multiply_adds < SOME),
     *(
-        (name, {"batch": 1} if spec.multiply_adds < SOME else {})
+        (name, {})
         for name, spec in PRESETS.items()
-        if spec.multiply_adds < MANY and name not in SLOW and (spec.multiply_adds < SOME or spec.layers not in TRAINED)
+        if SOME <= spec.multiply_adds < MANY and name not in SLOW and spec.layers not in TRAINED
     ),
     ("mnist", {}),  # the one of the paper's size
 ]

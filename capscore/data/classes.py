@@ -54,9 +54,10 @@ def absent(data: Samples) -> tuple[str, ...]:
 
 def alike(data: Samples) -> bool:
     """Whether all images show the same, so that their labels tell nothing apart."""
+    counts = _counts(data)
     if several(data):
-        return all(count in (0, len(origin(data))) for count in _counts(data))
-    return len(data.classes) - len(absent(data)) < 2
+        return bool(np.isin(counts, (0, len(origin(data)))).all())
+    return bool(np.count_nonzero(counts) < 2)
 
 
 def balanced(data: Samples) -> tuple[float, ...]:

@@ -81,7 +81,7 @@ def _fitting(
             raise ShapeError(f"the {what} set has {len(dataset.classes)} classes; the network has {net.spec.classes}")
     data, held_out = check_dataset(net, data, "training"), check_dataset(net, held_out, "held-out")
     if alike(data):
-        shown = [name for name in data.classes if name not in absent(data)]
+        shown = sorted({*data.classes} - {*absent(data)})
         raise TrainingError(
             f"the training images all show the same ({', '.join(shown) or 'no class'}): "
             "a network learns to tell images apart, so give it some that show something else"

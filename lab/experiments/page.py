@@ -205,10 +205,10 @@ def _recipes(rows: list[Row]) -> list[str]:
     ]
     ensembles = {row["settings"]["recipe"]: row for row in rows if "ensemble" in row["settings"]}
     for row in (row for row in rows if "ensemble" not in row["settings"]):
-        told, both = row["settings"], ensembles.get(row["settings"]["recipe"])
-        together = "–" if both is None else _errors(both)
-        if both is not None and both["settings"]["ensemble"] != row["n"]:
-            together += f" (of {both['settings']['ensemble']})"
+        told, together = row["settings"], "–"
+        if ensemble := ensembles.get(told["recipe"]):
+            count = ensemble["settings"]["ensemble"]
+            together = _errors(ensemble) + f" (of {count})" * (count != row["n"])
         published = OF_RECIPES.get(told["recipe"], ("–", "–"))
         lines.append(
             f"| `{told['recipe']}` (n = {row['n']}) | {told['data']} | {told['parameters']:,} | {told['epochs']} | "
