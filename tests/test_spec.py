@@ -138,6 +138,7 @@ def test_presets_are_reached_from_the_package() -> None:
         *(
             "residual-mnist",
             "residual-dynamic-mnist",
+            "residual-unrouted-mnist",
             "residual-multimnist",
             "residual-affnist",
             "residual-fashion",

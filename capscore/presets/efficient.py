@@ -119,6 +119,7 @@ PRESETS: dict[str, Callable[[], CapsNetSpec]] = {
     "efficient-multimnist": lambda: _digits(36, (1, 1, 2, 2), kernel=5, stride=2),  # 154,656
     "residual-mnist": lambda: _residual_digits(_attentive(10)),  # 164,312
     "residual-dynamic-mnist": lambda: _residual_digits(DenseCaps(10, dim=16)),
+    "residual-unrouted-mnist": lambda: _residual_digits(DenseCaps(10, dim=16, routing=DynamicRouting(1))),
     "residual-multimnist": lambda: _residual(36),  # 174,352
     "residual-affnist": lambda: _residual(40),  # 176,784
     "residual-fashion": lambda: _residual(28, (32, 64, 128)),  # 580,480

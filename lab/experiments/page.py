@@ -64,9 +64,12 @@ OF_RECIPES: dict[str, tuple[str, str]] = {
     "residual-mnist": ("0.26 (161,824 parameters)", "the best on the test images"),
     "residual-dynamic-mnist": ("0.25 (8.2 million)", NOT_SAID),
     "small-mnist": ("0.25 (8.2 million)", NOT_SAID),
-    "unrouted-mnist": (
-        "0.17 (1.5 million, [no routing](references.md#byerly-2020))",
-        f"{NOT_SAID}; the best of several trainings",
+    **dict.fromkeys(
+        ("unrouted-mnist", "residual-unrouted-mnist"),
+        (
+            "0.17 (1.5 million, [no routing](references.md#byerly-2020))",
+            f"{NOT_SAID}; the best of several trainings",
+        ),
     ),
     "em-mnist": ("0.44 ([matrix capsules](references.md#hinton-2018))", NOT_SAID),
     "inverted-mnist": ("none on MNIST", "–"),
@@ -78,7 +81,11 @@ OF_RECIPES: dict[str, tuple[str, str]] = {
     "efficient-affnist": ("21 (paper); 6.8 (without routing)", NOT_SAID),
 }
 
-HEADS = {"unrouted-mnist": "no routing", "dynamic-mnist": "dynamic routing", "efficient-mnist": "self-attention"}
+# Stem → the recipe of each head on it.
+HEADS = {
+    "residual": ("residual-unrouted-mnist", "residual-dynamic-mnist", "residual-mnist"),
+    "Efficient-CapsNet": ("unrouted-mnist", "dynamic-mnist", "efficient-mnist"),
+}
 
 
 def markdown(folder: Path, beside: Path) -> str:
@@ -235,26 +242,29 @@ def _errors(row: Row) -> str:
 
 
 def _heads(rows: list[Row]) -> list[str]:
-    """Say what routing adds to a network without it, of the same stem and by the same recipe."""
+    """Say what routing adds to networks without it, of the same stem and by the same recipe."""
     found = {row["settings"]["recipe"]: row for row in rows if "ensemble" not in row["settings"]}
-    if not set(HEADS) <= set(found):
-        return []
-    plain = found["unrouted-mnist"]
-    lines = ["| head | test error, % | less than without routing, 95% interval |", "|---|---|---|"]
+    lines = ["| stem | head | test error, % | less than without routing, 95% interval |", "|---|---|---|---|"]
     verdicts = []
-    for name, said in HEADS.items():
-        row, told = found[name], "–"
-        if row is not plain:
+    for stem, recipes in HEADS.items():
+        if not set(recipes) <= set(found):
+            continue
+        plain, *routed = (found[recipe] for recipe in recipes)
+        lines.append(f"| {stem} | no routing (n = {plain['n']}) | {number(plain, 'test')} | – |")
+        said = []
+        for name, row in zip(("dynamic routing", "self-attention"), routed, strict=True):
             low, high = interval(plain, row, "test")
-            told = "one seed tells none" if math.isnan(low) else f"{low:.2f} to {high:.2f}"
-            verdict = (
-                "adds to it" if low > 0 else "takes from it" if high < 0 else "adds nothing that could be measured"
-            )
-            verdicts.append(f"{said} {'cannot be judged by one seed' if math.isnan(low) else verdict}")
-        lines.append(f"| {said} (n = {row['n']}) | {number(row, 'test')} | {told} |")
+            alone = math.isnan(low)
+            told = "one seed tells none" if alone else f"{low:.2f} to {high:.2f}"
+            lines.append(f"| {stem} | {name} (n = {row['n']}) | {number(row, 'test')} | {told} |")
+            adds = "adds to it" if low > 0 else "takes from it" if high < 0 else "adds nothing that could be measured"
+            said.append(f"{name} {'cannot be judged by one seed' if alone else adds}")
+        verdicts.append(f"On the {stem} stem {' and '.join(said)}.")
+    if not verdicts:
+        return []
     return [
         "### What routing adds",
-        f"The same stem, by the same recipe, with three heads: {'; '.join(verdicts)}. Without routing, every coupling "
+        f"The same stem, by the same recipe, with three heads. {' '.join(verdicts)} Without routing, every coupling "
         "is alike: the class capsules are a linear layer with a squash.",
         "\n".join(lines),
     ]
