@@ -31,7 +31,7 @@ def engine(optimiser: Optimiser, params: list[Tensor]) -> torch.optim.Optimizer:
 
 
 def _groups(params: list[Tensor], decay: float) -> list[dict[str, Any]]:
-    """Return the parameters that decay, and those that do not: biases and scales have one axis."""
+    """Return the parameters that decay, and those that do not; see `AdamW`."""
     weights = [p for p in params if p.ndim > 1]
     others = [p for p in params if p.ndim <= 1]
     groups = {"params": weights, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}

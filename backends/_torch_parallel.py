@@ -46,7 +46,7 @@ class Team:
 
     def mean(self, ops: Any, x: Tensor, axes: tuple[int, ...]) -> Tensor:
         """Return the mean over `axes` and the images of all processes, with kept dimensions and a gradient."""
-        total = x.sum(axes, keepdim=True)
+        total = x.sum(axes, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))  # no count in bfloat16
         count = total.new_tensor([math.prod(x.shape[axis] for axis in axes)])
         here = torch.cat([total.reshape(-1), count]) * bool(self.mine)
         from torch.distributed.nn.functional import all_reduce  # half a second, for several processes alone
@@ -54,14 +54,14 @@ class Team:
         whole: Tensor = all_reduce(here)  # type: ignore[no-untyped-call]
         return (whole[:-1] / whole[-1]).reshape(total.shape)
 
-    def gather(self, loss: Tensor, lengths: Tensor, batch: int) -> tuple[Tensor, Tensor]:
-        """Return the loss and the lengths [B, J] of the whole batch; `loss` has the factor of `share` already."""
+    def gather(self, loss: Tensor, scores: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+        """Return the loss and the class scores [B, J] of the whole batch; `loss` has the factor of `share` already."""
         if self.size == 1:
-            return loss, lengths
+            return loss, scores
         share, factor = self.share(batch)
-        every = lengths.new_zeros(batch, lengths.shape[1])
+        every = scores.new_zeros(batch, scores.shape[1])
         if factor:
-            every[share] = lengths
+            every[share] = scores
         whole = torch.cat([loss.reshape(1) / self.size, every.reshape(-1)])
         dist.all_reduce(whole)
         return whole[0], whole[1:].reshape(every.shape)

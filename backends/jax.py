@@ -113,26 +113,7 @@ def norm(x: Array, axis: int, keepdims: bool = False) -> Array:
 @partial(jax.custom_jvp, nondiff_argnums=(1, 2))
 def max(x: Array, axis: int, keepdims: bool = False) -> Array:
     """Return the largest over `axis`; equal ones share the gradient."""
-    largest: Array = _max(x, axis)
-    return largest if keepdims else largest.squeeze(axis)
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _max(x: Array, axis: int) -> Array:
-    return x.max(axis, keepdims=True)
-
-
-@_max.defjvp
-def _max_and_slope(axis: int, x: tuple[Array], dx: tuple[Array]) -> tuple[Array, Array]:
-    """Return the largest, kept as an axis of 1, and its change.
-
-    What XLA fuses it may compute twice, and round in two ways: then nothing equals the largest, and JAX's own gradient
-    is 0/0. The first of the largest always counts.
-    """
-    largest = _max(*x, axis)
-    first = jax.nn.one_hot(x[0].argmax(axis), x[0].shape[axis], dtype=bool, axis=axis)
-    share = ((x[0] == largest) | first).astype(x[0].dtype)
-    return largest, (dx[0] * share).sum(axis, keepdims=True) / share.sum(axis, keepdims=True)
+    return x.max(axis, keepdims=keepdims)
 
 
 @max.defjvp
@@ -236,10 +217,12 @@ def _step(
     rate: float,
     newest: float,
     step: int,
+    counts: dict[str, int],
 ) -> tuple[Array, Array, dict[str, Array], Kept]:
     """Return loss and scores before the step `step` = 0, 1, …, and parameters and what is kept after it.
 
-    `pairs` are images and targets of the batch, then targets and images of its parts; `newest` is `model.newest`.
+    `pairs` are images and targets of the batch, then targets and images of its parts; `newest` is `model.newest`,
+    `counts` the steps of every parameter, this one included.
     """
     ops = with_tiles(sys.modules[__name__], how.fast_conv)
     (images, targets), *parts = pairs
@@ -259,7 +242,7 @@ def _step(
     params, kept = dict(params), {slot: dict(arrays) for slot, arrays in kept.items()}
     for name in how.changing:
         slots = {slot: kept[slot][name] for slot in how.optimiser.slots}
-        params[name], slots = how.optimiser.update(ops, params[name], gradients[name], slots, rate, step + 1)
+        params[name], slots = how.optimiser.update(ops, params[name], gradients[name], slots, rate, counts[name])
         for slot, array in slots.items():
             kept[slot][name] = array
     params |= statistics
@@ -284,9 +267,12 @@ class Learner(model.Learner[Array]):
         pairs = tuple((asarray(a, like), asarray(b, like)) for a, b in ((images, targets), *parts))
         about = net.spec, net.fast_conv, self.reconstruction, self.optimiser, self.seed, changing
         rates = float(rate), model.newest(self.average, self.steps + 1)
-        loss, scores, params, self.kept = _step(How(*about), net.params, self.kept, pairs, *rates, self.steps)
-        self.steps += 1
-        net._adopt({name: params[name] for name in net.params})  # JAX returns dictionaries sorted by name
+        step = self.steps
+        self.count(changing)
+        counts = {name: self.counts[name] for name in changing}
+        loss, scores, params, self.kept = _step(How(*about), net.params, self.kept, pairs, *rates, step, counts)
+        with net._turns.changing():
+            net._adopt({name: params[name] for name in net.params})  # JAX returns dictionaries sorted by name
         return loss, scores
 
 

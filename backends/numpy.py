@@ -118,8 +118,10 @@ def relu(x: Array) -> Array:
 
 
 def sigmoid(x: Array) -> Array:
-    """Return 1 / (1 + e^-x) of every element; written with tanh, which cannot overflow."""
-    return np.tanh(x * 0.5) * 0.5 + 0.5
+    """Return 1 / (1 + e^-x) of every element: no power overflows, and no difference loses the small ones."""
+    e = np.exp(-np.abs(x))
+    y: Array = np.where(x >= 0, 1, e) / (e + 1)
+    return y
 
 
 def softmax(x: Array, axis: int, leaky: bool = False) -> Array:

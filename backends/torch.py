@@ -273,7 +273,7 @@ class CapsNet(nn.Module, model.CapsNet[Tensor]):
 
     @torch.inference_mode()
     def predict(self, images: Any, batch: int = 128) -> NDArray[Any]:
-        """Return the lengths [N, J] for images [N, C, H, W] as a NumPy array, without gradients."""
+        """Return the class scores [N, J] for images [N, C, H, W] as a NumPy array, without gradients."""
         return model.CapsNet.predict(self, images, batch)
 
 
@@ -355,7 +355,7 @@ class Learner(model.Learner[Tensor]):
     def step(
         self, images: Any, targets: NDArray[Any], rate: float, parts: Sequence[tuple[Any, Any]] = ()
     ) -> tuple[Tensor, Tensor]:
-        """Learn from one batch; return loss and lengths [B, J] before the step, unread. `parts`: see `objective`."""
+        """Learn from one batch; return loss and scores [B, J] before the step, unread. `parts`: see `objective`."""
         like = next(self.net.parameters())
         check_range(images)
         images = asarray(images)
@@ -369,29 +369,31 @@ class Learner(model.Learner[Tensor]):
         self.engine.zero_grad()
         try:
             with torch.autocast(like.device.type, torch.bfloat16, enabled=self.amp):
-                loss, lengths, statistics = self.objective(x, t, apart, self.steps, self.seed)
+                loss, scores, statistics = self.objective(x, t, apart, self.steps, self.seed)
             if not loss.requires_grad:
                 raise model.nothing_learns()
             loss = loss * factor
             loss.backward()
-            loss, lengths = self.team.gather(loss.detach(), lengths.detach(), len(images))
+            loss, scores = self.team.gather(loss.detach(), scores.detach(), len(images))
         except RuntimeError as error:
             if self.team.size == 1 or isinstance(error, TrainingError):
                 raise
             raise _torch_parallel.lost_process(error) from error
         if self.optimiser.clip is not None:
-            nn.utils.clip_grad_norm_(self.net.parameters(), self.optimiser.clip)
+            found = {name: p.grad for name, p in self.learning.items() if p.grad is not None}
+            for name, g in self.optimiser.clipped(self.net.ops, found).items():
+                self.learning[name].grad = g
         for group in self.engine.param_groups:
             group["lr"] = rate
-        self.engine.step()
-        with torch.no_grad():
+        with self.net._turns.changing(), torch.no_grad():
+            self.engine.step()
             for name, value in statistics.items():
                 _torch_module.leaf(self.net, name).copy_(value)
             newest = model.newest(self.average, self.steps + 1)
             for name, mean in self.kept.get("average", {}).items():
                 mean.lerp_(_torch_module.leaf(self.net, name), newest)
         self.steps += 1
-        return loss, lengths
+        return loss, scores
 
     @property
     def _counts(self) -> bool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import secrets
+import shutil
 import stat
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,19 +17,22 @@ PART = ".part"  # how the name of a file ends that is not yet written whole
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
     """Write a file so that its final name never holds half of it: write beside, fsync, rename.
 
-    Of a symbolic link the file that it points at is written; the link stays. What is no file is refused.
+    Of a symbolic link the file that it points at is written; the link stays. What is no file is refused. A file that
+    was there keeps its permissions.
     """
     target = _target(path)
+    beside = target.parent / f"{_beside(target)}{secrets.token_hex(8)}{PART}"
     try:
-        handle, beside = tempfile.mkstemp(dir=target.parent, prefix=_beside(target), suffix=PART)
+        file = open(beside, "xb")  # noqa: SIM115 - closed below, where another error is told
     except OSError as error:
         raise ModelFileError(f"cannot write {path}: {error.strerror}; is its folder there and writable?") from None
     try:
-        with os.fdopen(handle, "wb") as file:
+        with file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(beside, usual_mode())
+        with suppress(FileNotFoundError):
+            shutil.copymode(target, beside)
         os.replace(beside, target)
     except BaseException as error:
         with suppress(OSError):
@@ -46,13 +50,6 @@ def sweep(path: str | os.PathLike[str]) -> None:
         for entry in target.parent.iterdir():
             if entry.name.startswith(_beside(target)) and entry.name.endswith(PART):
                 entry.unlink()
-
-
-def usual_mode() -> int:
-    """Return the mode that the user's new files get."""
-    mask = os.umask(0)  # the only way to read it
-    os.umask(mask)
-    return 0o666 & ~mask
 
 
 def _target(path: str | os.PathLike[str]) -> Path:

@@ -35,8 +35,8 @@ def for_classes(spec: CapsNetSpec, count: int) -> CapsNetSpec:
 def finetuned(model: Model, classes: Sequence[str], seed: int = 0) -> tuple[CapsNetSpec, dict[str, NDArray[Any]]]:
     """Return a spec for the classes, and its first parameters: the model's wherever they still mean the same.
 
-    The layers that make the classes, see `for_classes`, and the first of the decoder begin anew, unless the classes are
-    the model's own. Raises SpecError if no layer can make another number of classes.
+    The layers that make the classes, see `for_classes`, the first of the decoder, and what has a number for each class
+    begin anew, unless the classes are the model's own. Raises SpecError if no layer can make another number of classes.
     """
     if tuple(classes) == model.classes:
         return model.spec, dict(model.params)
@@ -44,7 +44,12 @@ def finetuned(model: Model, classes: Sequence[str], seed: int = 0) -> tuple[Caps
     spec, new = spec.replace(loss=replace(spec.loss, class_weights=None)), init_params(spec, seed)
     _, makers = _makers(spec)
     begin = tuple(f"{row.name}." for row in (*makers, *spec.decoder_rows[:1]))
-    return spec, {name: a if name.startswith(begin) else model.params.get(name, a) for name, a in new.items()}
+    kept = {
+        name: a
+        for name, a in model.params.items()
+        if name in new and a.shape == new[name].shape and not name.startswith(begin)
+    }
+    return spec, new | kept
 
 
 def _makers(spec: CapsNetSpec) -> tuple[int, list[Row]]:

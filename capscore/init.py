@@ -73,7 +73,10 @@ class Uniform(Init):
 
 @dataclass(frozen=True)
 class HeNormal(Init):
-    """Normal numbers of variance 2/fan_in (He et al. 2015), for layers followed by ReLU; weights [out, in, …]."""
+    """Normal numbers of variance 2/fan_in (He et al. 2015), for layers followed by ReLU; weights [out, in, …].
+
+    The fan-in is the product of all axes but the first. Of weights of capsules [N, J, D, K] that is J·D·K.
+    """
 
     def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[Any]:
         """Draw."""

@@ -114,9 +114,10 @@ class Measures:
 
     def top(self, k: int) -> float:
         """Return the share of images whose class is among the k highest scores."""
-        own = (self.scores * (self.targets > 0)).sum(1, keepdims=True)
-        before = np.arange(len(self.classes)) < self.targets.argmax(1)[:, None]
-        above = (self.scores > own) | ((self.scores == own) & before)  # of equal scores the first class comes first
+        shown = self.targets.argmax(1)[:, None]
+        own = np.take_along_axis(self.scores, shown, 1)
+        before = np.arange(len(self.classes)) < shown  # of equal scores the first class comes first
+        above = ~(self.scores <= own) | ((self.scores == own) & before)  # NaN is above all: it is no answer
         return float((above.sum(1) < k).mean())
 
     def hardest(self, count: int) -> NDArray[np.int64]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Self
 
@@ -32,7 +32,7 @@ BLOCK = 1 << 18  # numbers that an optimiser changes at once: they stay in a pro
 class Output(NamedTuple, Generic[A]):
     """What a network says of a batch of images."""
 
-    lengths: Any  # [B, J]: how present each class is, 0 to 1; None of a network that ends in no capsules
+    lengths: Any  # [B, J]: how present each class is, 0 to 1 by most squashes; None of a network ending in no capsules
     capsules: Any  # [B, J, D]: the class capsules; None from an ONNX model that was exported without them
     reconstruction: A | None = None  # [B, C, H, W]: from an ONNX model with a decoder
     couplings: tuple[tuple[A, ...], ...] | None = None  # per capsule layer and iteration [B, N, J], on request
@@ -44,7 +44,7 @@ class CapsNet(Generic[A]):
 
     Parameters
     ----------
-    spec : what to build; see `capscore.spec`
+    spec : what to build; see `capscore.net`
     params : name → array of any backend, as `spec.parameters` lists them; initialised from `seed` when None
     seed : of the initial parameters, the same numbers on every backend
     dtype : "float32" or "float64"
@@ -71,6 +71,7 @@ class CapsNet(Generic[A]):
         if not hasattr(spec, "parameters"):
             raise ShapeError(f"the network's spec must be a CapsNetSpec, such as PRESETS['small'], not {short(spec)}")
         check_tiles(fast_conv)
+        with_tiles(self.ops, fast_conv)  # a backend without them says so
         self.spec, self.fast_conv, self._turns = spec, fast_conv, Turns()
         self.classes = modelfile.check_classes(spec, classes)
         if not isinstance(provenance, Mapping | None):
@@ -331,6 +332,7 @@ class Learner(Generic[A]):
         if options:
             raise ShapeError(f"this backend has no option {', '.join(options)}; the torch backend does")
         self.net, self.reconstruction, self.steps = net, reconstruction, 0
+        self.counts = dict.fromkeys(self.learning, 0)  # steps of each parameter: frozen ones make none
         self.optimiser, self.average = optimiser, check_average(average)
         self.kept: dict[str, dict[str, Any]] = {
             slot: {name: np.zeros_like(p) for name, p in self.learning.items()} for slot in optimiser.slots
@@ -418,30 +420,46 @@ class Learner(Generic[A]):
         run = Run(training=True, step=self.steps, seed=self.seed, statistics={})
         value, gradients = value_and_gradients(ops, loss, learning)
         gradients = self.optimiser.clipped(ops, gradients)
-        self.steps += 1
-        p: Any
-        for name, p in learning.items():
-            g: Any = gradients.pop(name)
-            for rows in _blocks(p):  # numbers change one by one: no more of them need be in memory twice
-                slots = {slot: self.kept[slot][name][rows] for slot in self.optimiser.slots}
-                p[rows], slots = self.optimiser.update(ops, p[rows], g[rows], slots, rate, self.steps)
-                for slot, kept in slots.items():
-                    self.kept[slot][name][rows] = kept
-        for name, statistic in (run.statistics or {}).items():
-            net.params[name][...] = statistic.value
+        self.count(learning)
+        with net._turns.changing():
+            self._update(learning, gradients, rate)
+            for name, statistic in (run.statistics or {}).items():
+                net.params[name][...] = statistic.value
         share = newest(self.average, self.steps)
         for name, mean in self.kept.get("average", {}).items():
             mean += (net.params[name] - mean) * share
         return value, found[0]
 
+    def count(self, names: Iterable[str]) -> None:
+        """Count a step, and for each of the parameters that make it."""
+        self.steps += 1
+        for name in names:
+            self.counts[name] += 1
+
+    def _update(self, learning: Mapping[str, Any], gradients: dict[str, Any], rate: float) -> None:
+        for name, p in learning.items():
+            g = gradients.pop(name)
+            for rows in _blocks(p):  # numbers change one by one: no more of them need be in memory twice
+                slots = {slot: self.kept[slot][name][rows] for slot in self.optimiser.slots}
+                now = self.counts[name]
+                p[rows], slots = self.optimiser.update(self.net.ops, p[rows], g[rows], slots, rate, now)
+                for slot, kept in slots.items():
+                    self.kept[slot][name][rows] = kept
+
     def state(self) -> dict[str, NDArray[Any]]:
-        """Return what a checkpoint must keep beside the parameters, as NumPy arrays by name."""
+        """Return what a checkpoint must keep beside the parameters, as NumPy arrays by name.
+
+        The steps of a parameter are kept where they are fewer than all, and the optimiser remembers anything.
+        """
         to_numpy = self.net.ops.to_numpy
-        return {f"{slot}.{name}": to_numpy(a) for slot, arrays in self.kept.items() for name, a in arrays.items()}
+        found = {f"{slot}.{name}": to_numpy(a) for slot, arrays in self.kept.items() for name, a in arrays.items()}
+        fewer = {name: steps for name, steps in self.counts.items() if steps != self.steps}
+        return found | {f"steps.{name}": np.array([steps], np.float64) for name, steps in fewer.items()}
 
     def restore(self, state: Mapping[str, NDArray[Any]], steps: int) -> None:
         """Go on from the `state` of a learner that had made `steps`."""
         self.steps, asarray = steps, self.net.ops.asarray
+        self.counts = {name: int(state.get(f"steps.{name}", [steps])[0]) for name in self.counts}
         for slot, arrays in self.kept.items():
             for name, like in arrays.items():
                 arrays[name] = asarray(state[f"{slot}.{name}"].copy(), like)

@@ -154,8 +154,8 @@ def read(path: str | os.PathLike[str], kind: Any = CapsNetSpec) -> Model:
             spec, classes, provenance = read_description(metadata["capscore"], kind)
             names = set(file.keys())
             for name in names:  # NumPy has no bfloat16 and no float8
-                if (kind := file.get_slice(name).get_dtype()) not in ("F16", "F32", "F64"):
-                    raise ModelFileError(f"{name:.60} is stored as {kind}, not as F16, F32 or F64")
+                if (stored := file.get_slice(name).get_dtype()) not in ("F16", "F32", "F64"):
+                    raise ModelFileError(f"{name:.60} is stored as {stored}, not as F16, F32 or F64")
             tensors = {name: file.get_tensor(name) for name in names}
         _check_digest(metadata["capscore"], tensors)
         params = {name: array for name, array in tensors.items() if not name.startswith(STATE)}

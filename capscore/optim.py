@@ -51,10 +51,10 @@ class Optimiser(Value, ABC):
         """Return the gradients by name, shortened to `clip` if they are longer together."""
         if self.clip is None or not gradients:
             return dict(gradients)
-        squares: list[Any] = [ops.sum(g * g, tuple(range(len(g.shape)))) for g in gradients.values()]
-        total: Any = ops.sqrt(sum(squares[1:], squares[0]))
+        norms = [ops.reshape(ops.norm(ops.reshape(g, (-1,)), 0, keepdims=True), (1,)) for g in gradients.values()]
+        total: Any = ops.norm(ops.concat(norms, 0), 0)
         wanted = (total * 0.0 + self.clip) / (total + 1e-6)
-        share: Any = ops.relu(wanted * -1.0 + 1.0) * -1.0 + 1.0  # at most 1
+        share: Any = wanted / (ops.relu(wanted - 1.0) + 1.0)  # at most 1
         return {name: g * share for name, g in gradients.items()}
 
 
@@ -95,7 +95,7 @@ class Adam(Optimiser):
 class AdamW(Adam):
     """Adam with weight decay apart from the gradient (Loshchilov, Hutter 2019).
 
-    Weights shrink by rate · decay a step; biases and scales, which have one axis, do not.
+    Weights shrink by rate · decay a step. Parameters of one axis do not: scales, and biases except those of capsules.
     """
 
     decay: float = 0.01
@@ -116,7 +116,7 @@ class AdamW(Adam):
 class SGD(Optimiser):
     """Gradient descent with momentum, Nesterov's if asked for (as PyTorch has it: no dampening).
 
-    `decay` · weight is added to the gradient of weights, but not of biases and scales, which have one axis.
+    `decay` · weight is added to the gradient of weights, but not of parameters of one axis; see `AdamW`.
     """
 
     momentum: float = 0.9

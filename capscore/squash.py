@@ -9,6 +9,8 @@ from .layer import Capsules
 from .ops import A, Ops, scope
 from .values import Value, check_choice
 
+SHORT = 1e-3  # see `exponential_squash`
+
 
 def squash(ops: Ops[A], s: A, axis: int = -1) -> A:
     """Shrink vectors to a length below 1, keeping their direction (equation 1): v = ‖s‖²/(1+‖s‖²) · s/‖s‖.
@@ -25,11 +27,12 @@ def squash(ops: Ops[A], s: A, axis: int = -1) -> A:
 def exponential_squash(ops: Ops[A], s: A, axis: int = -1) -> A:
     """Shrink vectors to a length below 1 that tells short ones apart: v = (1 - e^-‖s‖) · s/‖s‖.
 
-    Zero for the zero vector (Mazzia, Salvetti, Chiaberge 2021, equation 3).
+    Zero for the zero vector (Mazzia, Salvetti, Chiaberge 2021, equation 3), around which it changes nothing: shorter
+    vectors than SHORT are shrunk by the share of one so long, 0.9995, of which rounding leaves more than of 1 - e^-‖s‖.
     """
     with scope(ops, "squash"):
-        n = ops.norm(s, axis, keepdims=True)
-        return s * ((ops.exp(n * -1.0) * -1.0 + 1.0) / (n + 1e-20))
+        n = ops.relu(ops.norm(s, axis, keepdims=True) - SHORT) + SHORT
+        return s * ((ops.exp(n * -1.0) * -1.0 + 1.0) / n)
 
 
 def standardise(ops: Ops[A], x: A, size: int, epsilon: float) -> A:

@@ -39,11 +39,12 @@ def write(
     ModelFileError : a file is foreign or damaged
     """
     paths = [Path(model) for model in models]
-    names = [path.stem for path in paths]
-    if not names:
+    if not paths:
         raise CapscoreError("no model for the page: name at least one .safetensors or .onnx file")
+    names = [path.stem for path in paths]
+    names += [_decoder(path) for path in paths if path.suffix.lower() != ".onnx"]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise CapscoreError(f"two models are called {twice[0]}: rename one")
+        raise CapscoreError(f"two models, or one and the decoder of another, are called {twice[0]}: rename one")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     listed, files = [], []
@@ -78,10 +79,15 @@ def _exported(path: Path, folder: Path, precision: str) -> tuple[dict[str, Any],
     export(net, files[0], precision=precision, outputs=outputs)
     entry = {"file": files[0].name, **_told(path, spec)}
     if spec.decoder is not None:
-        files.append(folder / f"{path.stem}-decoder.onnx")
+        files.append(folder / f"{_decoder(path)}.onnx")
         export_decoder(net, files[1], precision=precision)
         entry["decoder"] = files[1].name
     return entry, files
+
+
+def _decoder(path: Path) -> str:
+    """Return the name of a model's decoder, without its end."""
+    return f"{path.stem}-decoder"
 
 
 def _told(path: Path, spec: Any) -> dict[str, Any]:

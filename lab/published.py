@@ -6,6 +6,7 @@ that of the last epoch, with its averaged weights if the recipe averages. The te
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -49,6 +50,13 @@ class Published:
             raise TrainingError(f"there is no recipe {name!r}; choose one of {', '.join(names())}")
         told = json.loads((FOLDER / f"{name}.json").read_bytes())
         return cls(name=name, **told | {"recipe": Recipe.of(told)})
+
+    @property
+    def mark(self) -> str:
+        """What tells the numbers of this recipe from those of an edited one: a digest of all that decides them."""
+        told = json.loads((FOLDER / f"{self.name}.json").read_bytes())
+        decides = {name: value for name, value in told.items() if name not in ("seeds", "why", "drawn")}
+        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
 
     @property
     def spec(self) -> CapsNetSpec:
@@ -99,8 +107,15 @@ def run(lab: Lab, name: str, seeds: Sequence[int] | None = None) -> None:
     """
     published = Published.read(name)
     learn, watched, tests = published.sets(lab)
-    about = {"recipe": name, "network": published.network, "data": published.data, "images": len(learn)}
-    about |= {"parameters": published.spec.replace(decoder=None).parameter_count, "epochs": published.recipe.epochs}
+    about = {
+        "recipe": name,
+        "mark": published.mark,
+        "network": published.network,
+        "data": published.data,
+        "images": len(learn),
+        "parameters": published.spec.replace(decoder=None).parameter_count,
+        "epochs": published.recipe.epochs,
+    }
     chosen = range(published.seeds) if seeds is None else seeds
     for seed in chosen:
         lab.trial(lambda: _values(lab, published, seed, learn, watched, tests), **about, seed=seed)

@@ -44,7 +44,7 @@ def ship(lab: Lab, name: str) -> Path:
         model = replace(model, spec=spec, params={name: model.params[name] for name in spec.parameters})
     path = zoo.FOLDER / (name + zoo.END)
     learn, _, tests = published.sets(lab)  # first: a file without its numbers is none
-    told = modelfile.public(model.provenance) | made_of(learn) | {"seeds": _seeds(lab, name)}
+    told = modelfile.public(model.provenance) | made_of(learn) | {"seeds": _seeds(lab, published)}
     told["published"] |= {"why": published.why}
     model = replace(model, provenance=told)
     with tempfile.TemporaryDirectory() as made:  # a network that some engine refuses leaves nothing behind
@@ -84,12 +84,13 @@ def shipped(lab: Lab) -> list[str]:
     return [name for name in names() if (folder(lab, name, 0) / FINAL).exists()]
 
 
-def _seeds(lab: Lab, name: str) -> dict[str, Any]:
+def _seeds(lab: Lab, published: Published) -> dict[str, Any]:
     """Return n, mean and standard deviation of the errors of all seeds, for each set of test images."""
+    alike = {"recipe": published.name, "mark": published.mark}
     (row,) = (
         row
         for row in summary(read(lab.file))
-        if row["settings"]["recipe"] == name and "ensemble" not in row["settings"]
+        if alike.items() <= row["settings"].items() and "ensemble" not in row["settings"]
     )
     tests = [test for test in row["mean"] if test in ("test", "affine")]
     return {test: {"n": row["n"], "mean": row["mean"][test], "std": row["std"][test]} for test in tests}

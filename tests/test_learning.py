@@ -10,7 +10,7 @@ import pytest
 from conftest import need
 from test_plain_train import run
 
-from capscore import PRESETS, DenseCaps, modelfile
+from capscore import PRESETS, CapsNorm, DenseCaps, modelfile
 from capscore.backends import numpy as caps
 from capscore.data import Dataset, Framed, Pairs, load, with_validation
 from capscore.errors import DataError, SpecError
@@ -118,6 +118,14 @@ def test_what_begins_anew() -> None:
     assert kept == {"stem.0.weight", "primary.weight", "decoder.1.weight", "decoder.2.weight"}
     odd = PRESETS["small"].replace(layers=(*PRESETS["small"].layers, DenseCaps(4, 8)))
     assert finetuned(modelfile.Model(odd, init_params(odd, 0), tuple("abcd")), tuple("xy"))[0].classes == 2
+
+
+def test_what_has_a_number_for_each_class_begins_anew() -> None:
+    spec = PRESETS["small"].replace(layers=(*PRESETS["small"].layers, CapsNorm("batch")))
+    old = modelfile.Model(spec, init_params(spec, 5), tuple("0123456789"))
+    new, params = finetuned(old, tuple("abc"), 0)
+    assert {name: a.shape for name, a in params.items()} == new.parameters
+    np.testing.assert_array_equal(params["stem.0.weight"], old.params["stem.0.weight"])
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -67,6 +67,12 @@ def test_measures_are_those_of_loops(seed: int, images: int, classes: int, count
     json.dumps(found.as_json(), allow_nan=False)
 
 
+def test_no_score_is_no_answer() -> None:
+    scores = np.array([[np.nan, np.nan, np.nan], [-np.inf, 0.1, 0.2], [0.9, -np.inf, 0.1]])
+    found = Measures(scores, np.eye(3)[[0, 0, 0]], ("a", "b", "c"))
+    assert [found.top(k) for k in (1, 2, 3)] == pytest.approx([1 / 3, 1 / 3, 2 / 3])
+
+
 def test_the_hardest_come_first() -> None:
     scores = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.5]])
     found = Measures(scores, np.array([[1, 0], [1, 0], [0, 1]]), ("a", "b"))

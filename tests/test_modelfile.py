@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save as serialize
 
 import capscore
-from capscore import CapsNetSpec, Decoder, DenseCaps, PrimaryCaps, modelfile
+from capscore import CapsNetSpec, Decoder, DenseCaps, PrimaryCaps, disk, modelfile
 from capscore.disk import write_atomically
 from capscore.errors import CapscoreError, ModelFileError, ShapeError
 from capscore.modelfile import Model, read
@@ -189,9 +189,22 @@ def test_a_file_that_is_replaced_is_whole_and_readable_by_all(tmp_path: Path) ->
     write_atomically(path, b"new")
     assert path.read_bytes() == b"new"
     assert list(tmp_path.iterdir()) == [path]
-    mask = os.umask(0)
-    os.umask(mask)
-    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~mask
+    (tmp_path / "other").touch()
+    assert path.stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def test_a_file_that_was_there_keeps_its_permissions(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    path.touch()
+    path.chmod(0o600)
+    write_atomically(path, b"new")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_writing_leaves_the_mode_of_other_threads_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mask of new files' permissions is the process's: who sets it, however shortly, changes others' files."""
+    monkeypatch.setattr(os, "umask", lambda mask: pytest.fail("the mask was set"))
+    write_atomically(tmp_path / "model", b"new")
 
 
 @pytest.mark.parametrize("step", ["write", "fsync", "replace", "chmod"])
@@ -204,10 +217,9 @@ def test_no_half_files(step: str, error: BaseException, tmp_path: Path, monkeypa
         raise error
 
     if step == "write":
-        real = os.fdopen
 
-        def fdopen(*args: Any, **kwargs: Any) -> Any:
-            file = real(*args, **kwargs)
+        def opened(*args: Any) -> Any:
+            file = open(*args)  # noqa: SIM115 - closed by Full
 
             class Full:
                 __enter__ = lambda self: self  # noqa: E731
@@ -217,7 +229,7 @@ def test_no_half_files(step: str, error: BaseException, tmp_path: Path, monkeypa
 
             return Full()
 
-        monkeypatch.setattr(os, "fdopen", fdopen)
+        monkeypatch.setattr(disk, "open", opened, raising=False)
     else:
         monkeypatch.setattr(os, step, fail)
     wanted = KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else ModelFileError

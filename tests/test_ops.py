@@ -323,6 +323,39 @@ def test_nothing_overflows_in_exponentials(caps: ModuleType) -> None:
     close(caps.to_numpy(caps.softmax(caps.asarray(x), -1, leaky=True)), np.array([[0, 0, 1.0], [0, 0, 0]]), FLOAT64)
 
 
+SMALL = np.array([-100.0, -80.0, -30.0, -20.0, -17.0, -5.0, 2.0, 30.0])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_a_sigmoid_tells_small_ones_apart(caps: ModuleType, dtype: str) -> None:
+    x = SMALL[1:].astype(dtype)  # beyond, a float32 has no number
+    found = caps.to_numpy(caps.sigmoid(caps.asarray(x)))
+    np.testing.assert_allclose(found, np.exp(x) / (1 + np.exp(x)), rtol=10 * TOLERANCE[dtype])
+
+
+def test_a_recorded_sigmoid_tells_small_ones_apart(onnx_export: ModuleType, runtime: ModuleType) -> None:
+    x = SMALL.astype(np.float32)
+    found = run_recorded(onnx_export, lambda ops, a: ops.sigmoid(a), [x])
+    wanted = np.exp(SMALL) / (1 + np.exp(SMALL))
+    np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-37)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-30, 1e-8, 1e-6, 1e-4, 9e-4])
+def test_an_exponential_squash_of_short_vectors_has_a_slope(caps: ModuleType, size: float) -> None:
+    """d v / d s at zero is the identity; the slopes along the vector and across it are no less than 0.999."""
+    from capscore.fast.streaming import exponential_gradient
+
+    s = np.array([[size, 0.0, 0.0]], np.float32)
+    for g in np.eye(3, dtype=np.float32)[:, None]:
+        tape = Tape(NUMPY)
+        variable = tape.variable(s)
+        y = tape.sum(exponential_squash(tape, variable) * g, (0, 1))  # type: ignore[type-var]
+        np.testing.assert_allclose(tape.gradients(y, {"s": variable})["s"], g, atol=1.1e-3)
+        np.testing.assert_allclose(exponential_gradient(NUMPY, s, g), g, atol=1.1e-3)
+    found = caps.to_numpy(exponential_squash(caps, caps.asarray(s)))
+    np.testing.assert_allclose(found, s * (1 - size / 2), atol=2e-7)
+
+
 def test_a_leaky_softmax_loses_the_share_of_a_zero_logit(caps: ModuleType) -> None:
     found = caps.to_numpy(caps.softmax(caps.asarray(np.zeros((3, 2))), 0, leaky=True))
     close(found, np.full((3, 2), 0.25), FLOAT64)

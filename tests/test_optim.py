@@ -106,6 +106,8 @@ def test_clipping_shortens_all_gradients_together() -> None:
     short = Adam(clip=1.0).clipped(NUMPY, gradients)
     assert math.hypot(*short["a"], *short["b"][0]) == pytest.approx(1, rel=1e-6)
     assert short["a"][0] / short["b"][0, 0] == pytest.approx(3 / 4)
+    beyond = Adam(clip=1.0).clipped(NUMPY, {"a": np.array([1e20, 1.0], np.float32)})  # its square is no float32
+    np.testing.assert_allclose(beyond["a"], [1, 1e-20])
     for optimiser in (Adam(clip=100.0), Adam()):
         found = optimiser.clipped(NUMPY, gradients)
         np.testing.assert_array_equal(found["a"], gradients["a"])

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -148,3 +149,21 @@ def test_help_has_the_advanced_options_apart_and_completion_is_on() -> None:
     assert "--weight-decay" not in options
     assert "--weight-decay" in advanced
     assert "--install-completion" in run("--help")
+
+
+def test_a_command_of_many_options_is_said_whole(plain: tuple[Path, str], tmp_path: Path) -> None:
+    """And the settings of a fine-tuning can be given back, as a command and as a file."""
+    options = ["--optimiser", "sgd", "--momentum", 0.5, "--average", 0.9, "--seed", 7, "--validation", 0.1,
+               "--shift", 1, "--augment", '[{"type": "Flip"}]', "--class-weights", "balanced", "--freeze", "stem",
+               "--fast-conv", "3x3"]  # fmt: skip
+    data, begin = ["--data", plain[0] / "shapes", "--backend", "numpy"], ["--finetune", plain[0] / "run" / BEST]
+    said = run("train", *data, *begin, "--out", tmp_path / "first", "--epochs", 1, *options)
+    (line,) = [line for line in said.splitlines() if line.startswith("settings: capscore ")]
+    run(*shlex.split(line.removeprefix("settings: capscore ")), "--out", tmp_path / "command")
+    run("train", "--config", tmp_path / "first" / "config.json", "--out", tmp_path / "config")
+    first = modelfile.read(tmp_path / "first" / BEST)
+    for name in ("command", "config"):
+        same = modelfile.read(tmp_path / name / BEST)
+        assert Recipe.of(same.provenance) == Recipe.of(first.provenance)
+        for parameter, array in first.params.items():
+            np.testing.assert_array_equal(same.params[parameter], array)

@@ -555,7 +555,8 @@ def test_networks_of_other_routings(tmp_path: Path, preset: str, routing: str, e
     ("names", "message"),
     [
         ([], "name at least one"),
-        (["a.safetensors", "other/a.onnx"], "two models are called a"),
+        (["a.safetensors", "other/a.onnx"], "two models, or one and the decoder of another, are called a: rename one"),
+        (["a.safetensors", "a-decoder.onnx"], "are called a-decoder: rename one"),
         (["decoder.onnx"], "decoder.onnx is a decoder: give the network"),
         (["letter.onnx"], "cannot load the ONNX model"),
         (["absent.safetensors"], "absent.safetensors"),

@@ -71,6 +71,15 @@ def test_networks_are_made_once_and_are_those_of_the_last_epoch(lab: Lab) -> Non
     np.testing.assert_allclose(both, (nets[0].predict(images) + nets[1].predict(images)) / 2, atol=1e-7)
     published.run(lab, "tiny")
     assert read(lab.file) == trials, "what was done is kept"
+    path = published.FOLDER / "tiny.json"
+    told = json.loads(path.read_text())
+    before, numbers = Published.read("tiny").mark, replace(RECIPE, rate=1e-4).as_json()
+    path.write_text(json.dumps(told | {"seeds": 9, "why": "Other words."}))
+    assert Published.read("tiny").mark == before
+    path.write_text(json.dumps(told | {"recipe": numbers}))
+    assert Published.read("tiny").mark != before
+    with pytest.raises(TrainingError, match="had other settings: rate"):  # it is no recipe whose numbers are known
+        published.run(lab, "tiny", [0])
 
 
 def test_a_recipe_that_is_not_there() -> None:

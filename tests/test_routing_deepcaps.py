@@ -95,8 +95,11 @@ def routed_3d(how: Mapping[str, Any], p: Mapping[str, Any], x: oracle.Caps) -> o
     votes = votes.reshape(t, types, dim, *votes.shape[2:])  # û [T, J, D, H', W']
     bias = p.get("bias", np.zeros((types, dim)))
     logits = np.zeros((t, types, *votes.shape[3:]))
+    over_inputs = how["routing"]["over"] == "inputs"
     for _ in range(how["routing"]["iterations"]):
-        c = np.array([oracle.softmax(each.ravel(), how["routing"]["leaky"]) for each in logits]).reshape(logits.shape)
+        rows = logits.reshape(t, -1).T if over_inputs else logits.reshape(t, -1)
+        c = np.array([oracle.softmax(each, how["routing"]["leaky"]) for each in rows])
+        c = (c.T if over_inputs else c).reshape(logits.shape)
         s = np.array([sum(c[i, j] * votes[i, j] for i in range(t)) + bias[j][:, None, None] for j in range(types)])
         v = np.array([oracle.SQUASHES[how["routing"]["squash"]](each.ravel()).reshape(each.shape) for each in s])
         for i, j, y, column in np.ndindex(logits.shape):
@@ -122,6 +125,7 @@ class TestDeepCaps(Proof):
                 PrimaryCaps(2, 3, 3),
                 ConvCaps3D(3, 2, 3, padding="same", routing=DynamicRouting(2, True, "exponential"), scrambled=True),
                 ConvCaps3D(2, 3, 1, routing=DynamicRouting(1), bias=False),
+                ConvCaps3D(2, 3, 1, routing=DynamicRouting(3, over="inputs")),
                 DenseCaps(3, 4),
             ),
             None,

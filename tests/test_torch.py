@@ -566,6 +566,22 @@ def test_an_assignment_waits_for_a_prediction_and_the_next_prediction_for_it(net
     assert np.abs(net.predict(images) - before).max() > 1e-3
 
 
+@pytest.mark.parametrize("name", ["torch", "numpy", "jax"])
+def test_a_step_waits_for_a_prediction(name: str, images: Any) -> None:
+    caps = backend(name)
+    net = caps.CapsNet(SPEC)
+    learner, before = caps.Learner(net), {key: caps.to_numpy(p).copy() for key, p in net.params.items()}
+    thread = threading.Thread(target=learner.step, args=(images, np.eye(3)[np.zeros(len(images), int)], 0.1))
+    with net._reading():
+        thread.start()
+        thread.join(1)
+        assert thread.is_alive()
+        for key, p in net.params.items():
+            np.testing.assert_array_equal(caps.to_numpy(p), before[key])
+    thread.join()
+    assert any((caps.to_numpy(p) != before[key]).any() for key, p in net.params.items())
+
+
 def test_a_thread_may_assign_what_it_reads_itself(net: Any, images: Any) -> None:
     handle = net.register_forward_hook(lambda *_: net.assign(random_params(SPEC, 7)))
     net.predict(images)

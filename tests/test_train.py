@@ -729,6 +729,29 @@ def test_what_is_thawed_in_between_resumes_to_the_bit(name, digits, tmp_path):
         np.testing.assert_array_equal(whole[key], resumed[key])
 
 
+@pytest.mark.parametrize("name", ["cupy", "torch", "jax"])
+def test_what_is_thawed_counts_its_own_steps_on_every_backend(name, digits):
+    """Adam divides by how far its means have come, which is what a parameter's own steps say."""
+    found = {}
+    for each in ("numpy", name):
+        caps = backend(each)
+        net = caps.CapsNet(TINY, seed=3, dtype="float64")
+        learner = caps.Learner(net)
+        learner.frozen = FROZEN
+        for step in range(6):
+            if step == 4:
+                learner.frozen = ()
+            x, labels = digits[0].batch(slice(8 * step, 8 * step + 8))
+            learner.step(x, targets_of(labels, 10), 1e-3)
+        again = caps.Learner(net)
+        again.restore(learner.state(), 6)
+        assert learner.state().keys() == again.state().keys() >= {f"steps.{key}" for key in FROZEN}
+        found[each] = {key: caps.to_numpy(p) for key, p in net.params.items()} | learner.state()
+    assert found["numpy"].keys() == found[name].keys()
+    for key in found["numpy"]:
+        np.testing.assert_allclose(found[name][key], found["numpy"][key], rtol=1e-6, atol=1e-9, err_msg=key)
+
+
 @pytest.mark.parametrize("name", ["numpy", "cupy", "torch"])
 def test_only_parameters_are_frozen(name):
     caps = backend(name)

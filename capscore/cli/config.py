@@ -54,7 +54,7 @@ def written(options: TrainOptions, spec: CapsNetSpec) -> str:
 def read_config(path: Path, options: TrainOptions, given: Collection[str]) -> TrainOptions:
     """Return the options with a file's settings in the place of those that the command line did not give."""
     told = read_object(path)
-    if NETWORK in told and not {"preset", "spec"} & {*given}:
+    if NETWORK in told and "finetune" not in told and not {"preset", "spec", "finetune"} & {*given}:
         options = replace(options, spec=path, preset=None)
     settings = {name: value for name, value in told.items() if name != NETWORK}
     for name, value in settings.items():

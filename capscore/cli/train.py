@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import typer
 from capscore import CapsNetSpec, backend, modelfile
 from capscore.cli.app import app, say
 from capscore.cli.choices import OPTIMISERS, SCHEDULES, choose, choose_augment, choose_loss
-from capscore.cli.config import CONFIG, Config, read_config
+from capscore.cli.config import CONFIG, NOT_KEPT, Config, read_config
 from capscore.cli.datasets import say_notes
 from capscore.cli.options import TrainOptions, taking
 from capscore.cli.shared import default_backend, found, preset, quoted, read_spec
@@ -238,11 +238,15 @@ def _report(out: Path, setup: Setup, data: Samples, rows: list[dict[str, Any]]) 
 
 def _say_settings(options: TrainOptions, out: Path, tell: Callable[[str], object]) -> None:
     """Say how a training is set, as a command that sets it so, and where to edit it."""
-    told = {
-        name: getattr(options, name)
-        for name in ("data", "epochs", "batch", "rate", "schedule", "shift", "reconstruction")
-    }
-    flags = " ".join(f"--{name} {quoted(str(value))}" for name, value in told.items() if value is not None)
     config = quoted(str(out / CONFIG))
-    tell(f"settings: capscore train --spec {config} {flags}")
+    flags = [] if options.finetune else ["--spec", config]
+    for field in fields(options):
+        value, flag = getattr(options, field.name), "--" + field.name.removesuffix("_name").replace("_", "-")
+        if field.name == "imports":
+            flags += [part for file in value or () for part in ("--import", quoted(str(file)))]
+        elif value is True and field.name not in NOT_KEPT:
+            flags.append(flag)
+        elif field.name == "data" or (field.name not in NOT_KEPT and value != field.default):
+            flags += [flag, quoted(str(value))]
+    tell(f"settings: capscore train {' '.join(flags)}")
     tell(f"all of them are in {config}: edit it, and capscore train --config {config} --out …")

@@ -1,6 +1,7 @@
 """Published datasets: where to get them, and where they are kept."""
 
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,6 @@ from capscore.data.idx import read_idx_folder
 from capscore.data.memory import Budget
 from capscore.data.norb import read_norb
 from capscore.data.svhn import read_svhn
-from capscore.disk import usual_mode
 from capscore.errors import DataError
 
 if TYPE_CHECKING:
@@ -135,7 +135,10 @@ class _Http:
 
     def __call__(self, url: str, output: str, pooch: Any) -> None:
         self.download(url, output, pooch)
-        os.chmod(output, usual_mode())
+        usual = Path(f"{output}.mode")
+        usual.touch()
+        shutil.copymode(usual, output)
+        usual.unlink()
 
 
 def _download(name: str) -> Path:

@@ -22,7 +22,7 @@ from capscore.layer import INFERENCE
 from capscore.ops import Writable
 from capscore.routing import DynamicRouting, Routing, SelfAttention, VotesShape
 from capscore.routing.votes import ArrayVotes, votes_in_memory
-from capscore.squash import exponential_squash, squash, unchanged
+from capscore.squash import SHORT, exponential_squash, squash, unchanged
 
 from .buffers import Buffers, block_bytes
 from .prepared import prepared
@@ -264,12 +264,13 @@ def squash_gradient(ops: Any, s: Any, g: Any) -> Any:
 
 
 def exponential_gradient(ops: Any, s: Any, g: Any) -> Any:
-    """Return the same of the exponential squash, f = (1 - e^-n)/n: n·f' = e^-n - f. Both f and f' are 0 at zero."""
-    n = ops.norm(s, -1, keepdims=True)
+    """Return the same of the exponential squash, f = (1 - e^-n)/n: n·f' = e^-n - f, and 0 where f is constant."""
+    whole = ops.norm(s, -1, keepdims=True)
+    n = ops.relu(whole - SHORT) + SHORT
     e = ops.exp(n * -1.0)
-    f = (e * -1.0 + 1.0) / (n + 1e-20)
-    unit = s / (n + (n == 0))
-    return g * f + unit * (ops.sum(unit * g, -1, True) * (e - f))
+    f = (e * -1.0 + 1.0) / n
+    unit = s / n
+    return g * f + unit * (ops.sum(unit * g, -1, True) * (e - f) * (whole > SHORT))
 
 
 SQUASHES = {

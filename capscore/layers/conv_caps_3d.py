@@ -94,4 +94,5 @@ class ConvCaps3D(Layer):
         bias = ops.take(p["bias"], Index(np.repeat(np.arange(j), places)), 0) if self.bias else None
         votes = ArrayVotes(ops, ops.reshape(y, (-1, t, n, d)), bias, (t, n, d))
         seen = run._replace(input=Grid(t, 1, 1, k))  # a type is a child
-        return Capsules(dynamic_routing(ops, votes, self.routing.iterations, self.routing.leaky, seen, squash_types))
+        how = self.routing
+        return Capsules(dynamic_routing(ops, votes, how.iterations, how.leaky, seen, squash_types, how.over))

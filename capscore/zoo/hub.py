@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from capscore.disk import write_atomically
 from capscore.errors import BackendError, ModelFileError
 from capscore.zoo import chosen
 
@@ -28,7 +29,8 @@ def save_pretrained(net: Any, folder: str | os.PathLike[str], card: str = "") ->
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     net.save(folder / MODEL)
-    (folder / CARD).write_text(HEAD + (card or f"A capsule network.\n\n```json\n{net.spec.to_json()}\n```\n"), "utf-8")
+    text = HEAD + (card or f"A capsule network.\n\n```json\n{net.spec.to_json()}\n```\n")
+    write_atomically(folder / CARD, text.encode())
     return folder
 
 
