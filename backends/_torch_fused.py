@@ -33,13 +33,15 @@ def tracing() -> bool:
     return torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call, no-any-return]
 
 
-def exporting() -> bool:
-    """Whether PyTorch writes the network down for other programs, which know PyTorch's operators alone.
+def plainly() -> bool:
+    """Whether PyTorch needs its own operators: it writes the network down for other programs, or `torch.func` runs it.
 
-    Then capscore's operators step aside for what they are made of. `torch.compile` keeps them.
+    Then capscore's operators step aside for what they are made of. `torch.compile` keeps them. A function of
+    `torch.func` knows no derivative of theirs: `jvp` would take it for 0, without a word.
     """
     in_export = getattr(torch.compiler, "is_exporting", bool)  # PyTorch 2.6 does not tell
-    return tracing() or torch.onnx.is_in_onnx_export() or in_export()
+    derived = torch._C._are_functorch_transforms_active()
+    return tracing() or torch.onnx.is_in_onnx_export() or in_export() or derived
 
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, tiling: cook_toom.Tiling) -> Tensor:
@@ -120,8 +122,8 @@ def batch_norm(
 
 
 def route(routing: Routing, u: Tensor, weight: Tensor, bias: Tensor | None, *own: Tensor) -> Tensor | None:
-    """Return v [B, J, D] of u [B, N, K], weight [N, J, D, K] and bias [J, D]; None while PyTorch exports."""
-    if exporting():
+    """Return v [B, J, D] of u [B, N, K], weight [N, J, D, K] and bias [J, D]; None where `plainly`."""
+    if plainly():
         return None
     learning = torch.is_grad_enabled() and any(x.requires_grad for x in (u, weight, *own))
     precision = "tf32" if _allows_tf32() else "float32"

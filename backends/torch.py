@@ -120,7 +120,7 @@ def conv2d(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int], padding: tuple[int, int], groups: int = 1
 ) -> Tensor:
     """Correlate x [B, C, H, W] with weight [O, C/groups, kh, kw], plus bias [O]."""
-    if x.device.type == "cpu" and not _torch_fused.exporting():
+    if x.device.type == "cpu" and not _torch_fused.plainly():
         if groups == 1:
             return _torch_fused.direct_conv2d(x, weight, bias, stride, padding)
         if padding == (0, 0) and len(weight) == groups and weight.shape[1:] == (1, *x.shape[2:]):
@@ -131,7 +131,7 @@ def conv2d(
 def fast_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, tiling: Tiling) -> Tensor:
     """Do the convolution of a tiling by its transforms where these pay; a GPU has convolutions of its own."""
     stride, padding = (tiling.stride,) * 2, (tiling.padding,) * 2
-    if x.device.type != "cpu" or _torch_fused.exporting():
+    if x.device.type != "cpu" or _torch_fused.plainly():
         return conv2d(x, weight, bias, stride, padding)
     if tiling.axes is None:
         return _torch_fused.patches_conv2d(x, weight, bias, stride, padding)

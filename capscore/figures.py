@@ -386,15 +386,22 @@ def overlapping(net: CapsNet[Any], pairs: Pairs, index: NDArray[np.int64]) -> Fi
     return fig
 
 
-def augmentations(data: Samples, changes: Sequence[Augmentation], rows: int = 8, columns: int = 8) -> Figure:
-    """Show images as they are, and beside each what training would see of it in as many epochs."""
+def augmentations(
+    data: Samples, changes: Sequence[Augmentation], rows: int = 8, columns: int = 8, shift: int = 0
+) -> Figure:
+    """Show images as they are, and beside each what training would see of it in as many epochs.
+
+    Training moves images by up to `shift` whole pixels each way first.
+    """
     index = examples(data, rows)
     rows = len(index)
-    still = np.zeros((2, rows), np.int64)
-    rounds = [
-        augmented(data.moved(index, 0, *still), changes, np.random.default_rng(epoch)).images
-        for epoch in range(columns)
-    ]
+
+    def seen(epoch: int) -> NDArray[Any]:
+        rng = np.random.default_rng(epoch)
+        moved = data.moved(index, shift, *rng.integers(0, 2 * shift + 1, (2, rows)))
+        return np.asarray(augmented(moved, changes, rng).images)
+
+    rounds = [seen(epoch) for epoch in range(columns)]
     side, step = 0.85, 0.9
     names = textwrap.wrap(", ".join(repr(change) for change in changes) or "no change", NOTE)
     top = HEADER + 0.15 * (len(names) - 1)

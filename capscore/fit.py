@@ -62,10 +62,11 @@ def pace(size: tuple[int, int, int], images: int) -> Pace:
     """
     batch = 1 << max(4, min(7, (images // 32).bit_length() - 1))
     epochs = max(10, min(100, -(-SEEN // images)))
+    shift = min(2, min(size[1:]) - 1)
     if _are_pooled(size, images):
         weight = float(f"{PIXELS * 5e-4 / math.prod(size):.2g}")
-        return Pace(batch, epochs, max(2, min(size[1:]) // 8), 2e-3, "cosine", weight)
-    return Pace(batch, epochs, 2, 1e-3, "exponential", 5e-4)
+        return Pace(batch, epochs, max(shift, min(size[1:]) // 8), 2e-3, "cosine", weight)
+    return Pace(batch, epochs, shift, 1e-3, "exponential", 5e-4)
 
 
 def _are_pooled(size: tuple[int, int, int], images: int | None) -> bool:

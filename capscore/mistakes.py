@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from . import figures
 from .figures import BLUE, GREY, HEADER, INK, MARGIN, ORANGE, SMALL, WIDTH
 from .metrics import Measures
+
+if TYPE_CHECKING:  # `figures` says what to do where there is no matplotlib
+    from matplotlib.figure import Figure
 
 page, text, axes, tile, short = figures._page, figures._text, figures._axes, figures._tile, figures._short
 

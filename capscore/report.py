@@ -9,10 +9,9 @@ import os
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from . import disk, mistakes
 from .data import Samples
@@ -20,6 +19,9 @@ from .figures import DPI, examples, reconstructions, training_curves
 from .metrics import Measures
 from .model import CapsNet
 from .train import check_dataset, measure
+
+if TYPE_CHECKING:  # `figures` says what to do where there is no matplotlib
+    from matplotlib.figure import Figure
 
 HARDEST, DRAWN = 24, 10  # images
 

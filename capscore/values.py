@@ -66,22 +66,23 @@ def write(value: Any) -> Any:
     return [write(item) for item in value] if isinstance(value, tuple) else value
 
 
-def read(data: Any, where: str, kind: type[Value] | None = None) -> Any:
+def read(data: Any, where: str, kind: type[Value] | None = None, among: type[Value] = Value) -> Any:
     """Return the value that untrusted JSON describes: objects as values, lists as tuples.
 
-    Objects, also those of a list, are of class `kind` if that is given, else of the class that their "type" names.
-    SpecError says what is wrong, and `where`.
+    Objects, also those of a list, are of class `kind` if that is given, else of the class that their "type" names, one
+    of the kinds of `among`. SpecError says what is wrong, and `where`.
     """
     if isinstance(data, list):
         if len(data) > MAX_ITEMS:
             raise SpecError(f"{where} has {len(data):,} items; at most {MAX_ITEMS} are allowed")
-        return tuple(read(item, f"{where}.{i}", kind) for i, item in enumerate(data))
+        return tuple(read(item, f"{where}.{i}", kind, among) for i, item in enumerate(data))
     if not isinstance(data, dict):
         return data
     values = dict(data)
     name = values.pop("type", None)
     if kind is None:
-        concrete = {key: of for key, of in Value.known.items() if not isabstract(of) and is_dataclass(of)}
+        known = {key: of for key, of in Value.known.items() if issubclass(of, among)}
+        concrete = {key: of for key, of in known.items() if not isabstract(of) and is_dataclass(of)}
         kind = concrete.get(name) if isinstance(name, str) else None
         if kind is None:
             nearest = get_close_matches(short(name), concrete, 5, 0)

@@ -21,10 +21,18 @@ try:
     import onnxruntime
 except ModuleNotFoundError as error:
     raise BackendError(
-        "verifying an export needs ONNX Runtime: pip install 'capscore[onnx]', or export with verify=False"
+        "verifying an export needs ONNX Runtime: pip install 'capscore[onnx]'; or go without: verify=False, --no-verify"
     ) from error
 
 BATCHES = (1, 2, 7)
+
+
+CURES = {  # what may help where numbers of few digits are the reason
+    "fp16": ": fp32 has more digits",
+    "int8": ": calibrate on more images of the kind that it will see, as eight bits tell few numbers apart, or export "
+    "it as fp16",
+    "int8-weights": ": weights of eight bits are too coarse for it: export it as fp16",
+}
 
 
 def check(
@@ -59,9 +67,10 @@ def check(
                 if not difference.fits:
                     node = first_node(model, plain, feed, precision)
                     where = f"the first node that differs is {node}" if node else first_layer(net, images, fast_conv)
+                    cure = CURES.get(precision, "")
                     raise ModelFileError(
                         f"the graph's {name} differs from the network's by {size:.1e} (allowed: "
-                        f"{allowed:.1g}); {where}; nothing was written"
+                        f"{allowed:.1g}); {where}; nothing was written{cure}"
                     )
     return found
 

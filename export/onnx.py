@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from capscore.backends import numpy as reference
 from capscore.disk import write_atomically
-from capscore.errors import BackendError, CapscoreError, ModelFileError, short
+from capscore.errors import BackendError, CapscoreError, ModelFileError, ShapeError, short
 from capscore.export import LARGEST
 from capscore.export.fold import fold
 from capscore.export.places import places
@@ -58,6 +58,7 @@ PRECISIONS = ("fp32", "fp16", "int8", "int8-weights")
 
 # Of constants, done now.
 ARITHMETIC = {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": np.divide}
+HALF = np.finfo(np.float16)
 REDUCTIONS: dict[str, Any] = {"ReduceSum": np.sum, "ReduceMax": np.max}
 
 
@@ -193,9 +194,13 @@ class Recorder:
         return self._casts[x.name, half]
 
     def arithmetic(self, kind: str, a: Value, b: Value | float) -> Value:
-        """Append an entry-by-entry operation of a value with a value or a Python scalar, in the wider dtype."""
+        """Append an entry-by-entry operation of a value with a value or a Python scalar, in the wider dtype.
+
+        A scalar that float16 cannot tell from another, as it is too large or too small, is one of float32.
+        """
         if not isinstance(b, Value):
-            b = self.constant(np.float16(b) if a.half else np.float32(b))
+            narrow = a.half and (b == 0 or HALF.tiny <= abs(b) <= HALF.max)
+            b = self.constant(np.float16(b) if narrow else np.float32(b))
         half = a.half and b.half
         a, b = self.cast(a, half), self.cast(b, half)
         if a.constant is not None and b.constant is not None:
@@ -477,7 +482,9 @@ def export(
     _check_precision(precision, calibration is not None, fast_conv)
     _check(opset, batch)
     wanted = _wanted(net.spec, outputs)
-
+    if calibration is not None:
+        calibration = to_host(calibration)
+        _check_calibration(calibration, net.spec.input)
     narrowed = precision == "int8-weights"
 
     def record(half: bool) -> onnx.ModelProto:
@@ -488,7 +495,7 @@ def export(
     if precision.startswith("int8"):
         from capscore.export.precision import narrow, quantize
 
-        model = narrow(plain) if narrowed else quantize(net.spec, plain, np.asarray(to_host(calibration)), byte_images)
+        model = narrow(plain) if narrowed else quantize(net.spec, plain, calibration, byte_images)
     return _finish(net, model, plain, path, precision, verify, calibration, fast_conv, json, accept)
 
 
@@ -496,7 +503,9 @@ def _check_precision(precision: str, calibrated: bool, fast_conv: str | None) ->
     if precision not in PRECISIONS:
         raise CapscoreError(f"precision must be one of {', '.join(PRECISIONS)}, not {short(precision)}")
     if precision == "int8" and not calibrated:
-        raise CapscoreError("int8 needs calibration images, some hundred of the kind that the model will see")
+        raise CapscoreError(
+            "int8 needs calibration images, some hundred of the kind that the model will see: calibration=, or --data"
+        )
     if fast_conv is not None and precision != "fp32":
         raise CapscoreError(f"fast_conv needs precision fp32: {precision} would round too much between its transforms")
     check_tiles(fast_conv)
@@ -575,6 +584,11 @@ def export_decoder(
 
         model = narrow(plain)
     return _finish(net, model, plain, path, precision, verify)
+
+
+def _check_calibration(images: NDArray[Any], wanted: tuple[int, ...]) -> None:
+    if images.ndim != 4 or images.shape[1:] != tuple(wanted):
+        raise ShapeError(f"calibration images have shape {list(images.shape)}; wanted [N, {str([*wanted])[1:]}")
 
 
 def _check(opset: int, batch: int | None) -> None:

@@ -118,14 +118,11 @@ def _later(rows: Sequence[Row], multiply: Sequence[onnx.NodeProto]) -> Sequence[
 def _calibration(model: onnx.ModelProto, images: NDArray[Any], byte_images: bool) -> _Images:
     """Return calibration images as the graph takes them, or say what they lack."""
     (taken,) = model.graph.input
-    shape = tuple(d.dim_value for d in taken.type.tensor_type.shape.dim)
-    if images.ndim != 4 or images.shape[1:] != shape[1:]:
-        raise ShapeError(f"calibration images have shape {list(images.shape)}; wanted [N, {str(list(shape[1:]))[1:]}")
-    batch = shape[0] or max(1, min(CALIBRATION_BATCH, len(images)))
+    batch = taken.type.tensor_type.shape.dim[0].dim_value or max(1, min(CALIBRATION_BATCH, len(images)))
     if len(images) < batch:
         raise ShapeError(f"{len(images)} calibration images are too few: wanted at least {batch}")
-    if not np.isfinite(images).all():
-        raise ShapeError("calibration images hold NaN or infinity: they show int8 no range")
+    if not np.isfinite(images).all() or images.min() == images.max():
+        raise ShapeError("calibration images hold NaN or infinity, or nothing but one value: they show int8 no range")
     check_range(images, "calibration images", "int8")
     images = np.round(images * 255).astype(np.uint8) if byte_images else images.astype(np.float32)
     return _Images(images, batch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from rich.console import Console
 
 from capscore import backend
 from capscore.cli.shared import found
-from capscore.errors import CapscoreError, TrainingError
+from capscore.errors import CapscoreError, TrainingError, short
 from lab import ROOT, files
 from lab.experiments import NAMES, experiment
 
@@ -93,6 +94,8 @@ def recipe_command(
     from lab import published
 
     lab = _networks(results, runs, IMAGES, data_dir, device)
+    if seeds is not None and not re.fullmatch(r"\d+(,\d+)*", seeds):
+        raise CapscoreError(f"--seeds are whole numbers with commas between them, as 0,1,2, not {short(seeds)}")
     try:
         published.run(lab, name, None if seeds is None else list(map(int, seeds.split(","))))
     except KeyboardInterrupt:
@@ -184,9 +187,12 @@ def results_command(
 ) -> None:
     """Write the page of all results, and that of the zoo with its pictures, from the files of the results.
 
+    What ships says what is known today of all seeds of its recipe.
+
     A picture whose test images or decoder are not at hand stays as it is.
     """
     backend("torch")  # says what to install
+    from capscore.zoo import list_models
     from lab import gallery, zoo
     from lab.experiments.page import markdown
 
@@ -195,6 +201,8 @@ def results_command(
     files.check(out.with_name(ZOO.name))
     if not out.parent.is_dir():  # before the pictures make it
         raise CapscoreError(f"cannot write {out}: is its folder there and writable?")
+    for name in list_models(pretrained=True):
+        zoo.refresh(lab, name)
     gallery.draw(lab)
     files.write(out.with_name(ZOO.name), zoo.page(lab).encode())
     files.write(out, markdown(results, out.parent).encode())

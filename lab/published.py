@@ -9,16 +9,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from capscore import PRESETS, CapsNetSpec
 from capscore.backends import torch as caps
+from capscore.cli.shared import read_object
 from capscore.data import Affine, Dataset, Framed, Pairs, Placed, Samples, load, with_validation
-from capscore.errors import TrainingError
+from capscore.errors import CapscoreError, TrainingError, short
 from capscore.train import LAST, Recipe, accuracy, train
 from capscore.train.report import Screen
+from capscore.values import check_names
+from capscore.values import read as value_of
 from lab.experiments.ensemble import Mean
 from lab.experiments.trials import Lab, Values
 
@@ -48,13 +51,35 @@ class Published:
         """Return what the file `name`.json says."""
         if name not in names():
             raise TrainingError(f"there is no recipe {name!r}; choose one of {', '.join(names())}")
-        told = json.loads((FOLDER / f"{name}.json").read_bytes())
-        return cls(name=name, **told | {"recipe": Recipe.of(told)})
+        path = FOLDER / f"{name}.json"
+        try:
+            told = read_object(path)
+            known = {field.name: field.default is MISSING for field in fields(cls) if field.name != "name"}
+            check_names(known, told, path.name)
+            recipe = {key: value_of(value, key) for key, value in told["recipe"].items()}
+            check_names({field.name: False for field in fields(Recipe)}, recipe, f"{path.name}: recipe")
+            return cls(**told | {"name": name, "recipe": Recipe(**recipe)})
+        except (CapscoreError, AttributeError, TypeError) as error:
+            raise TrainingError(f"{path}: {error}") from None
+
+    def __post_init__(self) -> None:
+        """Check what would be found out late, or never."""
+        for what, given, known in (("network", self.network, PRESETS), ("data", self.data, SETS)):
+            if given not in known:
+                raise TrainingError(f"there is no {what} {short(given)}; choose one of {', '.join(known)}")
+        if type(self.validation) is not float or not 0 < self.validation < 1:
+            raise TrainingError(f"validation must be a share between 0 and 1, not {short(self.validation)}")
+        for name in ("seeds", "pairs"):
+            if type(value := getattr(self, name)) is not int or value < (name == "seeds"):
+                raise TrainingError(f"{name} must be a whole number, not {short(value)}")
+        for name in ("amp", "drawn"):
+            if type(value := getattr(self, name)) is not bool:
+                raise TrainingError(f"{name} must be true or false, not {short(value)}")
 
     @property
     def mark(self) -> str:
         """What tells the numbers of this recipe from those of an edited one: a digest of all that decides them."""
-        told = json.loads((FOLDER / f"{self.name}.json").read_bytes())
+        told = read_object(FOLDER / f"{self.name}.json")
         decides = {name: value for name, value in told.items() if name not in ("seeds", "why", "drawn")}
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
 
@@ -145,7 +170,7 @@ def _values(
     lab.spent = sum(row["seconds"] for row in rows)
     with learner.averaged():
         errors = errors_of(net, tests)
-        told = {name: getattr(published, name) for name in ("name", "data", "validation", "amp")}
+        told = {name: getattr(published, name) for name in ("name", "network", "data", "pairs", "validation", "amp")}
         net.provenance |= {"published": told | {"errors": errors}}
         net.save(place / FINAL)
     return errors | {"watched": 100 * (1 - rows[-1]["held_out_accuracy"]), "minutes": lab.spent / 60}

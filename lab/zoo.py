@@ -56,13 +56,25 @@ def ship(lab: Lab, name: str) -> Path:
     return path
 
 
+def refresh(lab: Lab, name: str) -> None:
+    """Let a file that ships say what is known today of its recipe's seeds; its numbers stay as they are."""
+    path = zoo.path(name)
+    model, published = modelfile.read(path), Published.read(name)
+    told = {part: getattr(published, part) for part in ("network", "pairs", "why")}
+    provenance = model.provenance | {"seeds": _seeds(lab, published)}
+    provenance["published"] = model.provenance["published"] | told
+    if provenance != model.provenance:
+        modelfile.save(path, replace(model, provenance=provenance), "float16")
+
+
 def page(lab: Lab) -> str:
     """Return the page of all cards, each with the pictures of its network that there are."""
     told = gallery.read(lab.results)
     parts = []
     for name in zoo.list_models(pretrained=True):
         shown = gallery.words(name, told[name], lab.images) if name in told else ""
-        parts.append(zoo.card(name) + (f"\n{shown}" if shown else ""))
+        card = zoo.card(name).replace("the paper of the routing", "the [paper](references.md) of the routing")
+        parts.append(card + (f"\n{shown}" if shown else ""))
     return HEAD + "\n".join(parts)
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import NUMPY, backend, close, need
 
-from capscore import CapsNetSpec, Conv, DenseCaps, PrimaryCaps
+from capscore import PRESETS, CapsNetSpec, Conv, DenseCaps, PrimaryCaps
 from capscore.data import AUGMENTATIONS, Batch, Dataset, Pairs, Resident, augmented, load, resident
 from capscore.data.augment import (
     Augmentation,
@@ -145,7 +146,7 @@ def test_a_hole_has_its_size_and_its_image() -> None:
     found = after(Erasing(4), given).images
     np.testing.assert_array_equal((found == 0).sum((1, 2, 3)), np.full(50, 2 * 16))
     assert len({tuple(np.argwhere(image[0] == 0)[0]) for image in found}) > 10
-    with pytest.raises(DataError, match="a square of 10 pixels is larger than images of 10×9"):
+    with pytest.raises(DataError, match=r"Erasing\(size=10\) leaves nothing to see of images of 10×9"):
         after(Erasing(10), given)
 
 
@@ -301,3 +302,39 @@ def test_the_picture_names_every_change_on_its_page() -> None:
             box = text.get_window_extent(canvas.get_renderer())
             assert figure.bbox.containsx(box.x1), text
             assert not any(box.overlaps(tile) for tile in tiles), text
+
+
+def test_of_mixed_images_the_classes_of_the_most_are_right() -> None:
+    from capscore.train.score import found_all, found_exactly
+
+    targets = np.array([[0.7, 0.3, 0], [0.2, 0, 0.8], [1, 0, 0]])
+    scores = np.array([[0.8, 0.1, 0.2], [0.6, 0.3, 0.4], [0.9, 0.3, 0.2]])
+    assert found_all(scores, targets).tolist() == [True, False, True]
+    assert found_exactly(scores, targets).tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("change", [Translation(9), Crop(9), Erasing(9)])
+def test_what_leaves_nothing_to_see_is_refused_before_training(change: Augmentation, tmp_path: Path) -> None:
+    change.check(10, 10)
+    with pytest.raises(DataError, match="leaves nothing to see of images of 10×9"):
+        change.check(10, 9)
+    learn, held_out = load("digits")
+    net = NUMPY.CapsNet(PRESETS["small"])
+    strong = replace(change, **{next(iter(change.settings())): 28})
+    with pytest.raises(DataError, match="leaves nothing to see of images of 28×28"):
+        train(net, NUMPY.Learner(net), learn, held_out, Recipe(1, 32, augment=(strong,)), tmp_path / "run")
+
+
+def test_pictures_of_augmentation_show_the_shift_of_training() -> None:
+    pytest.importorskip("matplotlib")
+    from capscore.figures import augmentations
+
+    shown = [
+        np.asarray([image.get_array() for axes in augmentations(load("digits")[0], (), 2, 3, shift=shift).axes
+                    for image in axes.get_images()])
+        for shift in (0, 3)
+    ]  # fmt: skip
+    still, moved = shown
+    assert (still[1] == still[2]).all()
+    assert (moved[0] == still[0]).all()
+    assert not (moved[1] == moved[2]).all()

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from capscore import PRESETS, CapsNetSpec, Conv, Decoder, DenseCaps, DynamicRouting, MaxPool, PrimaryCaps
 from capscore.errors import CapscoreError, ModelFileError, ShapeError
 from capscore.fast.streaming import VOTES_BYTES
-from capscore.layers import AsCaps, BatchNorm, Concat, Concurrent, ConvCaps, ConvCaps3D, Residual, Upsample
+from capscore.layers import Activation, AsCaps, BatchNorm, Concat, Concurrent, ConvCaps, ConvCaps3D, Residual, Upsample
 from capscore.net import primary_capsules
 from capscore.routing import InvertedAttention
 
@@ -195,6 +195,29 @@ def test_capsules_behind_layers_of_other_kinds_are_spread_evenly() -> None:
     spec = CapsNetSpec((1, 8, 12), (Conv(4, 3), Upsample(2), PrimaryCaps(2, 4, 5, 2), DenseCaps(3)), decoder=None)
     (told,) = places(spec, ["inputs.0"]).values()
     assert told == {"grid": (2, 4, 8), "first": [0.5, 0.25], "step": [2, 1.5]}
+
+
+def test_half_precision_keeps_scalars_that_it_cannot_tell(onnx_export: ModuleType, tmp_path: Path) -> None:
+    """GELU multiplies by 71,355, which float16 has no number for."""
+    layers = Conv(4, 3, activation="none"), Activation("gelu"), PrimaryCaps(2, 4, 3), DenseCaps(3, 4)
+    net = backend("numpy").CapsNet(CapsNetSpec((2, 13, 11), layers, None), seed=0)
+    report = onnx_export.export(net, tmp_path / "m.onnx", precision="fp16")
+    assert max(report.differences.values()) < EXPORTED["fp16"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "int8-weights"])
+def test_calibration_images_of_another_shape_are_refused(
+    onnx_export: ModuleType, tmp_path: Path, precision: str
+) -> None:
+    for shape in ((4, 3, 28, 28), (28, 28)):
+        with pytest.raises(ShapeError, match="calibration images have shape"):
+            onnx_export.export(network(), tmp_path / "m.onnx", precision=precision, calibration=np.zeros(shape, "f4"))
+
+
+def test_calibration_images_with_nothing_to_see_are_refused(onnx_export: ModuleType, tmp_path: Path) -> None:
+    blank = np.zeros((4, *SPEC.input), "f4")
+    with pytest.raises(ShapeError, match="nothing but one value: they show int8 no range"):
+        onnx_export.export(network(), tmp_path / "m.onnx", precision="int8", calibration=blank)
 
 
 def test_half_precision_keeps_norms_and_softmax_in_float32(onnx_export: ModuleType, tmp_path: Path) -> None:

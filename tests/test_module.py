@@ -530,3 +530,31 @@ def test_core_ml_converts_its_trace() -> None:
     how = {"inputs": [ct.TensorType(name="x", shape=shape)], "minimum_deployment_target": ct.target.iOS16}
     made = ct.convert(torch.jit.trace(module, (x,)), outputs=[ct.TensorType(name="v")], **how)
     assert [output.name for output in made.get_spec().description.output] == ["v"]
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # PyTorch's own, at the first `jvp`
+@pytest.mark.parametrize("routing", [DynamicRouting(), SelfAttention()], ids=["dynamic", "attention"])
+def test_functions_of_torch_func_derive_a_module(routing: Any) -> None:
+    """They know no derivative of capscore's operators; PyTorch's `jvp` would take it for 0, without a word."""
+    from torch.func import functional_call, grad, jacfwd, jacrev, jvp, stack_module_state, vmap
+
+    def made(seed: int) -> Any:
+        return caps.Module((PrimaryCaps(4, dim=8, kernel=3), DenseCaps(10, dim=16, routing=routing)),
+                           input=Map(8, 5, 5), seed=seed, dtype=torch.float64).eval()  # fmt: skip
+
+    net = made(0)
+    rng = np.random.default_rng(0)
+    x, t = (torch.from_numpy(rng.normal(size=(2, 8, 5, 5))) for _ in range(2))
+    slope = jvp(net, (x,), (t,))[1]
+    close(slope.detach().numpy(), ((net(x + 1e-6 * t) - net(x - 1e-6 * t)) / 2e-6).detach().numpy(), 1e-7)
+    assert slope.abs().max() > 0.1
+    close(jacfwd(net)(x[:1]).detach().numpy(), jacrev(net)(x[:1]).detach().numpy(), FLOAT64)
+    z = x.clone().requires_grad_()
+    net(z).square().sum().backward()
+    close(grad(lambda y: net(y).square().sum())(x).detach().numpy(), z.grad.numpy(), FLOAT64)
+    close(vmap(lambda y: net(y[None])[0])(x).detach().numpy(), net(x).detach().numpy(), FLOAT64)
+    nets = [made(seed) for seed in range(3)]
+    parameters, buffers = stack_module_state(nets)
+    found = vmap(lambda p, b: functional_call(nets[0], (p, b), (x,)))(parameters, buffers)
+    for each, one in zip(found, nets, strict=True):
+        close(each.detach().numpy(), one(x).detach().numpy(), FLOAT64)

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -167,3 +168,47 @@ def test_a_command_of_many_options_is_said_whole(plain: tuple[Path, str], tmp_pa
         assert Recipe.of(same.provenance) == Recipe.of(first.provenance)
         for parameter, array in first.params.items():
             np.testing.assert_array_equal(same.params[parameter], array)
+
+
+def test_settings_are_told_once_they_are_written(plain: tuple[Path, str], tmp_path: Path) -> None:
+    """A folder that holds a training has the settings of that one."""
+    before = (plain[0] / "run" / "config.json").read_text()
+    result = CliRunner().invoke(cli.app, ["train", "--data", str(plain[0] / "shapes"), "--backend", "numpy", "--rate",
+                                          "0.7", "--out", str(plain[0] / "run")])  # fmt: skip
+    assert "already holds a training" in str(result.exception)
+    assert "settings:" not in result.output
+    assert (plain[0] / "run" / "config.json").read_text() == before
+
+
+def test_settings_hold_augmentation_as_json(plain: tuple[Path, str], tmp_path: Path) -> None:
+    train = "train", "--data", plain[0] / "shapes", "--backend", "numpy", "--epochs", 1
+    run(*train, "--out", tmp_path / "a", "--augment", '[{"type": "Flip"}]')
+    told = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert told["augment"] == [{"type": "Flip"}]
+    run("train", "--config", tmp_path / "a" / "config.json", "--out", tmp_path / "b")
+    first, second = (modelfile.read(tmp_path / name / BEST) for name in "ab")
+    assert Recipe.of(second.provenance) == Recipe.of(first.provenance)
+    assert "nearest known are Rotation" in run(*train, "--augment", '[{"type": "Rotaton"}]', code=1)
+    assert "Activation" not in run(*train, "--augment", '[{"type": "Rotaton"}]', code=1)
+
+
+@pytest.mark.parametrize("module", ["train", "eval"])
+def test_a_report_without_matplotlib_is_told_first(
+    module: str, plain: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [*sys.modules]:
+        if name.startswith(("matplotlib", "capscore.figures", "capscore.report", "capscore.mistakes")):
+            monkeypatch.delitem(sys.modules, name)
+    for name in ("matplotlib", "matplotlib.axes", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, name, None)
+    data = "--data", plain[0] / "shapes", "--backend", "numpy"
+    how = {
+        "train": ("train", *data, "--out", tmp_path / "run", "--report"),
+        "eval": ("eval", plain[0] / "run" / BEST, *data, "--report", tmp_path / "run"),
+    }
+    assert run(*how[module], code=1) == "figures need matplotlib: pip install 'capscore[plot]'"
+    assert not (tmp_path / "run").exists()
+
+
+def test_images_of_one_pixel_are_not_moved() -> None:
+    assert [pace((1, side, side), 100).shift for side in (1, 2, 3, 12)] == [0, 1, 2, 2]

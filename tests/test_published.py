@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -256,3 +257,48 @@ def test_what_routing_adds_is_judged_by_an_interval() -> None:
     alone = page._heads([row(name, [0.5]) for recipes in page.HEADS.values() for name in recipes])
     assert alone[1].count("cannot be judged by one seed") == 4
     assert page._heads([plain, better]) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lr": 1}, "has no field 'lr'; its fields are network, data"),
+        ({"network": None}, "lacks network"),
+        ({"network": "resnet"}, "there is no network 'resnet'; choose one of"),
+        ({"data": "imagenet"}, "there is no data 'imagenet'; choose one of"),
+        ({"validation": 2}, "validation must be a share"),
+        ({"seeds": 0}, "seeds must be a whole number"),
+        ({"seeds": "3"}, "seeds must be a whole number"),
+        ({"amp": "no"}, "amp must be true or false"),
+        ({"recipe": {"epochs": 1, "lr": 1}}, "recipe has no field 'lr'; its fields are epochs"),
+        ({"recipe": {"epochs": 1, "augment": [{"type": "Rotaton"}]}}, "type 'Rotaton' is unknown"),
+        ({"recipe": []}, "'list' object has no attribute 'items'"),
+    ],
+)
+def test_a_recipe_with_a_mistake_is_told(lab: Lab, change: dict[str, Any], message: str) -> None:
+    path = published.FOLDER / "tiny.json"
+    told = {name: value for name, value in (json.loads(path.read_text()) | change).items() if value is not None}
+    path.write_text(json.dumps(told))
+    with pytest.raises(TrainingError, match=re.escape(message)):
+        Published.read("tiny")
+    path.write_text('{"network": "small"')
+    with pytest.raises(TrainingError, match="is not JSON"):
+        Published.read("tiny")
+
+
+def test_what_ships_says_what_is_known_today_of_its_seeds(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    need("onnxruntime", "onnx")
+    monkeypatch.setattr("capscore.zoo.FOLDER", lab.runs.parent)
+    monkeypatch.setitem(cards.SETS, "digits", ("digits", "CC BY-SA 3.0"))
+    published.run(lab, "tiny", [0])
+    path = zoo.ship(lab, "tiny")
+    before = modelfile.read(path)
+    zoo.refresh(lab, "tiny")
+    assert modelfile.read(path).provenance == before.provenance
+    published.run(lab, "tiny", [1])
+    zoo.refresh(lab, "tiny")
+    after = modelfile.read(path)
+    assert after.provenance["seeds"]["test"]["n"] == 2
+    assert after.provenance["published"]["network"] == "small"
+    for name, array in before.params.items():
+        np.testing.assert_array_equal(after.params[name], array)

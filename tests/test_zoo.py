@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -179,7 +181,7 @@ def test_to_the_hub_and_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     need("huggingface_hub", "hub")
     monkeypatch.setitem(sys.modules, "huggingface_hub", Hub(tmp_path))
     with pytest.raises(
-        ModelFileError, match=r"me/digits is no folder, and the Hub does not give its model\.safetensors"
+        ModelFileError, match=r"me/digits is no file or folder here, and the Hub does not give its model\.safetensors"
     ):
         hub.from_pretrained("me/digits", "numpy")
     net = capscore.create("small-mnist", pretrained=True, backend="numpy")
@@ -193,3 +195,55 @@ def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(BackendError, match=r"pip install 'capscore\[hub\]'"):
         hub.from_pretrained("me/digits")
+
+
+def test_the_hub_by_a_file_by_a_name_and_where_nothing_can_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = zoo.create("small-mnist", pretrained=True, backend="numpy")
+    hub.save_pretrained(net, tmp_path / "net")
+    card = (tmp_path / "net" / "README.md").read_text()
+    assert "license: apache-2.0" in card
+    assert "## small-mnist" in card
+    assert ".md)" not in card, "no link to a page that is not there"
+    again = hub.from_pretrained(tmp_path / "net" / "model.safetensors", "numpy")
+    assert again.spec == net.spec
+    with pytest.raises(ModelFileError, match=r'ships with capscore: capscore.create\("small-mnist", pretrained=True\)'):
+        hub.from_pretrained("small-mnist")
+    (tmp_path / "file").touch()
+    with pytest.raises(ModelFileError, match=r"cannot make the folder .*file: File exists"):
+        hub.save_pretrained(net, tmp_path / "file")
+
+
+def test_no_connection_to_the_hub_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Unreachable(Exception):
+        """What carries the Hub's words has errors of its own."""
+
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        raise Unreachable("Name or service not known")
+
+    monkeypatch.setattr(hub, "_hub", lambda: SimpleNamespace(create_repo=fail, hf_hub_download=fail))
+    with pytest.raises(ModelFileError, match=r"the Hub does not take me/net: Name or service not known"):
+        hub.push_to_hub(zoo.create("small"), "me/net")
+    with pytest.raises(ModelFileError, match=r"me/net is no file or folder here, .*not known"):
+        hub.from_pretrained("me/net")
+
+
+def test_what_ships_is_measured_by_the_command_on_its_card() -> None:
+    """The images of the lab's tests are those of `load`, and so of `capscore eval`."""
+    data = Path(os.environ.get("CAPSCORE_DATA", "none")) / "mnist"
+    if not data.is_dir():
+        pytest.skip("no MNIST")
+    from lab import published
+
+    test = load("mnist")[1]
+    recipe = published.Published.read("efficient-multimnist")
+    for arranged, names in (
+        (published._pairs, {"test": "multimnist"}),
+        (published._affine, {"test": "mnist-40", "affine": "affine-mnist"}),
+    ):
+        tests = arranged(recipe, test, test, test)[2]
+        for kind, name in names.items():
+            for mine, theirs in zip(tests[kind].batch(slice(0, 20)), load(name)[1].batch(slice(0, 20)), strict=True):
+                np.testing.assert_array_equal(mine, theirs)
+    card = zoo.card("efficient-affnist")
+    assert "`capscore eval efficient-affnist --data mnist-40`" in card
+    assert "`capscore eval efficient-affnist --data affine-mnist`" in card

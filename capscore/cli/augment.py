@@ -11,6 +11,7 @@ from capscore.cli.app import app, say
 from capscore.cli.choices import choose_augment
 from capscore.cli.shared import Data, DataDir
 from capscore.data import AUGMENTATIONS, load
+from capscore.errors import CapscoreError
 
 
 @app.command("augment")
@@ -18,6 +19,7 @@ def augment_command(
     name: Annotated[str, typer.Argument(help=f"{', '.join(AUGMENTATIONS)}, or JSON of capscore.data.augment.")],
     data: Data = "digits",
     data_dir: DataDir = None,
+    shift: Annotated[int | None, typer.Option(help="As of train: pixels each way; else the dataset's own.")] = None,
     out: Annotated[Path, typer.Option(help="Picture to write.")] = Path("augmented.png"),
 ) -> None:
     """Draw images, and beside each what training with `train --augment` sees of it in eight epochs."""
@@ -25,5 +27,10 @@ def augment_command(
 
     changes = choose_augment(name)
     train_set, _ = load(data, data_dir=data_dir)
-    save(augmentations(train_set, changes), out)
+    for change in changes:
+        change.check(*train_set.size[1:])
+    moved = train_set.shift if shift is None else shift
+    if not 0 <= moved < min(train_set.size[1:]):
+        raise CapscoreError(f"--shift is from 0 to {min(train_set.size[1:]) - 1} pixels for these images, not {moved}")
+    save(augmentations(train_set, changes, shift=moved), out)
     say(str(out))

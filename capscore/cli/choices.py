@@ -56,7 +56,7 @@ def choose_augment(text: str | None) -> tuple[Augmentation, ...]:
             'or write a JSON list such as [{"type": "Rotation", "degrees": 10}]'
         )
     try:
-        found = read(json.loads(text), "augment")
+        found = read(json.loads(text), "augment", among=Augmentation)
     except (ValueError, RecursionError) as error:
         raise CapscoreError(f"augment cannot be read: {error}") from None
     if strange := [each for each in found if not isinstance(each, Augmentation)]:

@@ -52,6 +52,8 @@ def eval_command(
     """Measure a model on images of a dataset: on its test set, or those held out when it was trained."""
     if split not in SPLITS:
         raise CapscoreError(f"there is no split {split!r}; choose one of {', '.join(SPLITS)}")
+    if report is not None:
+        import capscore.mistakes  # noqa: F401 - what it lacks is told before anything is measured
     net = open_model(model, backend_name, provider, threads)
     data = data or usual(net)
     train_set, test = datasets(net, data, data_dir, split)

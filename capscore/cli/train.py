@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,10 @@ import typer
 from capscore import CapsNetSpec, backend, modelfile
 from capscore.cli.app import app, say
 from capscore.cli.choices import OPTIMISERS, SCHEDULES, choose, choose_augment, choose_loss
-from capscore.cli.config import CONFIG, NOT_KEPT, Config, read_config
+from capscore.cli.config import Config, read_config
 from capscore.cli.datasets import say_notes
 from capscore.cli.options import TrainOptions, taking
-from capscore.cli.shared import default_backend, found, preset, quoted, read_spec
+from capscore.cli.shared import default_backend, found, preset, read_spec
 from capscore.cli.training import Setup, run_training
 from capscore.data import NAMES, Dataset, Samples, load, rule_of
 from capscore.data.images import size_that_fits
@@ -57,6 +57,8 @@ def train_command(context: typer.Context, options: TrainOptions) -> None:
         options = read_config(options.config, options, given)
     plan = _new(options) if options.resume is None else _resumed(given, options)
     setup = plan.setup
+    if options.report:
+        import capscore.report  # noqa: F401 - what it lacks is told before the training
     train_set, test_set = _data(plan)
     classes = plan.classes or train_set.classes
     net_spec, params = _network(plan, options, train_set, classes)
@@ -77,8 +79,6 @@ def train_command(context: typer.Context, options: TrainOptions) -> None:
         learner.frozen = _begin_with(net_spec, options.freeze)
     tell = say if learner.writes else str  # one of several processes that train together speaks
     say_notes(train_set, test_set, tell)
-    if plan.recipe is None:
-        _say_settings(options, plan.out, tell)
     tell(f"{net_spec.parameter_count:,} parameters on {setup.backend}; {len(train_set):,} images to learn from, "
          f"{len(test_set):,} held out")  # fmt: skip
     if options.find_rate:
@@ -86,7 +86,7 @@ def train_command(context: typer.Context, options: TrainOptions) -> None:
         tell(f"a rate that fits: --rate {found.best:g} (of {len(found.rates)} steps from {found.rates[0]:g} to "
              f"{found.rates[-1]:.2g}, the loss was lowest at {10 * found.best:g})")  # fmt: skip
         return
-    config = () if plan.recipe else (Config(plan.out, options, net_spec),)
+    config = () if plan.recipe else (Config(plan.out, options, net_spec, tell),)
     rows = run_training(net, learner, train_set, test_set, recipe, plan.out, bool(plan.recipe), setup, config)
     if options.report and learner.writes:
         tell(_report(plan.out, setup, test_set, rows))
@@ -234,19 +234,3 @@ def _report(out: Path, setup: Setup, data: Samples, rows: list[dict[str, Any]]) 
 
     report.write(out / "report.html", backend(setup.backend).load(out / BEST), data, rows)
     return f"a report with pictures: {out / 'report.html'}"
-
-
-def _say_settings(options: TrainOptions, out: Path, tell: Callable[[str], object]) -> None:
-    """Say how a training is set, as a command that sets it so, and where to edit it."""
-    config = quoted(str(out / CONFIG))
-    flags = [] if options.finetune else ["--spec", config]
-    for field in fields(options):
-        value, flag = getattr(options, field.name), "--" + field.name.removesuffix("_name").replace("_", "-")
-        if field.name == "imports":
-            flags += [part for file in value or () for part in ("--import", quoted(str(file)))]
-        elif value is True and field.name not in NOT_KEPT:
-            flags.append(flag)
-        elif field.name == "data" or (field.name not in NOT_KEPT and value != field.default):
-            flags += [flag, quoted(str(value))]
-    tell(f"settings: capscore train {' '.join(flags)}")
-    tell(f"all of them are in {config}: edit it, and capscore train --config {config} --out …")

@@ -134,11 +134,11 @@ def _read(
         train, test = read_idx_folder(source_folder("mnist", data_dir), SOURCES["mnist"].classes, memory)
         match name:
             case "multimnist":
-                return Pairs(train, (seed, 0)), Pairs(test, (seed, 1))
+                return Pairs(train, (seed, 0)), Pairs(test, seed + 1)
             case "affine-mnist":
-                return Affine(train, seed=(seed, 0)), Affine(test, seed=(seed, 1))
+                return Affine(train, seed=(seed, 0)), Affine(test, seed=seed + 1)
             case "mnist-40":
-                return Framed(train, 40, 40), Placed(test, seed=(seed, 1))
+                return Framed(train, 40, 40), Placed(test, seed=seed + 1)
             case _:
                 folder = source_folder("affnist", data_dir)
                 return Framed(train, 40, 40), read_affnist_test(folder, SOURCES["affnist"].classes, memory)

@@ -36,6 +36,16 @@ class Augmentation(Value, ABC):
     def __call__(self, batch: Batch, rng: np.random.Generator, device: Device = HOST) -> Batch:
         """Return the batch changed; its images lie on `device`."""
 
+    def check(self, height: int, width: int) -> None:
+        """Raise DataError if it leaves nothing to see of some images of this size."""
+        if self.reach >= min(height, width):
+            raise DataError(f"{self!r} leaves nothing to see of images of {height}×{width}: make it less")
+
+    @property
+    def reach(self) -> float:
+        """How many pixels of a row or a column may go out of sight."""
+        return 0
+
 
 class Geometric(Augmentation):
     """A change of where things lie in an image."""
@@ -159,6 +169,11 @@ class Translation(Geometric):
         """Check the setting."""
         check_numbers(self, "pixels", most=1e4)
 
+    @property
+    def reach(self) -> float:
+        """Return the pixels."""
+        return self.pixels
+
     def draw(self, rng: np.random.Generator, shape: Shape) -> Drawn:
         """Return the pixels down and across."""
         return _uniform(rng, shape, self.pixels), _uniform(rng, shape, self.pixels)
@@ -178,6 +193,11 @@ class Crop(Geometric):
     def __post_init__(self) -> None:
         """Check the setting."""
         check_whole(self, "padding", least=0)
+
+    @property
+    def reach(self) -> float:
+        """Return the pixels."""
+        return self.padding
 
     def draw(self, rng: np.random.Generator, shape: Shape) -> Drawn:
         """Return the pixels down and across."""
@@ -246,11 +266,15 @@ class Erasing(Augmentation):
         """Check the setting."""
         check_whole(self, "size")
 
+    @property
+    def reach(self) -> float:
+        """Return the pixels."""
+        return self.size
+
     def __call__(self, batch: Batch, rng: np.random.Generator, device: Device = HOST) -> Batch:
         """Return the batch with a hole in every image; parts, which are what is to be drawn, stay whole."""
         count, _, height, width = batch.images.shape
-        if self.size > min(height, width):
-            raise DataError(f"Erasing: a square of {self.size} pixels is larger than images of {height}×{width}")
+        self.check(height, width)
         top = rng.integers(0, height - self.size + 1, (count, 1))
         left = rng.integers(0, width - self.size + 1, (count, 1))
         rows, columns = np.arange(height) - top, np.arange(width) - left

@@ -24,16 +24,21 @@ class Predictor(Protocol):
 
 
 def found_all(scores: NDArray[Any], targets: NDArray[Any]) -> NDArray[np.bool_]:
-    """Say for scores [B, J] whether the highest are those of all classes that an image shows: targets [B, J] of 1."""
-    order = np.argsort(-scores, axis=1, kind="stable")
-    ranked, shown = np.take_along_axis(targets, order, 1), targets.sum(1)
-    same: NDArray[np.bool_] = (ranked * (np.arange(scores.shape[1]) < shown[:, None])).sum(1) == shown
+    """Say for scores [B, J] whether the highest are those of all classes that an image shows: targets [B, J] of 1.
+
+    Where images are mixed, and their targets too, the classes of the most are meant.
+    """
+    shown = np.arange(scores.shape[1]) < np.round(targets.sum(1))[:, None]
+    said, wanted = (np.argsort(-array, axis=1, kind="stable") for array in (scores, targets))
+    hits = np.zeros(scores.shape, bool)
+    np.put_along_axis(hits, wanted, shown, 1)
+    same: NDArray[np.bool_] = (np.take_along_axis(hits, said, 1) == shown).all(1)
     return same
 
 
 def found_exactly(scores: NDArray[Any], targets: NDArray[Any]) -> NDArray[np.bool_]:
     """Say for scores [B, J] whether those above 0.5 are those of the classes that an image shows, and no others."""
-    same: NDArray[np.bool_] = ((scores > SHOWN) == (targets > 0)).all(1)
+    same: NDArray[np.bool_] = ((scores > SHOWN) == (targets > SHOWN)).all(1)
     return same
 
 

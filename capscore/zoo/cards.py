@@ -32,7 +32,7 @@ def card_of(name: str, model: Model) -> str:
         f"- **Network**: images of {size}, {classes} classes, {model.spec.parameter_count:,} parameters, "
         f"{_routings(model)}.",
         f"- **Data**: {data}; {told['training_images']:,} images to learn from, a share of {made['validation']:g} of "
-        "the training images was watched and not learned from.",
+        "the training images, by a hash of their content, was watched and not learned from.",
         f"- **Recipe**: `lab/recipes/{made['name']}.json`; {recipe['epochs']} epochs of batches of {recipe['batch']}, "
         f"{_said(recipe['optimiser'])} at {recipe['rate']:g}, {_said(recipe['schedule'])}"
         + (f", weights averaged by {recipe['average']:g}" if recipe["average"] else "")
@@ -40,10 +40,11 @@ def card_of(name: str, model: Model) -> str:
         + f". Seed {recipe['seed']}; the last epoch; the test images were read once, in the end.",
         *_numbers(told),
         f"- **Licence**: the weights as capscore, Apache-2.0; the images are under {licence}.",
-        "- **Cite**: capscore and its version, beside the [paper](references.md) of the routing.",
+        "- **Cite**: capscore and its version, beside the paper of the routing.",
         "",
-        f'`capscore.create("{name}", pretrained=True)`, `capscore eval {name} --data {made["data"]}`, '
-        f"`capscore export {name} {name}.onnx`",
+        f'`capscore.create("{name}", pretrained=True)`, '
+        + "".join(f"`capscore eval {name} --data {data}`, " for data in _commands(told))
+        + f"`capscore export {name} {name}.onnx`",
     ]
     return "\n".join(lines) + "\n"
 
@@ -60,6 +61,12 @@ def _numbers(told: Mapping[str, Any]) -> list[str]:
             f"{seeds['mean']:.2f}{spread}%."
         )
     return lines
+
+
+def _commands(told: Mapping[str, Any]) -> list[str]:
+    """Return the names of the datasets that `capscore eval` measures each of the errors on."""
+    names = {"test": told["published"]["data"], "affine": "affine-mnist"}
+    return [names[test] for test in told["seeds"]]
 
 
 def _routings(model: Model) -> str:
