@@ -58,7 +58,7 @@ PRECISIONS = ("fp32", "fp16", "int8", "int8-weights")
 
 # Of constants, done now.
 ARITHMETIC = {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": np.divide}
-HALF = np.finfo(np.float16)
+LEAST, MOST = 2.0**-14, 65504.0  # the range of numbers that float16 tells apart
 REDUCTIONS: dict[str, Any] = {"ReduceSum": np.sum, "ReduceMax": np.max}
 
 
@@ -199,7 +199,7 @@ class Recorder:
         A scalar that float16 cannot tell from another, as it is too large or too small, is one of float32.
         """
         if not isinstance(b, Value):
-            narrow = a.half and (b == 0 or HALF.tiny <= abs(b) <= HALF.max)
+            narrow = a.half and (b == 0 or LEAST <= abs(b) <= MOST)
             b = self.constant(np.float16(b) if narrow else np.float32(b))
         half = a.half and b.half
         a, b = self.cast(a, half), self.cast(b, half)

@@ -72,9 +72,9 @@ class RoutedCaps(Layer):
     def fused(self, ops: Ops[A], p: Mapping[str, A], pose: A, run: Run) -> Capsules[A] | None:
         """Route by the backend's fused form, which has no votes; None where there is none.
 
-        It computes the same and keeps no trace, so that it steps aside if one is asked for.
+        It computes the same, keeps no trace and begins anew: it steps aside where a trace is asked for, or parents are given.
         """
-        if run.trace is not None or self.pose_rows > 1 or not self.routing.fusible:
+        if run.trace is not None or run.parents is not None or self.pose_rows > 1 or not self.routing.fusible:
             return None
         kernel: Any = ops.FUSED.get(type(self.routing))
         v = None if kernel is None else kernel(self.routing, pose, p["weight"], p.get("bias"), *_own(p).values())
