@@ -94,7 +94,8 @@ class Module(LayerModule):
     input : shape of what the first takes: `Map(channels, height, width)`, `Grid(types, height, width, dim)` or
         `Vector(size)`
     seed : of the first numbers, the same as on every backend; None: drawn from PyTorch's generator (`manual_seed`)
-    dtype, device : of the parameters; None: PyTorch's defaults
+    dtype, device : of the parameters; None: PyTorch's defaults. EM and self-routing keep capsules of zeros finite by
+        numbers that bfloat16 has and float16 has not
 
     Raises
     ------

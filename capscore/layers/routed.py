@@ -72,8 +72,8 @@ class RoutedCaps(Layer):
     def fused(self, ops: Ops[A], p: Mapping[str, A], pose: A, run: Run) -> Capsules[A] | None:
         """Route by the backend's fused form, which has no votes; None where there is none.
 
-        It computes the same, keeps no trace and begins anew, so that it steps aside where a trace is asked for, or parents
-        are given.
+        It computes the same, keeps no trace and begins anew: it steps aside where a trace is asked for, and where
+        parents are given.
         """
         if run.trace is not None or run.parents is not None or self.pose_rows > 1 or not self.routing.fusible:
             return None
