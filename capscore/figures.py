@@ -30,7 +30,9 @@ try:
     from matplotlib.axes import Axes
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.figure import Figure
+    from matplotlib.font_manager import fontManager
     from matplotlib.patches import Rectangle
+    from matplotlib.text import Text
     from matplotlib.ticker import MaxNLocator
 except ModuleNotFoundError as error:
     raise BackendError("figures need matplotlib: pip install 'capscore[plot]'") from error
@@ -40,6 +42,11 @@ Box = tuple[float, float, float, float]  # x, y of the upper left corner, width,
 DPI = 150
 WIDTH, MARGIN, HEADER = 9.0, 0.3, 0.85  # of every page: 1,350 pixels, legible at two thirds of that
 HEADING, BODY, SMALL = 13, 9, 8  # points
+EASTERN = (  # fonts that have these letters: of Linux, Windows and macOS
+    "Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Microsoft YaHei", "SimHei",
+    "Malgun Gothic", "PingFang SC", "Hiragino Sans GB", "Arial Unicode MS",
+)  # fmt: skip
+LATIN = "\u2e80"  # letters behind it are Eastern
 NOTE = 120  # characters of a note beneath a heading
 INK, GREY, PALE, LINE = "#222222", "#6b6b6b", "#a9a9a9", "#d0d0d0"
 BLUE, ORANGE, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"  # told apart with every colour blindness
@@ -422,9 +429,18 @@ def _two_colours(first: NDArray[Any], second: NDArray[Any]) -> NDArray[Any]:
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> None:
     """Write a figure as PNG, whole or not at all; the same figure gives the same bytes."""
+    disk.write_atomically(path, png(figure))
+
+
+def png(figure: Figure) -> bytes:
+    """Return a figure as PNG, its words in fonts of this machine that have letters of Chinese, Japanese and Korean."""
+    there = {font.name for font in fontManager.ttflist}
+    fonts = ["sans-serif", *(font for font in EASTERN if font in there)]
+    for text in figure.findobj(lambda part: isinstance(part, Text) and max(part.get_text(), default="") > LATIN):
+        text.set_fontfamily(fonts)
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=DPI, metadata={"Software": None})
-    disk.write_atomically(path, content.getvalue())
+    return content.getvalue()
 
 
 def explore(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ import numpy as np
 
 from . import disk, mistakes
 from .data import Samples
-from .figures import DPI, examples, reconstructions, training_curves
+from .figures import examples, png, reconstructions, training_curves
 from .metrics import Measures
 from .model import CapsNet
 from .train import check_dataset, measure
@@ -76,9 +75,7 @@ def _table(found: Measures) -> str:
 
 
 def _picture(figure: Figure, words: str) -> str:
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=DPI, metadata={"Software": None})
-    return f'<img alt="{escape(words)}" src="data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}">'
+    return f'<img alt="{escape(words)}" src="data:image/png;base64,{base64.b64encode(png(figure)).decode()}">'
 
 
 def _settings(net: CapsNet[Any]) -> str:

@@ -8,7 +8,7 @@ import sys
 import threading
 from io import BytesIO
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -370,3 +370,16 @@ def test_without_matplotlib_the_extra_is_named() -> None:
 def test_pyplot_is_not_needed() -> None:
     code = "import sys, capscore.figures; sys.exit('matplotlib.pyplot' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_eastern_names_have_a_font_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.text import Text
+
+    known = [*figures.fontManager.ttflist, SimpleNamespace(name="SimHei")]
+    monkeypatch.setattr(figures, "fontManager", SimpleNamespace(ttflist=known))
+    page = figures._page(2, "Names", "北京")
+    monkeypatch.setattr(page, "savefig", lambda *args, **kwargs: None)
+    figures.png(page)
+    families = {text.get_text(): text.get_fontfamily() for text in page.findobj(Text)}
+    assert families["北京"] == ["sans-serif", "SimHei"]
+    assert families["Names"] == ["sans-serif"]
