@@ -449,7 +449,7 @@ class Learner(Generic[A]):
     def state(self) -> dict[str, NDArray[Any]]:
         """Return what a checkpoint must keep beside the parameters, as NumPy arrays by name.
 
-        The steps of a parameter are kept where they are fewer than all, and the optimiser remembers anything.
+        The steps of a parameter are kept where they are fewer than all.
         """
         to_numpy = self.net.ops.to_numpy
         found = {f"{slot}.{name}": to_numpy(a) for slot, arrays in self.kept.items() for name, a in arrays.items()}
