@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from capscore import model
 from capscore.errors import BackendError
-from capscore.fast.conv import with_tiles
 from capscore.layer import Run
 from capscore.net import CapsNetSpec
 from capscore.ops import Axes, Index, check_range, to_host
@@ -170,16 +169,15 @@ def argmax_one_hot(x: Array) -> Array:
     return jax.nn.one_hot(x.argmax(-1), x.shape[-1], dtype=x.dtype)
 
 
-@partial(jax.jit, static_argnames=("function", "fast_conv", "spec", "settings"))
+@partial(jax.jit, static_argnames=("function", "spec", "settings"))
 def _compiled(
     function: Callable[..., Any],
-    fast_conv: str | None,
     spec: CapsNetSpec,
     settings: tuple[tuple[str, Any], ...],
     params: dict[str, Array],
     *arrays: Array,
 ) -> Any:
-    return function(with_tiles(sys.modules[__name__], fast_conv), spec, params, *arrays, **dict(settings))
+    return function(sys.modules[__name__], spec, params, *arrays, **dict(settings))
 
 
 class CapsNet(model.CapsNet[Array]):
@@ -191,14 +189,13 @@ class CapsNet(model.CapsNet[Array]):
     ops = sys.modules[__name__]
 
     def _compute(self, function: Callable[..., Any], *arrays: Array, **settings: Any) -> Any:
-        return _compiled(function, self.fast_conv, self.spec, tuple(settings.items()), self.params, *arrays)
+        return _compiled(function, self.spec, tuple(settings.items()), self.params, *arrays)
 
 
 class How(NamedTuple):
     """What a compiled step depends on, beside the shapes of its arrays."""
 
     spec: CapsNetSpec
-    fast_conv: str | None
     reconstruction: float
     optimiser: Optimiser
     seed: int
@@ -224,7 +221,7 @@ def _step(
     `pairs` are images and targets of the batch, then targets and images of its parts; `newest` is `model.newest`,
     `counts` the steps of every parameter, this one included.
     """
-    ops = with_tiles(sys.modules[__name__], how.fast_conv)
+    ops: Any = sys.modules[__name__]
     (images, targets), *parts = pairs
 
     def later(make: Callable[[int], NDArray[Any]], shape: tuple[int, ...], like: Array) -> Array:
@@ -265,12 +262,11 @@ class Learner(model.Learner[Array]):
         model.check_images(net.spec, images, least=1)
         like = next(iter(net.params.values()))
         pairs = tuple((asarray(a, like), asarray(b, like)) for a, b in ((images, targets), *parts))
-        about = net.spec, net.fast_conv, self.reconstruction, self.optimiser, self.seed, changing
+        about = net.spec, self.reconstruction, self.optimiser, self.seed, changing
         rates = float(rate), model.newest(self.average, self.steps + 1)
-        step = self.steps
+        counts = {name: self.counts[name] + 1 for name in changing}
+        loss, scores, params, self.kept = _step(How(*about), net.params, self.kept, pairs, *rates, self.steps, counts)
         self.count(changing)
-        counts = {name: self.counts[name] for name in changing}
-        loss, scores, params, self.kept = _step(How(*about), net.params, self.kept, pairs, *rates, step, counts)
         with net._turns.changing():
             net._adopt({name: params[name] for name in net.params})  # JAX returns dictionaries sorted by name
         return loss, scores

@@ -436,8 +436,9 @@ def png(figure: Figure) -> bytes:
     """Return a figure as PNG, its words in fonts of this machine that have letters of Chinese, Japanese and Korean."""
     there = {font.name for font in fontManager.ttflist}
     fonts = ["sans-serif", *(font for font in EASTERN if font in there)]
-    for text in figure.findobj(lambda part: isinstance(part, Text) and max(part.get_text(), default="") > LATIN):
-        text.set_fontfamily(fonts)
+    for text in figure.findobj(Text):
+        if isinstance(text, Text) and max(text.get_text(), default="") > LATIN:
+            text.set_fontfamily(fonts)
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=DPI, metadata={"Software": None})
     return content.getvalue()

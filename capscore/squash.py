@@ -28,7 +28,7 @@ def exponential_squash(ops: Ops[A], s: A, axis: int = -1) -> A:
     """Shrink vectors to a length below 1 that tells short ones apart: v = (1 - e^-‖s‖) · s/‖s‖.
 
     Zero for the zero vector (Mazzia, Salvetti, Chiaberge 2021, equation 3). The limit of its slope there is 1. Vectors
-    shorter than SHORT are all multiplied by 0.9995, as one of that length is: for them 1 - e^-‖s‖ would lose its digits.
+    shorter than SHORT are all multiplied by 0.9995, as one of that length is: for them 1 - e^-‖s‖ has lost its digits.
     """
     with scope(ops, "squash"):
         n = ops.relu(ops.norm(s, axis, keepdims=True) - SHORT) + SHORT

@@ -28,7 +28,8 @@ HEAD = f"""<!-- {files.MARK}: python -m lab zoo -->
 Trained networks that ship with capscore. Each was trained by a recipe in `lab/recipes`, from seed 0: no seed and no
 epoch was chosen by its test images. The errors of a file are those of `capscore eval NAME --data …` with what ships:
 float16 numbers, without a decoder that is large or draws a blur; `python -m lab zoo --check` measures them
-again on every engine. The pictures are drawn by `python -m lab results`.
+again on every engine. int8 is calibrated on the first {CALIBRATION:,} images to learn from. The pictures are drawn by
+`python -m lab results`.
 
 """
 
