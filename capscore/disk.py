@@ -43,6 +43,18 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
     _sync_folder(target.parent)
 
 
+def make_folder(folder: str | os.PathLike[str]) -> Path:
+    """Return a folder to write into, made if it is not there; ModelFileError says why it cannot be used."""
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ModelFileError(f"cannot make the folder {folder}: {error.strerror}") from None
+    if not os.access(folder, os.W_OK):
+        raise ModelFileError(f"cannot write into the folder {folder}: choose another one")
+    return folder
+
+
 def sweep(path: str | os.PathLike[str]) -> None:
     """Remove what writers of `path` that were killed have left beside it; only while no other process writes it."""
     target = _target(path)

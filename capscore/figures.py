@@ -475,10 +475,10 @@ def explore(
     figures["lengths"] = lengths(net, images, labels)
     if rows:
         figures["curves"] = training_curves(rows)
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    for name, figure in figures.items():
-        save(figure, Path(folder) / f"{name}.png")
-    return [Path(folder) / f"{name}.png" for name in figures]
+    files = {disk.make_folder(folder) / f"{name}.png": figure for name, figure in figures.items()}
+    for file, figure in files.items():
+        save(figure, file)
+    return list(files)
 
 
 def examples(data: Samples, count: int) -> NDArray[np.int64]:

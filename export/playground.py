@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from capscore import backend
-from capscore.disk import write_atomically
+from capscore.disk import make_folder, write_atomically
 from capscore.errors import CapscoreError
 from capscore.export import onnxfile
 from capscore.export.onnx import export, export_decoder
@@ -45,8 +45,7 @@ def write(
     names += [_decoder(path) for path in paths if path.suffix.lower() != ".onnx"]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise CapscoreError(f"two models, or one and the decoder of another, are called {twice[0]}: rename one")
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder(folder)
     listed, files = [], []
     for path in paths:
         entry, made = (_copied if path.suffix.lower() == ".onnx" else _exported)(path, folder, precision)

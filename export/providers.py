@@ -112,8 +112,8 @@ def find(provider: str | Sequence[str]) -> tuple[Provider, ...]:
         if CUDA not in there and (problem := _pair()):
             warnings.warn(f"running on the CPU: {problem}", RuntimeWarning, stacklevel=3)
         provider = "cuda" if CUDA in there else "cpu"
-    named = (provider,) if isinstance(provider, str) else tuple(provider)
-    if not named:
+    named = (provider,) if isinstance(provider, str) else tuple(provider) if isinstance(provider, Sequence) else ()
+    if not named or not all(isinstance(name, str) for name in named):
         raise BackendError(f"no provider is named; choose auto, {', '.join(PROVIDERS)} or ONNX Runtime's own names")
     rows = [PROVIDERS.get(name) or _BY_NAME.get(name) or Provider(name) for name in named]
     if len(named) == 1 and rows[0].then:

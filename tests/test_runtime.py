@@ -201,8 +201,9 @@ def test_a_provider_that_is_absent_is_no_slower_run(
         BackendError, match=r"has no NoSuchProvider, only CPUExecutionProvider and .*webgpu; another build"
     ):
         runtime.Session(make(), "NoSuchProvider")
-    with pytest.raises(BackendError, match="no provider is named"):
-        runtime.Session(make(), [])
+    for none in ([], 5, [5]):
+        with pytest.raises(BackendError, match="no provider is named"):
+            runtime.Session(make(), none)
 
 
 def test_two_builds_in_one_folder_explain_themselves(

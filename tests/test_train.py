@@ -18,7 +18,7 @@ from conftest import backend
 from capscore import CapsNetSpec, Conv, Decoder, DenseCaps, PrimaryCaps, modelfile
 from capscore.data import HOST, Dataset, Framed, Pairs, Resident, load, resident, targets_of
 from capscore.data.window import shifted
-from capscore.errors import CapscoreError, DataError, ShapeError, TrainingError, TrainingWarning
+from capscore.errors import CapscoreError, DataError, ModelFileError, ShapeError, TrainingError, TrainingWarning
 from capscore.model import objective
 from capscore.train import BEST, LAST, LOG, Recipe, Stopped, accuracy, batches, found_all, locked, train
 from capscore.train.ahead import ahead
@@ -424,13 +424,13 @@ def test_all_learn_the_same_as_numpy_from_pairs(other, pairs, tmp_path):
 
 def test_a_folder_that_takes_no_files_is_a_clear_error(digits, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
-    with pytest.raises(TrainingError, match="cannot write into the folder"):
+    with pytest.raises(ModelFileError, match="cannot write into the folder"):
         run("numpy", digits, tmp_path)
 
 
 def test_a_folder_that_cannot_be_made_is_a_clear_error(digits, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(TrainingError, match="cannot make the folder"):
+    with pytest.raises(ModelFileError, match="cannot make the folder"):
         run("numpy", digits, tmp_path / "file" / "run")
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from capscore import PRESETS, backend, modelfile
+from capscore import PRESETS, backend, disk, modelfile
 from capscore.cli.app import app, say
 from capscore.cli.shared import Backend, default_backend, show_agreement
 from capscore.cli.training import Setup, run_training
@@ -35,8 +35,7 @@ def demo_command(
     about = modelfile.public(asdict(setup))
     net = caps.CapsNet(PRESETS["small"], seed=recipe.seed, classes=train_set.classes, provenance=about)
     say(f"1. Train {net.spec.parameter_count:,} parameters on {setup.backend} with {len(train_set):,} digits")
-    run = out / "run"
-    run.mkdir(parents=True, exist_ok=True)
+    run = disk.make_folder(out / "run")
     with locked(run):
         for old in (LAST, BEST):  # a demo starts anew
             (run / old).unlink(missing_ok=True)

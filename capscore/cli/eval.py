@@ -53,7 +53,9 @@ def eval_command(
     if split not in SPLITS:
         raise CapscoreError(f"there is no split {split!r}; choose one of {', '.join(SPLITS)}")
     if report is not None:
-        import capscore.mistakes  # noqa: F401 - what it lacks is told before anything is measured
+        import capscore.mistakes  # noqa: F401 - what is lacking is told before anything is measured
+
+        disk.make_folder(report)
     net = open_model(model, backend_name, provider, threads)
     data = data or usual(net)
     train_set, test = datasets(net, data, data_dir, split)
@@ -87,7 +89,6 @@ def _write(found: Measures, sets: list[Samples], folder: Path) -> None:
     from capscore import mistakes
     from capscore.figures import save
 
-    folder.mkdir(parents=True, exist_ok=True)
     disk.write_atomically(folder / "report.json", (json.dumps(found.as_json(), indent=2) + "\n").encode())
     say(f"{folder / 'report.json'}")
     index = found.hardest(HARDEST)

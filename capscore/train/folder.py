@@ -14,16 +14,6 @@ from capscore.errors import TrainingError
 BEST, LAST, LOG = "best.safetensors", "last.safetensors", "log.jsonl"
 
 
-def make(folder: Path) -> None:
-    """Make a folder for a new training; TrainingError says why it cannot be used."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TrainingError(f"cannot make the folder {folder}: {error.strerror}") from None
-    if not os.access(folder, os.W_OK):
-        raise TrainingError(f"cannot write into the folder {folder}: choose another one")
-
-
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Let no second training write into the folder: their checkpoints would take turns.

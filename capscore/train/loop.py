@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from capscore.data import Samples, absent, alike, fingerprint, several
+from capscore.disk import make_folder
 from capscore.errors import ShapeError, TrainingError
 from capscore.model import CapsNet, Learner
 from capscore.train.ahead import ahead
 from capscore.train.batches import as_samples, batches, check_dataset
 from capscore.train.checkpoint import restore
-from capscore.train.folder import LAST, locked, make
+from capscore.train.folder import LAST, locked
 from capscore.train.interrupts import Interrupts
 from capscore.train.listeners import Listeners, Reporter
 from capscore.train.recipe import Recipe
@@ -47,7 +48,7 @@ def train(
     data, held_out, test = _fitting(net, learner, data, held_out, test, recipe)
     folder = Path(folder)
     if not resume:
-        make(folder)
+        make_folder(folder)
     with locked(folder) if learner.writes else nullcontext(), Interrupts() as interrupts:
         listeners = Listeners(_usual(learner) if reporters is None else reporters, interrupts)
         training = Training(net, learner, recipe, folder, len(data), listeners, resuming, right_for(data))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from capscore import modelfile
-from capscore.disk import write_atomically
+from capscore.disk import make_folder, write_atomically
 from capscore.errors import BackendError, ModelFileError
 from capscore.zoo import chosen, list_models
 from capscore.zoo.cards import card_of
@@ -35,11 +35,7 @@ def save_pretrained(net: Any, folder: str | os.PathLike[str], card: str = "") ->
 
     Without `card`, that of a network of the zoo is its own; that of another tells its spec.
     """
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ModelFileError(f"cannot make the folder {folder}: {error.strerror}") from None
+    folder = make_folder(folder)
     net.save(folder / MODEL)
     model = modelfile.read(folder / MODEL)
     published = {"published", "measured", "seeds"} <= model.provenance.keys()
