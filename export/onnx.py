@@ -336,7 +336,7 @@ class Recorder:
         with self.scope("sigmoid"):
             x, one = self.cast(x, half=False), self.constant(np.float32(1))
             grown = self.node("Exp", self.node("Neg", x)) + one
-        return self.node("Div", one, grown, name="sigmoid")
+        return self.node("Div", one, grown, name="sigmoid", shape=grown.shape)
 
     def softmax(self, x: Value, axis: int, leaky: bool = False) -> Value:
         """Softmax, spelled out: ONNX Runtime's own transposes twice where `axis` is not the last."""

@@ -130,7 +130,7 @@ def run_recorded(onnx_export: ModuleType, call: Callable[..., Any], arrays: list
     recorder = onnx_export.Recorder()
     y = call(recorder, *[onnx_export.Value(recorder, f"x{i}", shape=x.shape) for i, x in enumerate(arrays)])
     inputs = [helper.make_tensor_value_info(f"x{i}", TensorProto.FLOAT, x.shape) for i, x in enumerate(arrays)]
-    output = helper.make_tensor_value_info(y.name, TensorProto.FLOAT, None)
+    output = helper.make_tensor_value_info(y.name, TensorProto.FLOAT, y.shape)
     graph = helper.make_graph(recorder.nodes, "ops", inputs, [output], list(recorder.initializers.values()))
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", recorder.opset)], ir_version=8)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
