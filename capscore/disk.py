@@ -31,7 +31,7 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        with suppress(FileNotFoundError):
+        if target.is_file():
             shutil.copymode(target, beside)
         os.replace(beside, target)
     except BaseException as error:

@@ -332,11 +332,8 @@ class Recorder:
         return self.node("Relu", x, half=x.half)
 
     def sigmoid(self, x: Value) -> Value:
-        """Sigmoid, spelled out: ONNX Runtime's own is 0 below -18, and routings ask which of two such is the larger."""
-        with self.scope("sigmoid"):
-            x, one = self.cast(x, half=False), self.constant(np.float32(1))
-            grown = self.node("Exp", self.node("Neg", x)) + one
-        return self.node("Div", one, grown, name="sigmoid", shape=grown.shape)
+        """Sigmoid. ONNX Runtime's is 0 below -18: where that matters, see `capscore.squash.sigmoid`."""
+        return self.node("Sigmoid", self.cast(x, half=False))
 
     def softmax(self, x: Value, axis: int, leaky: bool = False) -> Value:
         """Softmax, spelled out: ONNX Runtime's own transposes twice where `axis` is not the last."""
