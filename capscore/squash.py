@@ -72,11 +72,3 @@ def log_sigmoid(ops: Ops[A], x: Any) -> Any:
     """Return log σ(x) of every element, finite wherever x is."""
     below = ops.relu(x * -1.0)
     return (below + ops.log(ops.exp((ops.relu(x) + below) * -1.0) + 1.0)) * -1.0  # -(max(-x, 0) + log(1 + e^-|x|))
-
-
-def sigmoid(ops: Ops[A], x: Any) -> Any:
-    """Return σ(x) of every element, for activations of capsules: small ones keep their digits on every engine.
-
-    Routings divide by sums of activations, and ONNX Runtime's own sigmoid is 0 below -18.
-    """
-    return ops.exp(log_sigmoid(ops, x))

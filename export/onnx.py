@@ -332,8 +332,17 @@ class Recorder:
         return self.node("Relu", x, half=x.half)
 
     def sigmoid(self, x: Value) -> Value:
-        """Sigmoid. ONNX Runtime's is 0 below -18: where that matters, see `capscore.squash.sigmoid`."""
-        return self.node("Sigmoid", self.cast(x, half=False))
+        """Sigmoid; spelled out where it may be of capsules, so not of maps.
+
+        ONNX Runtime's own is 0 below -18, and routings divide by sums of activations.
+        """
+        x = self.cast(x, half=False)
+        if len(x.shape) == 4:
+            return self.node("Sigmoid", x)
+        with self.scope("sigmoid"):
+            one = self.constant(np.float32(1))
+            grown = self.node("Exp", self.node("Neg", x)) + one
+        return self.node("Div", one, grown, name="sigmoid", shape=grown.shape)
 
     def softmax(self, x: Value, axis: int, leaky: bool = False) -> Value:
         """Softmax, spelled out: ONNX Runtime's own transposes twice where `axis` is not the last."""

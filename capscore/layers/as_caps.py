@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from capscore.errors import SpecError
 from capscore.layer import Capsules, Grid, Layer, Map, Plan, Row, Run, Shape, need_map
 from capscore.ops import A, Index, Ops
-from capscore.squash import SQUASHES, check_squash, sigmoid
+from capscore.squash import SQUASHES, check_squash
 from capscore.values import check_flags, check_whole
 
 from .chain import place, plan_of, through
@@ -64,4 +64,4 @@ class AsCaps(Layer):
             parts = [through(ops, (row,), p, y, run) for row, y in zip(self.rows(run.input), parts, strict=True)]
         u = ops.reshape(ops.transpose(parts[0], (0, 2, 1, 3)), (-1, d, n))  # [B, K, N]
         pose = ops.transpose(SQUASHES[self.squash](ops, u, 1), (0, 2, 1))
-        return Capsules(pose, sigmoid(ops, ops.reshape(parts[1], (-1, n))) if self.active else None)
+        return Capsules(pose, ops.sigmoid(ops.reshape(parts[1], (-1, n))) if self.active else None)

@@ -10,7 +10,6 @@ from typing import ClassVar
 from capscore.init import TruncatedNormal, Uniform
 from capscore.layer import Capsules, Param, Run
 from capscore.ops import A, Ops, scope
-from capscore.squash import sigmoid
 from capscore.values import check_numbers, check_whole
 
 from .base import Routing, VotesShape
@@ -78,7 +77,7 @@ class EMRouting(Routing):
                 log_deviation = ops.sum(ops.log(variance), 2) / 2  # [J, B]  Σ_h ln σ_h
                 cost = (beta_u * d + log_deviation) * ops.reshape(total, (j, -1)) * scale
                 inverse_temperature = self.inverse_temperature * (1 - self.decay ** (t + 1))
-                activation = sigmoid(ops, (beta_a - cost) * inverse_temperature)
+                activation = ops.sigmoid((beta_a - cost) * inverse_temperature)
                 run.iteration(c, mean)
                 if t + 1 < self.iterations:  # the E step; a constant of all logits is left out
                     distance = ops.reshape(ops.matmul(squares, ops.reshape(one / variance, (j, -1, d, 1))), (j, -1, n))

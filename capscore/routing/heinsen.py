@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from capscore.init import Constant
 from capscore.layer import Capsules, Param, Run
 from capscore.ops import A, Ops, scope
-from capscore.squash import log_sigmoid, sigmoid
+from capscore.squash import log_sigmoid
 from capscore.values import check_flags, check_numbers, check_whole
 
 from .base import Routing, VotesShape
@@ -83,4 +83,4 @@ class HeinsenRouting(Routing):
                 a, mean, variance, square = given(c)
             run.iteration(c, ops.reshape(mean, (j, -1, d)))
         pose, a = ops.transpose(ops.reshape(mean, (j, -1, d)), (1, 0, 2)), ops.transpose(a, (1, 0))
-        return Capsules(pose, a if self.logits else sigmoid(ops, a))
+        return Capsules(pose, a if self.logits else ops.sigmoid(a))

@@ -12,7 +12,6 @@ import numpy as np
 from capscore.init import Constant
 from capscore.layer import Capsules, Param, Run
 from capscore.ops import A, Ops, scope
-from capscore.squash import sigmoid
 from capscore.values import check_numbers, check_whole
 
 from .base import Routing, VotesShape
@@ -84,7 +83,7 @@ class VariationalBayes(Routing):
             entropy = (log_det * -1.0 + d * math.log(2 * math.pi * math.e)) / 2
             a = ops.exp(log_share) * entropy + ops.reshape(p["beta_u"], (j, 1, 1))
             a = a * -1.0 + ops.reshape(p["beta_a"], (j, 1, 1))
-            a = sigmoid(ops, self._standard(ops, a, j, p, run, "activation."))
+            a = ops.sigmoid(self._standard(ops, a, j, p, run, "activation."))
         with scope(ops, "pose"):
             pose = self._standard(ops, m, j, p, run, "pose.")
         return Capsules(ops.transpose(pose, (1, 0, 2)), ops.transpose(ops.reshape(a, (j, -1)), (1, 0)))

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from capscore.init import Constant, Uniform, normal
 from capscore.layer import Capsules, Param, Run
 from capscore.ops import A, Ops, scope
-from capscore.squash import log_sigmoid, sigmoid, standardise
+from capscore.squash import log_sigmoid, standardise
 from capscore.values import check_flags, check_numbers, check_whole
 
 from .base import Routing, VotesShape
@@ -95,7 +95,7 @@ class VectorRouting(Routing):
 
         with scope(ops, "present"):
             f = ops.reshape(ops.sum(x * p["present.weight"], 2), (1, -1, n))  # before the bias: OpenVINO 2026.4 adds a
-            f = sigmoid(ops, f / math.sqrt(n) + p["present.bias"])  # bias of N to a sum over K along the wrong axis
+            f = ops.sigmoid(f / math.sqrt(n) + p["present.bias"])  # bias of N to a sum over K along the wrong axis
             use, ignore = worth("use"), worth("ignore")
         c: Any = 1 / j
         v: Any = None
