@@ -149,7 +149,7 @@ def relu(x: Array) -> Array:
     return jax.nn.relu(x)
 
 
-def sigmoid(x: Array) -> Array:
+def sigmoid(x: Array, small: bool = False) -> Array:
     """Return 1 / (1 + e^-x) of every element."""
     return jax.nn.sigmoid(x)
 

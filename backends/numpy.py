@@ -117,8 +117,10 @@ def relu(x: Array) -> Array:
     return np.maximum(x, 0)
 
 
-def sigmoid(x: Array) -> Array:
-    """Return 1 / (1 + e^-x) of every element: no power overflows, and no difference loses the small ones."""
+def sigmoid(x: Array, small: bool = False) -> Array:
+    """Return 1 / (1 + e^-x) of every element; `small` ones keep their digits, which tanh, a faster way, loses."""
+    if not small:
+        return np.tanh(x * 0.5) * 0.5 + 0.5
     e = np.exp(-np.abs(x))
     y: Array = np.where(x >= 0, 1, e) / (e + 1)
     return y

@@ -185,7 +185,7 @@ def relu(x: Tensor) -> Tensor:
     return x.relu()
 
 
-def sigmoid(x: Tensor) -> Tensor:
+def sigmoid(x: Tensor, small: bool = False) -> Tensor:
     """Return 1 / (1 + e^-x) of every element."""
     return x.sigmoid()
 

@@ -213,7 +213,7 @@ class Tape:
         y = self.ops.relu(x.value)
         return self.record(y, (x, lambda g: g * (y > 0)))
 
-    def sigmoid(self, x: Var) -> Var:
+    def sigmoid(self, x: Var, small: bool = False) -> Var:
         """Gradient: y (1 - y)."""
         y = self.ops.sigmoid(x.value)
         return self.record(y, (x, lambda g: g * y * (y * -1.0 + 1.0)))

@@ -146,8 +146,11 @@ class Ops(Protocol[A]):
     def relu(self, x: A) -> A:
         """Return max(x, 0) of every element; NaN stays NaN."""
 
-    def sigmoid(self, x: A) -> A:
-        """Return 1 / (1 + e^-x) of every element, without overflow."""
+    def sigmoid(self, x: A, small: bool = False) -> A:
+        """Return 1 / (1 + e^-x) of every element, without overflow.
+
+        With `small`, values near 0 keep their digits: routings divide by sums of activations.
+        """
 
     def softmax(self, x: A, axis: int, leaky: bool = False) -> A:
         """Return e^x / Σ e^x over `axis`; a leaky one has an extra zero logit in the sum and drops its share."""

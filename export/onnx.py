@@ -331,13 +331,10 @@ class Recorder:
         """Relu."""
         return self.node("Relu", x, half=x.half)
 
-    def sigmoid(self, x: Value) -> Value:
-        """Sigmoid; spelled out where it may be of capsules, so not of maps.
-
-        ONNX Runtime's own is 0 below -18, and routings divide by sums of activations.
-        """
+    def sigmoid(self, x: Value, small: bool = False) -> Value:
+        """Sigmoid; for `small` ones spelled out: ONNX Runtime's own is 0 below -18."""
         x = self.cast(x, half=False)
-        if len(x.shape) == 4:
+        if not small:
             return self.node("Sigmoid", x)
         with self.scope("sigmoid"):
             one = self.constant(np.float32(1))
@@ -488,9 +485,7 @@ def export(
     _check_precision(precision, calibration is not None, fast_conv)
     _check(opset, batch)
     wanted = _wanted(net.spec, outputs)
-    if calibration is not None:
-        calibration = to_host(calibration)
-        _check_calibration(calibration, net.spec.input)
+    calibration = _calibration(calibration, net.spec.input)
     narrowed = precision == "int8-weights"
 
     def record(half: bool) -> onnx.ModelProto:
@@ -592,9 +587,14 @@ def export_decoder(
     return _finish(net, model, plain, path, precision, verify)
 
 
-def _check_calibration(images: NDArray[Any], wanted: tuple[int, ...]) -> None:
+def _calibration(images: Any, wanted: tuple[int, ...]) -> Any:
+    """Return calibration images on the host, of the network's size, if there are any."""
+    if images is None:
+        return None
+    images = to_host(images)
     if images.ndim != 4 or images.shape[1:] != tuple(wanted):
         raise ShapeError(f"calibration images have shape {list(images.shape)}; wanted [N, {str([*wanted])[1:]}")
+    return images
 
 
 def _check(opset: int, batch: int | None) -> None:

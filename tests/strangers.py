@@ -42,7 +42,7 @@ def relu(x: Array) -> Array:
     return np.maximum(x, 0)
 
 
-def sigmoid(x: Array) -> Array:
+def sigmoid(x: Array, small: bool = False) -> Array:
     return 1 / (1 + np.exp(-x))
 
 

@@ -66,8 +66,8 @@ def make(onnx_export: ModuleType, tmp_path: Path) -> Callable[..., Path]:
     """Export a network, the small one of everything if none is given."""
 
     def export(net: Any = None, **options: Any) -> Path:
-        seen = random_images(SPEC, 64, seed=9, dtype="float32")
         net = net or NUMPY.CapsNet(SPEC, PARAMS)
+        seen = random_images(net.spec, 64, seed=9, dtype="float32")
         onnx_export.export(net, tmp_path / "m.onnx", verify=False, calibration=seen, **options)
         return tmp_path / "m.onnx"
 

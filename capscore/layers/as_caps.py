@@ -64,4 +64,4 @@ class AsCaps(Layer):
             parts = [through(ops, (row,), p, y, run) for row, y in zip(self.rows(run.input), parts, strict=True)]
         u = ops.reshape(ops.transpose(parts[0], (0, 2, 1, 3)), (-1, d, n))  # [B, K, N]
         pose = ops.transpose(SQUASHES[self.squash](ops, u, 1), (0, 2, 1))
-        return Capsules(pose, ops.sigmoid(ops.reshape(parts[1], (-1, n))) if self.active else None)
+        return Capsules(pose, ops.sigmoid(ops.reshape(parts[1], (-1, n)), small=True) if self.active else None)

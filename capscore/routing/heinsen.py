@@ -83,4 +83,4 @@ class HeinsenRouting(Routing):
                 a, mean, variance, square = given(c)
             run.iteration(c, ops.reshape(mean, (j, -1, d)))
         pose, a = ops.transpose(ops.reshape(mean, (j, -1, d)), (1, 0, 2)), ops.transpose(a, (1, 0))
-        return Capsules(pose, a if self.logits else ops.sigmoid(a))
+        return Capsules(pose, a if self.logits else ops.sigmoid(a, small=True))

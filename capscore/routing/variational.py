@@ -83,7 +83,7 @@ class VariationalBayes(Routing):
             entropy = (log_det * -1.0 + d * math.log(2 * math.pi * math.e)) / 2
             a = ops.exp(log_share) * entropy + ops.reshape(p["beta_u"], (j, 1, 1))
             a = a * -1.0 + ops.reshape(p["beta_a"], (j, 1, 1))
-            a = ops.sigmoid(self._standard(ops, a, j, p, run, "activation."))
+            a = ops.sigmoid(self._standard(ops, a, j, p, run, "activation."), small=True)
         with scope(ops, "pose"):
             pose = self._standard(ops, m, j, p, run, "pose.")
         return Capsules(ops.transpose(pose, (1, 0, 2)), ops.transpose(ops.reshape(a, (j, -1)), (1, 0)))

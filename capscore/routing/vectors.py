@@ -95,7 +95,9 @@ class VectorRouting(Routing):
 
         with scope(ops, "present"):
             f = ops.reshape(ops.sum(x * p["present.weight"], 2), (1, -1, n))  # before the bias: OpenVINO 2026.4 adds a
-            f = ops.sigmoid(f / math.sqrt(n) + p["present.bias"])  # bias of N to a sum over K along the wrong axis
+            f = ops.sigmoid(
+                f / math.sqrt(n) + p["present.bias"], small=True
+            )  # bias of N to a sum over K along the wrong axis
             use, ignore = worth("use"), worth("ignore")
         c: Any = 1 / j
         v: Any = None
