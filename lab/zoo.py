@@ -58,11 +58,17 @@ def ship(lab: Lab, name: str) -> Path:
 
 
 def refresh(lab: Lab, name: str) -> None:
-    """Let a file that ships say what is known today of its recipe's seeds; its numbers stay as they are."""
+    """Let a file that ships say what is known today of its recipe's seeds; its numbers stay as they are.
+
+    Results of fewer seeds than it knows of, as of another folder, change nothing.
+    """
     path = zoo.path(name)
     model, published = modelfile.read(path), Published.read(name)
+    seeds = _seeds(lab, published)
+    if any(seeds.get(test, {"n": 0})["n"] < known["n"] for test, known in model.provenance["seeds"].items()):
+        return
     told = {part: getattr(published, part) for part in ("network", "pairs", "why")}
-    provenance = model.provenance | {"seeds": _seeds(lab, published)}
+    provenance = model.provenance | {"seeds": seeds}
     provenance["published"] = model.provenance["published"] | told
     if provenance != model.provenance:
         modelfile.save(path, replace(model, provenance=provenance), "float16")
@@ -100,13 +106,13 @@ def shipped(lab: Lab) -> list[str]:
 def _seeds(lab: Lab, published: Published) -> dict[str, Any]:
     """Return n, mean and standard deviation of the errors of all seeds, for each set of test images."""
     alike = {"recipe": published.name, "mark": published.mark}
-    (row,) = (
-        row
+    return {
+        test: {"n": row["n"], "mean": row["mean"][test], "std": row["std"][test]}
         for row in summary(read(lab.file))
         if alike.items() <= row["settings"].items() and "ensemble" not in row["settings"]
-    )
-    tests = [test for test in row["mean"] if test in ("test", "affine")]
-    return {test: {"n": row["n"], "mean": row["mean"][test], "std": row["std"][test]} for test in tests}
+        for test in row["mean"]
+        if test in ("test", "affine")
+    }
 
 
 def _measured(learn: Samples, tests: Mapping[str, Samples], path: Path) -> dict[str, Values]:

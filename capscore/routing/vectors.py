@@ -94,10 +94,9 @@ class VectorRouting(Routing):
             return ops.transpose(each, (2, 0, 1))
 
         with scope(ops, "present"):
-            f = ops.reshape(ops.sum(x * p["present.weight"], 2), (1, -1, n))  # before the bias: OpenVINO 2026.4 adds a
-            f = ops.sigmoid(
-                f / math.sqrt(n) + p["present.bias"], small=True
-            )  # bias of N to a sum over K along the wrong axis
+            # Reshaped before the bias: OpenVINO 2026.4 adds a bias of N to a sum over K along the wrong axis.
+            f = ops.reshape(ops.sum(x * p["present.weight"], 2), (1, -1, n))
+            f = ops.sigmoid(f / math.sqrt(n) + p["present.bias"], small=True)
             use, ignore = worth("use"), worth("ignore")
         c: Any = 1 / j
         v: Any = None
