@@ -266,7 +266,7 @@ class Learner(model.Learner[Array]):
         rates = float(rate), model.newest(self.average, self.steps + 1)
         counts = {name: self.counts[name] + 1 for name in changing}
         loss, scores, params, self.kept = _step(How(*about), net.params, self.kept, pairs, *rates, self.steps, counts)
-        self.count(changing)
+        self._count(changing)
         with net._turns.changing():
             net._adopt({name: params[name] for name in net.params})  # JAX returns dictionaries sorted by name
         return loss, scores

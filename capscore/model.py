@@ -420,7 +420,7 @@ class Learner(Generic[A]):
         run = Run(training=True, step=self.steps, seed=self.seed, statistics={})
         value, gradients = value_and_gradients(ops, loss, learning)
         gradients = self.optimiser.clipped(ops, gradients)
-        self.count(learning)
+        self._count(learning)
         with net._turns.changing():
             self._update(learning, gradients, rate)
             for name, statistic in (run.statistics or {}).items():
@@ -430,7 +430,7 @@ class Learner(Generic[A]):
             mean += (net.params[name] - mean) * share
         return value, found[0]
 
-    def count(self, names: Iterable[str]) -> None:
+    def _count(self, names: Iterable[str]) -> None:
         """Count a step, and for each of the parameters that make it."""
         self.steps += 1
         for name in names:

@@ -51,7 +51,7 @@ class Optimiser(Value, ABC):
         """Return the gradients by name, shortened to `clip` if they are longer together."""
         if self.clip is None or not gradients:
             return dict(gradients)
-        norms = [ops.reshape(ops.norm(ops.reshape(g, (-1,)), 0, keepdims=True), (1,)) for g in gradients.values()]
+        norms = [ops.norm(ops.reshape(g, (1, -1)), 1) for g in gradients.values()]
         total: Any = ops.norm(ops.concat(norms, 0), 0)
         wanted = (total * 0.0 + self.clip) / (total + 1e-6)
         share: Any = wanted / (ops.relu(wanted - 1.0) + 1.0)  # at most 1

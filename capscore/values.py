@@ -103,7 +103,7 @@ def check_names(known: dict[str, bool], values: dict[str, Any], where: str) -> N
         raise SpecError(f"{where} lacks {', '.join(missing)}")
 
 
-def check_whole(value: Value, *names: str, least: int = 1, most: int = MAX_SIZE) -> None:
+def check_whole(value: Any, *names: str, least: int = 1, most: int = MAX_SIZE) -> None:
     """Raise SpecError unless these fields are whole numbers from `least` to `most`."""
     for name in names:
         size = getattr(value, name)
@@ -130,7 +130,7 @@ def check_numbers(value: Value, *names: str, least: float = 0.0, most: float = 1
             raise _wrong(value, name, f"a number from {least:g} to {most:g}")
 
 
-def check_flags(value: Value, *names: str) -> None:
+def check_flags(value: Any, *names: str) -> None:
     """Raise SpecError unless these fields are true or false."""
     for name in names:
         if type(getattr(value, name)) is not bool:

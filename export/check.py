@@ -25,8 +25,6 @@ except ModuleNotFoundError as error:
     ) from error
 
 BATCHES = (1, 2, 7)
-
-
 CURES = {  # what may help where numbers of few digits are the reason
     "fp16": ": fp32 has more digits",
     "int8": ": calibrate on more images of the kind that it will see, as eight bits tell few numbers apart, or export "

@@ -54,11 +54,10 @@ NONE = {  # why there may be none
     "steps": "no layer of the network itself routes all of its capsules at once",
 }
 PRECISIONS = ("fp32", "fp16", "int8", "int8-weights")
-
+LEAST, MOST = 2.0**-14, 65504.0  # the range of numbers that float16 tells apart
 
 # Of constants, done now.
 ARITHMETIC = {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": np.divide}
-LEAST, MOST = 2.0**-14, 65504.0  # the range of numbers that float16 tells apart
 REDUCTIONS: dict[str, Any] = {"ReduceSum": np.sum, "ReduceMax": np.max}
 
 

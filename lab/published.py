@@ -20,8 +20,7 @@ from capscore.data import Affine, Dataset, Framed, Pairs, Placed, Samples, load,
 from capscore.errors import CapscoreError, TrainingError, short
 from capscore.train import LAST, Recipe, accuracy, train
 from capscore.train.report import Screen
-from capscore.values import check_names
-from capscore.values import read as value_of
+from capscore.values import check_flags, check_names, check_whole
 from lab.experiments.ensemble import Mean
 from lab.experiments.trials import Lab, Values
 
@@ -56,9 +55,7 @@ class Published:
             told = read_object(path)
             known = {field.name: field.default is MISSING for field in fields(cls) if field.name != "name"}
             check_names(known, told, path.name)
-            recipe = {key: value_of(value, key) for key, value in told["recipe"].items()}
-            check_names({field.name: False for field in fields(Recipe)}, recipe, f"{path.name}: recipe")
-            return cls(**told | {"name": name, "recipe": Recipe(**recipe)})
+            return cls(**told | {"name": name, "recipe": Recipe.from_json(told["recipe"], f"{path.name}: recipe")})
         except (CapscoreError, AttributeError, TypeError) as error:
             raise TrainingError(f"{path}: {error}") from None
 
@@ -69,12 +66,9 @@ class Published:
                 raise TrainingError(f"there is no {what} {short(given)}; choose one of {', '.join(known)}")
         if type(self.validation) is not float or not 0 < self.validation < 1:
             raise TrainingError(f"validation must be a share between 0 and 1, not {short(self.validation)}")
-        for name in ("seeds", "pairs"):
-            if type(value := getattr(self, name)) is not int or value < (name == "seeds"):
-                raise TrainingError(f"{name} must be a whole number, not {short(value)}")
-        for name in ("amp", "drawn"):
-            if type(value := getattr(self, name)) is not bool:
-                raise TrainingError(f"{name} must be true or false, not {short(value)}")
+        check_whole(self, "seeds")
+        check_whole(self, "pairs", least=0)
+        check_flags(self, "amp", "drawn")
 
     @property
     def mark(self) -> str:
@@ -82,6 +76,11 @@ class Published:
         told = read_object(FOLDER / f"{self.name}.json")
         decides = {name: value for name, value in told.items() if name not in ("seeds", "why", "drawn")}
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What a model file says of this recipe, beside that of the training."""
+        return {part: getattr(self, part) for part in ("name", "network", "data", "pairs", "validation", "amp", "why")}
 
     @property
     def spec(self) -> CapsNetSpec:
@@ -170,8 +169,7 @@ def _values(
     lab.spent = sum(row["seconds"] for row in rows)
     with learner.averaged():
         errors = errors_of(net, tests)
-        told = {name: getattr(published, name) for name in ("name", "network", "data", "pairs", "validation", "amp")}
-        net.provenance |= {"published": told | {"errors": errors}}
+        net.provenance |= {"published": published.told | {"errors": errors}}
         net.save(place / FINAL)
     return errors | {"watched": 100 * (1 - rows[-1]["held_out_accuracy"]), "minutes": lab.spent / 60}
 

@@ -14,7 +14,7 @@ from capscore.errors import TrainingError
 from capscore.export.onnx import export
 from capscore.export.runtime import Session
 from capscore.train.score import made_of
-from capscore.zoo.cards import ENGINES, TESTS
+from capscore.zoo.cards import ENGINES, TESTS, card_of
 from lab import files, gallery
 from lab.experiments.trials import Lab, Values, read, summary
 from lab.published import FINAL, Published, errors_of, folder, names
@@ -46,7 +46,7 @@ def ship(lab: Lab, name: str) -> Path:
     path = zoo.FOLDER / (name + zoo.END)
     learn, _, tests = published.sets(lab)  # first: a file without its numbers is none
     told = modelfile.public(model.provenance) | made_of(learn) | {"seeds": _seeds(lab, published)}
-    told["published"] |= {"why": published.why}
+    told["published"] |= published.told
     model = replace(model, provenance=told)
     with tempfile.TemporaryDirectory() as made:  # a network that some engine refuses leaves nothing behind
         draft = Path(made) / path.name
@@ -67,9 +67,7 @@ def refresh(lab: Lab, name: str) -> None:
     seeds = _seeds(lab, published)
     if any(seeds.get(test, {"n": 0})["n"] < known["n"] for test, known in model.provenance["seeds"].items()):
         return
-    told = {part: getattr(published, part) for part in ("network", "pairs", "why")}
-    provenance = model.provenance | {"seeds": seeds}
-    provenance["published"] = model.provenance["published"] | told
+    provenance = model.provenance | {"seeds": seeds, "published": model.provenance["published"] | published.told}
     if provenance != model.provenance:
         modelfile.save(path, replace(model, provenance=provenance), "float16")
 
@@ -80,7 +78,7 @@ def page(lab: Lab) -> str:
     parts = []
     for name in zoo.list_models(pretrained=True):
         shown = gallery.words(name, told[name], lab.images) if name in told else ""
-        card = zoo.card(name).replace("the paper of the routing", "the [paper](references.md) of the routing")
+        card = card_of(name, modelfile.read(zoo.path(name)), "[paper](references.md)")
         parts.append(card + (f"\n{shown}" if shown else ""))
     return HEAD + "\n".join(parts)
 

@@ -11,7 +11,7 @@ from capscore.cli.app import app, say
 from capscore.cli.choices import choose_augment
 from capscore.cli.shared import Data, DataDir
 from capscore.data import AUGMENTATIONS, load
-from capscore.errors import CapscoreError
+from capscore.train import Recipe
 
 
 @app.command("augment")
@@ -27,10 +27,7 @@ def augment_command(
 
     changes = choose_augment(name)
     train_set, _ = load(data, data_dir=data_dir)
-    for change in changes:
-        change.check(*train_set.size[1:])
-    moved = train_set.shift if shift is None else shift
-    if not 0 <= moved < min(train_set.size[1:]):
-        raise CapscoreError(f"--shift is from 0 to {min(train_set.size[1:]) - 1} pixels for these images, not {moved}")
-    save(augmentations(train_set, changes, shift=moved), out)
+    recipe = Recipe(shift=train_set.shift if shift is None else shift, augment=changes)
+    recipe.check_size(*train_set.size[1:])
+    save(augmentations(train_set, changes, shift=recipe.shift), out)
     say(str(out))

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from capscore import CapsNetSpec, disk
-from capscore.cli.app import say
 from capscore.cli.options import TrainOptions
 from capscore.cli.shared import NETWORK, quoted, read_object
 from capscore.errors import CapscoreError, short
@@ -27,9 +26,7 @@ KINDS = {
 class Config:
     """Writes the settings beside the model and tells of them, once the folder is found fit for it: a reporter."""
 
-    def __init__(
-        self, folder: Path, options: TrainOptions, spec: CapsNetSpec, tell: Callable[[str], object] = say
-    ) -> None:
+    def __init__(self, folder: Path, options: TrainOptions, spec: CapsNetSpec, tell: Callable[[str], object]) -> None:
         self.path, self.text = folder / CONFIG, written(options, spec)
         self.tell, self.command = tell, command(options, self.path)
 

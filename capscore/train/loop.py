@@ -98,12 +98,7 @@ def _fitting(
                 f"the learner has {name} {ours}, the recipe {wanted}: make it as Learner(net, recipe.reconstruction, "
                 "recipe.optimiser, recipe.average)"
             )
-    if recipe.shift >= min(net.spec.input[1:]):
-        raise TrainingError(
-            f"a shift of {recipe.shift} pixels moves images of {net.spec.input} out of sight: take a smaller one, or 0"
-        )
-    for change in recipe.augment:
-        change.check(*net.spec.input[1:])
+    recipe.check_size(*net.spec.input[1:])
     return data, held_out, None if test is None else check_dataset(net, test, "test")
 
 

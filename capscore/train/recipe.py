@@ -13,7 +13,7 @@ import numpy as np
 from capscore.data import Augmentation
 from capscore.errors import SpecError, TrainingError, short
 from capscore.optim import Adam, Exponential, Optimiser, Schedule
-from capscore.values import read, write
+from capscore.values import check_names, read, write
 
 NO_NUMBERS = ("optimiser", "schedule", "augment", "balanced")
 # fields that are whole numbers; the least
@@ -77,13 +77,28 @@ class Recipe:
     def of(cls, provenance: Mapping[str, Any]) -> Recipe:
         """Return the recipe that a checkpoint's provenance tells of, as `as_json` or version 0.1 wrote it."""
         try:
-            return cls(**{name: read(value, name) for name, value in provenance["recipe"].items()})
+            return cls.from_json(provenance["recipe"], "recipe")
         except (KeyError, TypeError, AttributeError, SpecError) as error:
             raise TrainingError(f"this is no checkpoint of a training: {error}") from None
+
+    @classmethod
+    def from_json(cls, told: dict[str, Any], where: str) -> Recipe:
+        """Return the recipe that `as_json` wrote; SpecError or TrainingError says what is wrong, and `where`."""
+        check_names({each.name: False for each in fields(cls)}, told, where)
+        return cls(**{name: read(value, name) for name, value in told.items()})
 
     def as_json(self) -> dict[str, Any]:
         """Return every field by name, as JSON values."""
         return {each.name: write(getattr(self, each.name)) for each in fields(self)}
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raise TrainingError or DataError if it moves or changes images of this size until nothing is to be seen."""
+        if self.shift >= min(height, width):
+            raise TrainingError(
+                f"a shift of {self.shift} pixels moves images of {height}×{width} out of sight: take a smaller one or 0"
+            )
+        for change in self.augment:
+            change.check(height, width)
 
     def per_epoch(self, images: int) -> int:
         """Return the steps of an epoch of so many images."""

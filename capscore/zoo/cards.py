@@ -18,8 +18,8 @@ ENGINES = {"torch": "PyTorch", "numpy": "NumPy", "fp32": "ONNX Runtime", "int8":
 TESTS = {"test": "test images", "affine": "test images turned, sheared and scaled (generated affNIST)"}
 
 
-def card_of(name: str, model: Model) -> str:
-    """Return the card of a model that was published under a name."""
+def card_of(name: str, model: Model, paper: str = "paper") -> str:
+    """Return the card of a model that was published under a name; `paper` is that word, or a link of it."""
     told = model.provenance
     made, recipe = told["published"], told["recipe"]
     data, licence = SETS[made["data"]]
@@ -40,7 +40,7 @@ def card_of(name: str, model: Model) -> str:
         + f". Seed {recipe['seed']}; the last epoch; the test images were read once, in the end.",
         *_numbers(told),
         f"- **Licence**: the weights as capscore, Apache-2.0; the images are under {licence}.",
-        "- **Cite**: capscore and its version, beside the paper of the routing.",
+        f"- **Cite**: capscore and its version, beside the {paper} of the routing.",
         "",
         f'`capscore.create("{name}", pretrained=True)`, '
         + "".join(f"`capscore eval {name} --data {data}`, " for data in _commands(told))

@@ -7,9 +7,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from capscore import modelfile
 from capscore.disk import make_folder, write_atomically
 from capscore.errors import BackendError, ModelFileError
+from capscore.modelfile import Model
 from capscore.zoo import chosen, list_models
 from capscore.zoo.cards import card_of
 
@@ -37,10 +37,10 @@ def save_pretrained(net: Any, folder: str | os.PathLike[str], card: str = "") ->
     """
     folder = make_folder(folder)
     net.save(folder / MODEL)
-    model = modelfile.read(folder / MODEL)
-    published = {"published", "measured", "seeds"} <= model.provenance.keys()
+    published = {"published", "measured", "seeds"} <= net.provenance.keys()
     if not card and published:
-        card = card_of(model.provenance["published"]["name"], model)
+        model = Model(net.spec, {}, net.classes, net.provenance)
+        card = card_of(net.provenance["published"]["name"], model)
     licence = "license: apache-2.0\n" if published else ""
     text = card or f"A capsule network.\n\n```json\n{net.spec.to_json()}\n```\n"
     write_atomically(folder / CARD, (HEAD.format(licence) + text).encode())
