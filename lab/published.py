@@ -16,7 +16,7 @@ from typing import Any
 from capscore import PRESETS, CapsNetSpec
 from capscore.backends import torch as caps
 from capscore.cli.shared import read_object
-from capscore.data import Affine, Dataset, Framed, Pairs, Placed, Samples, load, with_validation
+from capscore.data import Dataset, Framed, Pairs, Placed, Samples, load, with_validation
 from capscore.errors import CapscoreError, TrainingError, short
 from capscore.train import LAST, Recipe, accuracy, train
 from capscore.train.report import Screen
@@ -89,33 +89,35 @@ class Published:
 
     def sets(self, lab: Lab) -> Sets:
         """Return the images."""
-        data, arranged = SETS[self.data]
-        whole, test = load(data, data_dir=lab.data_dir)
-        learn, watched = with_validation(whole, self.validation)
+        source, arranged, tests = SETS[self.data]
+        learn, watched = with_validation(load(source, data_dir=lab.data_dir)[0], self.validation)
         assert isinstance(learn, Dataset)
         assert isinstance(watched, Dataset)
-        assert isinstance(test, Dataset)
-        return arranged(self, learn, watched, test)
+        read_once = {name: load(data, data_dir=lab.data_dir)[1] for name, data in tests.items()}
+        return *arranged(self, learn, watched), read_once
 
 
-def _single(_: Published, learn: Dataset, watched: Dataset, test: Dataset) -> Sets:
-    return learn, watched, {"test": test}
+def _single(_: Published, learn: Dataset, watched: Dataset) -> tuple[Samples, Samples]:
+    return learn, watched
 
 
-def _pairs(published: Published, learn: Dataset, watched: Dataset, test: Dataset) -> Sets:
+def _pairs(published: Published, learn: Dataset, watched: Dataset) -> tuple[Samples, Samples]:
     # All pairs differ, so that the recipes have one epoch.
-    return Pairs(learn, 0, published.pairs), Pairs(watched, 1, 10), {"test": Pairs(test, 1, 1)}
+    return Pairs(learn, 0, published.pairs), Pairs(watched, 1, 10)
 
 
-def _affine(_: Published, learn: Dataset, watched: Dataset, test: Dataset) -> Sets:
-    return Framed(learn, 40, 40), Placed(watched, 40, 1), {"test": Placed(test, 40, 1), "affine": Affine(test, 40, 1)}
+def _moved(_: Published, learn: Dataset, watched: Dataset) -> tuple[Samples, Samples]:
+    return Framed(learn, 40, 40), Placed(watched, 40, 1)
 
 
-SETS: dict[str, tuple[str, Callable[[Published, Dataset, Dataset, Dataset], Sets]]] = {
-    "mnist": ("mnist", _single),
-    "fashion-mnist": ("fashion-mnist", _single),
-    "multimnist": ("mnist", _pairs),
-    "mnist-40": ("mnist", _affine),
+Arranged = Callable[[Published, Dataset, Dataset], tuple[Samples, Samples]]
+
+# What `load` reads, how its training images are shown and watched, and the test sets of `load` by their names here.
+SETS: dict[str, tuple[str, Arranged, dict[str, str]]] = {
+    "mnist": ("mnist", _single, {"test": "mnist"}),
+    "fashion-mnist": ("fashion-mnist", _single, {"test": "fashion-mnist"}),
+    "multimnist": ("mnist", _pairs, {"test": "multimnist"}),
+    "mnist-40": ("mnist", _moved, {"test": "mnist-40", "affine": "affine-mnist"}),
 }
 
 

@@ -41,7 +41,7 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
     (tmp_path / "recipes").mkdir()
     (tmp_path / "recipes" / "tiny.json").write_text(json.dumps(told | {"recipe": RECIPE.as_json()}))
     monkeypatch.setattr(published, "FOLDER", tmp_path / "recipes")
-    monkeypatch.setitem(published.SETS, "digits", ("digits", published._single))
+    monkeypatch.setitem(published.SETS, "digits", ("digits", published._single, {"test": "digits"}))
     console = Console(quiet=True)
     return Lab("recipes", "recipe", Budget(0, 1), tmp_path / "results", tmp_path / "runs", tmp_path, console=console)
 
@@ -91,14 +91,11 @@ def test_a_recipe_that_is_not_there() -> None:
 def test_what_is_watched_is_not_learned_from_and_tests_are_others() -> None:
     data = load("digits")[0]
     recipe = Published.read("efficient-multimnist")
-    learn, watched, tests = published._pairs(
-        recipe, data, replace(data, images=data.images[:50], labels=data.labels[:50]), data
-    )
+    learn, watched = published._pairs(recipe, data, replace(data, images=data.images[:50], labels=data.labels[:50]))
     assert isinstance(learn, Pairs)
     assert isinstance(watched, Pairs)
     seeds: set[Any] = {learn.seed, watched.seed}
     assert len(seeds) == 2
-    assert list(tests) == ["test"]
     assert len(learn) == recipe.pairs * len(data)
     assert recipe.recipe.epochs == 1, "so that no pair is shown twice"
 

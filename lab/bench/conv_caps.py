@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -23,10 +22,10 @@ from typing import Any
 import numpy as np
 
 from capscore import CapsNetSpec, Conv, ConvCaps, DenseCaps, DynamicRouting, PrimaryCaps, SelfAttention
-from capscore.errors import CapscoreError
-from capscore.export.machine import about, peak_mb
+from capscore.export.machine import about
 from capscore.net import init_params
-from lab import ROOT, files
+from lab import files
+from lab.bench.workers import Worker, peak, take_turns, threads
 
 SAMPLE = 300  # ms that a contender runs at a time, at least
 
@@ -160,12 +159,12 @@ CONTENDERS: dict[str, Callable[[str, int, bool], Run]] = {
 
 
 def serve(name: str, routing: str, batch: int, backward: bool) -> None:
-    """Be a contender: run for every line on standard input, and tell ms, those of the processor, MB and the answer."""
+    """Be a worker: in every turn, tell ms on the clock and of the processor, MB more than before, and the answer."""
     CONTENDERS[name](routing, 1, backward)()  # libraries are loaded now
-    run = CONTENDERS[name](routing, batch, backward)
-    before = _peak()
-    times = 1
-    for _ in sys.stdin:
+    run, before, times = CONTENDERS[name](routing, batch, backward), peak(), 1
+
+    def measure() -> dict[str, float]:
+        nonlocal times
         start, spent = time.perf_counter(), time.process_time()
         for _ in range(times):
             answer = run()
@@ -173,44 +172,19 @@ def serve(name: str, routing: str, batch: int, backward: bool) -> None:
             1e3 * (now - then) / times for now, then in ((time.perf_counter(), start), (time.process_time(), spent))
         )
         times = max(times, math.ceil(SAMPLE / ms))
-        print("told", ms, cpu, _peak() - before, answer, flush=True)
+        return {"ms": ms, "cpu_ms": cpu, "grown_mb": peak() - before, "answer": answer}
 
-
-def _peak() -> float:
-    return peak_mb() or 0.0
-
-
-class Worker:
-    """A process that runs one contender when asked."""
-
-    def __init__(self, *how: str, threads: int) -> None:
-        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
-        command = [sys.executable, "-m", "lab.bench.conv_caps", "--serve", *how]
-        self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=-1, stdout=-1, text=True)
-
-    def __call__(self) -> list[float]:
-        """Return ms, those of the processor, MB and the answer."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        print(file=self.process.stdin, flush=True)
-        for line in self.process.stdout:
-            if line.startswith("told "):
-                return [float(word) for word in line.split()[1:]]
-        raise CapscoreError(f"a contender ended with status {self.process.wait()}")
-
-    def close(self) -> None:
-        """End the process."""
-        self.process.kill()
-        self.process.communicate()
+    take_turns(measure)
 
 
 def compared(routing: str, backward: bool, args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Return by contender the quartiles of its milliseconds, on the clock and of the processor, and its growth."""
-    how = routing, str(args.batch), str(int(backward))
-    workers = {name: Worker(name, *how, threads=args.threads) for name in args.only}
-    told: dict[str, list[list[float]]] = {name: [] for name in workers}
+    how = [routing, str(args.batch), str(int(backward))]
+    command = ["-m", "lab.bench.conv_caps", "--serve"]
+    workers = {name: Worker(name, [*command, name, *how], threads(args.threads)) for name in args.only}
+    told: dict[str, list[dict[str, float]]] = {name: [] for name in workers}
     try:
-        answers = [worker()[3] for worker in workers.values()]
+        answers = [worker()["answer"] for worker in workers.values()]
         assert np.ptp(answers) < 1e-4 * abs(answers[0]), answers
         for _ in range(args.rounds):
             for name, worker in workers.items():
@@ -219,11 +193,11 @@ def compared(routing: str, backward: bool, args: argparse.Namespace) -> dict[str
     finally:
         for worker in workers.values():
             worker.close()
-    rows = {}
-    for name, rounds in told.items():
-        ms, cpu, grown, _ = zip(*rounds, strict=True)
-        quartiles = {key: np.percentile(x, [25, 50, 75]).tolist() for key, x in (("ms", ms), ("cpu_ms", cpu))}
-        rows[name] = quartiles | {"grown_mb": max(grown)}
+    rows: dict[str, dict[str, Any]] = {}
+    for name, turns in told.items():
+        columns = {key: [turn[key] for turn in turns] for key in ("ms", "cpu_ms")}
+        rows[name] = {key: np.percentile(column, [25, 50, 75]).tolist() for key, column in columns.items()}
+        rows[name]["grown_mb"] = max(turn["grown_mb"] for turn in turns)
     return rows
 
 

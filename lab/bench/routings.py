@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,11 +23,11 @@ import numpy as np
 
 from capscore import PRESETS, backend
 from capscore.data import load
-from capscore.errors import CapscoreError
-from capscore.export.machine import about, peak_mb
+from capscore.export.machine import about
 from capscore.optim import Cosine
 from capscore.train import Recipe, accuracy, train
-from lab import ROOT, files
+from lab import files
+from lab.bench.workers import Worker, peak, take_turns, threads
 
 NETWORKS = [name for name in PRESETS if name.split("-")[0] == "small"]
 SECONDS = 0.5  # of a turn, at least
@@ -81,64 +79,44 @@ def _images(name: str, batch: int) -> Any:
 
 
 def serve(task: str, name: str, batch: int) -> None:
-    """Be a contender: for every line on standard input, tell milliseconds and megabytes."""
+    """Be a worker: in every turn, tell milliseconds and how far the memory has grown."""
     TASKS[task](name, 1)()
-    held = _peak()
+    held = peak()
     run = TASKS[task](name, batch)
     run()
-    for _ in sys.stdin:
+
+    def measure() -> dict[str, float]:
         start, times = time.perf_counter(), 0
         while time.perf_counter() - start < SECONDS:
             run()
             times += 1
-        print("told", 1e3 * (time.perf_counter() - start) / times, _peak() - held, flush=True)
+        return {"ms": 1e3 * (time.perf_counter() - start) / times, "mb": peak() - held}
+
+    take_turns(measure)
 
 
-def _peak() -> float:
-    return peak_mb() or 0.0
-
-
-class Worker:
-    """A process that runs one contender when asked, with one thread."""
-
-    def __init__(self, *how: str) -> None:
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "lab.bench.routings", "--serve", *how]
-        self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=-1, stdout=-1, text=True)
-
-    def __call__(self) -> tuple[float, float]:
-        """Return milliseconds and megabytes."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        print(file=self.process.stdin, flush=True)
-        for line in self.process.stdout:
-            if line.startswith("told "):
-                ms, mb = map(float, line.split()[1:])
-                return ms, mb
-        raise CapscoreError(f"a contender ended with status {self.process.wait()}")
-
-    def close(self) -> None:
-        """End the process."""
-        self.process.kill()
-        self.process.communicate()
+def worker(task: str, name: str, batch: int) -> Worker:
+    """Return a process, of one thread, for one task of a network."""
+    return Worker(f"{name}, {task}", ["-m", "lab.bench.routings", "--serve", task, name, str(batch)], threads(1))
 
 
 def measured(names: list[str], batch: int, rounds: int) -> dict[str, dict[str, Any]]:
     """Return by network the quartiles of each task's milliseconds, and the megabytes of a step."""
-    told: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    told: dict[tuple[str, str], list[dict[str, float]]] = {}
     for name in names:  # its tasks take turns; all networks at once would not fit the memory of a small machine
-        workers = {task: Worker(task, name, str(batch)) for task in TASKS}
+        workers = {task: worker(task, name, batch) for task in TASKS}
         try:
             for _ in range(rounds):
-                for task, worker in workers.items():
-                    told.setdefault((name, task), []).append(worker())
+                for task, each in workers.items():
+                    told.setdefault((name, task), []).append(each())
         finally:
-            for worker in workers.values():
-                worker.close()
+            for each in workers.values():
+                each.close()
     rows = {}
     for name in names:
-        quartiles = {task: np.percentile([ms for ms, _ in told[name, task]], [25, 50, 75]).tolist() for task in TASKS}
-        rows[name] = {"ms": quartiles, "mb": max(mb for _, mb in told[name, "step"])}
+        ms = {task: [turn["ms"] for turn in told[name, task]] for task in TASKS}
+        quartiles = {task: np.percentile(each, [25, 50, 75]).tolist() for task, each in ms.items()}
+        rows[name] = {"ms": quartiles, "mb": max(turn["mb"] for turn in told[name, "step"])}
     return rows
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
 import sys
 import time
 from dataclasses import asdict, replace
@@ -17,60 +16,40 @@ from typing import Any
 
 import numpy as np
 
-from capscore.errors import CapscoreError
-from capscore.export.machine import about, peak_mb
-from lab import ROOT, files
+from capscore.export.machine import about
+from lab import files
 from lab.bench.contenders import Settings, contenders
+from lab.bench.workers import Worker, peak, take_turns
 
 SAMPLE = 200  # ms that a contender runs at a time, warm as in a loop of a user's
 PAUSE = 0.1  # seconds: the threads of the one before still spin, waiting for work
 
 
-class Worker:
-    """A process that holds one contender and times it when asked."""
-
-    def __init__(self, what: str, name: str, settings: Settings) -> None:
-        command = [sys.executable, "-m", "lab.bench.suite", what, name, json.dumps(asdict(settings))]
-        self.name = name
-        self.process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def __call__(self) -> dict[str, float]:
-        """Return {"ms": one run, "peak_mb": most memory so far}."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        try:
-            self.process.stdin.write("\n")
-            self.process.stdin.flush()
-        except BrokenPipeError:
-            pass
-        while line := self.process.stdout.readline():
-            if line.startswith('{"ms"'):
-                return json.loads(line)  # type: ignore[no-any-return]
-        raise CapscoreError(f"{self.name} ended before it was timed; its own message stands above")
-
-    def close(self) -> None:
-        """End the process."""
-        self.process.kill()
-        self.process.communicate()
+def worker(what: str, name: str, settings: Settings) -> Worker:
+    """Return a process that holds one contender."""
+    return Worker(name, ["-m", "lab.bench.suite", what, name, json.dumps(asdict(settings))])
 
 
 def serve(what: str, name: str, settings: Settings) -> None:
-    """Be a worker: run once for every line on standard input."""
-    run = contenders(settings.device)[what][name](settings)
-    times = 1
-    for _ in sys.stdin:
+    """Be a worker: in every turn, tell {"ms": one run, "peak_mb": most memory so far}."""
+    run, times = contenders(settings.device)[what][name](settings), 1
+
+    def measure() -> dict[str, float]:
+        nonlocal times
         start = time.perf_counter()
         for _ in range(times):
             run()
         ms = (time.perf_counter() - start) * 1e3 / times
         times = max(times, math.ceil(SAMPLE / ms))
-        print(json.dumps({"ms": ms, "peak_mb": round(_peak(settings.device))}), flush=True)
+        return {"ms": ms, "peak_mb": round(_peak(settings.device))}
+
+    take_turns(measure)
 
 
 def _peak(device: str) -> float:
     """Return the most MB held so far: by this process, or of a GPU by the library that fills it."""
     if device == "cpu":
-        return peak_mb() or 0.0
+        return peak()
     if "cupy" in sys.modules:
         return float(sys.modules["cupy"].get_default_memory_pool().total_bytes()) / 2**20
     return float(sys.modules["torch"].cuda.max_memory_allocated()) / 2**20
@@ -79,29 +58,29 @@ def _peak(device: str) -> float:
 def compare(what: str, settings: Settings, rounds: int, only: tuple[str, ...] = ()) -> dict[str, dict[str, float]]:
     """Time all contenders at `what`, or those in `only`: name → quartiles of the milliseconds, peak memory."""
     names = [name for name in contenders(settings.device)[what] if not only or name in only]
-    rows = interleaved([Worker(what, name, settings) for name in names], rounds)
+    rows = interleaved([worker(what, name, settings) for name in names], rounds)
     return dict(zip(names, rows, strict=True))
 
 
 def interleaved(workers: list[Worker], rounds: int) -> list[dict[str, float]]:
     """Time the workers in turn, then end them; return of each the quartiles of the milliseconds and the peak memory."""
     times: list[list[float]] = [[] for _ in workers]
-    peak = [0.0] * len(workers)
+    held = [0.0] * len(workers)
     try:
-        for worker in workers:  # one at a time: what they prepare, they prepare undisturbed
-            worker()
-            worker()
+        for each in workers:  # one at a time: what they prepare, they prepare undisturbed
+            each()
+            each()
         for _ in range(rounds):
-            for i, worker in enumerate(workers):
+            for i, each in enumerate(workers):
                 time.sleep(PAUSE)
-                found = worker()
+                found = each()
                 times[i].append(found["ms"])
-                peak[i] = found["peak_mb"]
+                held[i] = found["peak_mb"]
     finally:
-        for worker in workers:
-            worker.close()
+        for each in workers:
+            each.close()
     rows = []
-    for ms, most in zip(times, peak, strict=True):
+    for ms, most in zip(times, held, strict=True):
         low, middle, high = np.percentile(ms, [25, 50, 75]).tolist()
         rows.append({"ms": middle, "low": low, "high": high, "best": min(ms), "peak_mb": most})
     return rows
@@ -144,7 +123,7 @@ def scaling(settings: Settings, rounds: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, values in grown.items():
         base = replace(settings, batch=16 if name == "inputs" else 64)
-        workers = [Worker("routing and gradient", "torch", replace(base, **{name: value})) for value in values]
+        workers = [worker("routing and gradient", "torch", replace(base, **{name: value})) for value in values]
         found[name] = [{"value": v, **row} for v, row in zip(values, interleaved(workers, rounds), strict=True)]
         for row in found[name]:
             print(f"{name} {row['value']}: {row['ms']:.1f} ms, peak {row['peak_mb']:.0f} MB", flush=True)

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from lab import files
+from lab.bench.workers import Worker
 
 # → the environment of a process. PyTorch's threads are OpenMP's and wait as it says; NumPy's are BLAS's own. What
 # capscore chooses when nothing is set is the last of each.
@@ -57,33 +58,16 @@ def train(seconds):
         float(learner.step(images, targets, 1e-3)[0])
         steps += 1
     return steps * batch / (time.perf_counter() - start)
-train(seconds)
-print("ready", flush=True)
-for _ in sys.stdin:
-    print(train(seconds), flush=True)
+from lab.bench.workers import take_turns
+take_turns(lambda: {"images_per_second": train(seconds)})
 """
 
 
-class Worker:
-    """A process that trains when it is told to."""
-
-    def __init__(self, backend: str, settings: dict[str, str], preset: str, batch: int, seconds: float) -> None:
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(UNSET)} | settings
-        command = [sys.executable, "-c", WORKER, backend, preset, str(batch), str(seconds)]
-        self.process = subprocess.Popen(command, env=environment, stdin=-1, stdout=-1, text=True)
-
-    def next_line(self) -> str:
-        """Return its next line."""
-        assert self.process.stdout is not None
-        if not (line := self.process.stdout.readline()):
-            raise SystemExit(f"a contender ended with status {self.process.wait()}")
-        return line
-
-    def speed(self) -> float:
-        """Return images per second of training now."""
-        assert self.process.stdin is not None
-        print("go", file=self.process.stdin, flush=True)
-        return float(self.next_line())
+def worker(backend: str, name: str, args: argparse.Namespace) -> Worker:
+    """Return a process that trains for a moment in every turn."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(UNSET)}
+    command = ["-c", WORKER, backend, args.preset, str(args.batch), str(args.seconds)]
+    return Worker(f"{backend}, {name}", command, environment | CONTENDERS[backend][name])
 
 
 @contextmanager
@@ -102,27 +86,24 @@ def busy(processes: int) -> Iterator[None]:
 def measured(args: argparse.Namespace) -> dict[str, Any]:
     """Return images per second by load, backend and setting: every measurement."""
     workers = {
-        (backend, name): Worker(backend, settings, args.preset, args.batch, args.seconds)
-        for backend in args.backends
-        for name, settings in CONTENDERS[backend].items()
+        (backend, name): worker(backend, name, args) for backend in args.backends for name in CONTENDERS[backend]
     }
     speeds: dict[str, Any] = {
         str(load): {backend: {name: [] for name in CONTENDERS[backend]} for backend in args.backends}
         for load in args.loads
     }
     try:
-        for worker in workers.values():
-            worker.next_line()
+        for each in workers.values():
+            each()  # to warm up, which is no measurement
         for i in range(args.rounds):
             for load in args.loads:
                 with busy(load):
-                    for (backend, name), worker in workers.items():
-                        speeds[str(load)][backend][name].append(worker.speed())
+                    for (backend, name), each in workers.items():
+                        speeds[str(load)][backend][name].append(each()["images_per_second"])
             print(f"round {i + 1}/{args.rounds}", file=sys.stderr)
     finally:
-        for worker in workers.values():
-            worker.process.kill()
-            worker.process.wait()
+        for each in workers.values():
+            each.close()
     return speeds
 
 
