@@ -12,6 +12,8 @@ INSTALL = $(BIN)/python -m pip install --quiet --no-compile --disable-pip-versio
 demo: $(VENV)/demo.stamp
 	$(BIN)/capscore demo
 
+# XLA compiles each program of the tests for one run: its older way to make code of fused operations takes half as long.
+test: export XLA_FLAGS += --xla_cpu_use_fusion_emitters=false
 test: $(VENV)/test.stamp
 	$(BIN)/python -m pytest $(ARGS)
 

@@ -10,13 +10,14 @@ import time
 
 import numpy as np
 import pytest
-from conftest import need
+from conftest import backend, need
 from PIL import Image
 from test_plain_train import run
 from typer.testing import CliRunner
 
 from capscore import PRESETS, __version__, cli, modelfile
 from capscore.backends import numpy as caps
+from capscore.cli import explore
 from capscore.cli.datasets import calibrating
 from capscore.data import Dataset, load
 
@@ -58,27 +59,27 @@ def test_help_and_version():
 
 
 def test_a_training_goes_on_and_is_measured_on_jax(model, tmp_path):
-    need("jax", "jax")
-    run = shutil.copytree(model.parent, tmp_path / "run")
-    assert "epoch 3/3 loss" in capscore("train", "--resume", run, "--epochs", 3, "--backend", "jax")
-    assert len((run / "log.jsonl").read_text().splitlines()) == 3
-    found = [capscore("eval", run / "best.safetensors", "--backend", name) for name in ("jax", "numpy")]
+    backend("jax")
+    place = shutil.copytree(model.parent, tmp_path / "run")
+    assert "epoch 3/3 loss" in run("train", "--resume", place, "--epochs", 3, "--backend", "jax")
+    assert len((place / "log.jsonl").read_text().splitlines()) == 3
+    found = [run("eval", place / "best.safetensors", "--backend", name) for name in ("jax", "numpy")]
     assert "of 1,000 test images of digits are wrong" in found[0]
     assert found[0].split(" of ")[0] == found[1].split(" of ")[0]
 
 
 def test_eval_export_inspect_verify(model, tmp_path):
     need("capscore.export.runtime", "onnx")
-    right = capscore("eval", model, "--backend", "numpy")
+    right = run("eval", model, "--backend", "numpy")
     assert "of 1,000 test images of digits are wrong" in right
     onnx = tmp_path / "model.onnx"
-    assert f"{onnx}: 1.90 MB from 1.89 MB" in capscore("export", model, onnx)
+    assert f"{onnx}: 1.90 MB from 1.89 MB" in run("export", model, onnx)
     assert capscore("eval", onnx) == right
     _, test = load("digits")
     np.savez(tmp_path / "letters.npz", images=test.images[::5], labels=test.labels[::5], classes=list("abcdefghij"))
-    assert "the test set's are a, b" in capscore("eval", model, "--data", tmp_path / "letters.npz")
+    assert "the test set's are a, b" in run("eval", model, "--data", tmp_path / "letters.npz")
     for path in (model, onnx, "small"):
-        table = capscore("inspect", path)
+        table = run("inspect", path)
         assert "471,216" in table
         assert "primary" in table
         assert "128×8" in table
@@ -209,9 +210,12 @@ def test_notes_on_images_are_lines_on_standard_error(model, tmp_path):
 
 @pytest.mark.parametrize("pressed", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_saves_and_the_command_it_names_goes_on(pressed, tmp_path):
-    out = tmp_path / "my run"
+    out, (learn, test) = tmp_path / "my run", load("digits")
+    some = {"train_images": learn.images[:1000], "train_labels": learn.labels[:1000]}
+    np.savez(tmp_path / "some.npz", **some, test_images=test.images[:80], test_labels=test.labels[:80])
     program = [sys.executable, "-u", "-m", "capscore.cli"]
     args = ["train", "--backend", "numpy", "--out", str(out), "--batch", "50", "--epochs", "3"]
+    args += ["--data", str(tmp_path / "some.npz")]
     with subprocess.Popen(program + args, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         while "epoch 1/3" not in process.stdout.readline():
             pass
@@ -372,25 +376,31 @@ def test_an_export_of_any_name_is_measured(model, tmp_path):
     assert "exported" in said.splitlines()[-1]
 
 
-@pytest.mark.parametrize(
-    "log",
-    [
-        '{"epoch": NaN, "loss": 1, "accuracy": 1, "held_out_accuracy": 1}',
-        "[" * 10**5,
-        None,
-        '{"epoch": 1',
-        '{"epoch": 1, "loss": "high"}',
-        "whole",
-    ],
-)
+@pytest.mark.parametrize("log", [None, "[" * 10**5, "whole"])
 def test_a_damaged_log_costs_no_picture_but_its_own(log, model, tmp_path):
     (tmp_path / "m.safetensors").write_bytes(model.read_bytes())
     if log is not None:
         (tmp_path / "log.jsonl").write_text((model.parent / "log.jsonl").read_text() if log == "whole" else log)
-    said = capscore("explore", tmp_path / "m.safetensors", "--out", tmp_path, "--backend", "numpy")
+    said = run("explore", tmp_path / "m.safetensors", "--out", tmp_path, "--backend", "numpy")
     assert (tmp_path / "perturbations.png").exists()
     assert (tmp_path / "curves.png").exists() == (log == "whole")
     assert ("no training curves" in said) == (log not in (None, "whole"))
+
+
+@pytest.mark.parametrize(
+    "log",
+    [
+        '{"epoch": 1',
+        "[1]",
+        '{"epoch": 1, "loss": "high"}',
+        '{"epoch": NaN, "loss": 1, "accuracy": 1, "held_out_accuracy": 1}',
+        '{"epoch": 1, "loss": 1, "accuracy": NaN, "held_out_accuracy": 1}',
+    ],
+)
+def test_a_damaged_log_is_told(log, tmp_path, capsys):
+    (tmp_path / "log.jsonl").write_text(log)
+    assert explore.read_log(tmp_path / "log.jsonl") is None
+    assert "no training curves" in capsys.readouterr().out
 
 
 def test_errors_of_users_are_one_line_and_exit_code_1(model, tmp_path, monkeypatch, capsys):
