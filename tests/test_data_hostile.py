@@ -16,6 +16,7 @@ from conftest import peak_below
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from test_data_paper_hostile import damaged
 
 from capscore.data import Dataset, load, read_idx, read_image
 from capscore.errors import DataError
@@ -72,25 +73,6 @@ def picture(kind: str, mode: str) -> bytes:
 
 
 PICTURES = [picture("PNG", "RGBA"), picture("PNG", "P"), picture("PNG", "L"), picture("JPEG", "RGB")]
-
-
-@st.composite
-def damaged(draw: st.DrawFn, originals: list[bytes]) -> bytes:
-    """One of `originals` with bytes overwritten, cut out, put in, or missing at the end."""
-    content = bytearray(draw(st.sampled_from(originals)))
-    for _ in range(draw(st.integers(1, 4))):
-        at = draw(st.integers(0, len(content)))
-        match draw(st.sampled_from(["overwrite", "insert", "delete", "truncate"])):
-            case "overwrite":
-                patch = draw(st.binary(min_size=1, max_size=4))
-                content[at : at + len(patch)] = patch
-            case "insert":
-                content[at:at] = draw(st.binary(min_size=1, max_size=16))
-            case "delete":
-                del content[at : at + draw(st.integers(1, 16))]
-            case "truncate":
-                del content[at:]
-    return bytes(content)
 
 
 def survives(read: Callable[[str], Any], path: Path, content: bytes) -> None:
