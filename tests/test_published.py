@@ -249,7 +249,7 @@ def test_what_routing_adds_is_judged_by_an_interval() -> None:
     theirs = stats.ttest_ind([0.50, 0.52, 0.48], [0.30, 0.31, 0.32], equal_var=False).confidence_interval()
     assert (low, high) == pytest.approx(theirs, rel=1e-9)
     said = "\n".join(page._heads([plain, better, same]))
-    assert "dynamic routing adds to it and self-attention adds nothing that could be measured" in said
+    assert "dynamic routing errs less and self-attention adds nothing that could be measured" in said
     assert "residual" not in said
     alone = page._heads([row(name, [0.5]) for recipes in page.HEADS.values() for name in recipes])
     assert alone[1].count("cannot be judged by one seed") == 4

@@ -257,7 +257,7 @@ def _heads(rows: list[Row]) -> list[str]:
             alone = math.isnan(low)
             told = "one seed tells none" if alone else f"{low:.2f} to {high:.2f}"
             lines.append(f"| {stem} | {name} (n = {row['n']}) | {number(row, 'test')} | {told} |")
-            adds = "adds to it" if low > 0 else "takes from it" if high < 0 else "adds nothing that could be measured"
+            adds = "errs less" if low > 0 else "errs more" if high < 0 else "adds nothing that could be measured"
             said.append(f"{name} {'cannot be judged by one seed' if alone else adds}")
         verdicts.append(f"On the {stem} stem {' and '.join(said)}.")
     if not verdicts:
@@ -265,7 +265,8 @@ def _heads(rows: list[Row]) -> list[str]:
     return [
         "### What routing adds",
         f"The same stem, by the same recipe, with three heads. {' '.join(verdicts)} Without routing, every coupling "
-        "is alike: the class capsules are a linear layer with a squash.",
+        "is alike: the class capsules are a linear layer with a squash. The intervals are over trainings; all read the "
+        "same test images.",
         "\n".join(lines),
     ]
 
