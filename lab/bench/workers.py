@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from subprocess import PIPE, Popen
 from typing import Any
 
 from capscore.errors import CapscoreError
@@ -22,9 +22,7 @@ class Worker:
 
     def __init__(self, name: str, command: list[str], environment: Mapping[str, str] | None = None) -> None:
         self.name = name
-        self._process = subprocess.Popen(
-            [sys.executable, *command], cwd=ROOT, env=environment, stdin=-1, stdout=-1, text=True
-        )
+        self._process = Popen([sys.executable, *command], cwd=ROOT, env=environment, stdin=PIPE, stdout=PIPE, text=True)
 
     def __call__(self) -> dict[str, Any]:
         """Return what it measured; raises CapscoreError if it has ended."""
