@@ -70,6 +70,17 @@ def test_a_comparison_times_every_contender_in_its_own_process() -> None:
     assert "numpy" in suite.table("routing", 2, rows)
 
 
+def test_a_contender_that_ends_is_named() -> None:
+    from lab.bench.workers import Worker
+
+    worker = Worker("the third", ["-c", "print('ready'); raise SystemExit(3)"])
+    try:
+        with pytest.raises(CapscoreError, match="the third ended with status 3"):
+            worker()
+    finally:
+        worker.close()
+
+
 def test_results_are_saved_and_drawn(tmp_path: Path) -> None:
     need("matplotlib", "matplotlib")
     row = {"ms": 2.0, "low": 1.0, "high": 3.0, "best": 1.0, "peak_mb": 100}
