@@ -215,7 +215,7 @@ class Tape:
 
     def sigmoid(self, x: Var, small: bool = False) -> Var:
         """Gradient: y (1 - y)."""
-        y = self.ops.sigmoid(x.value)
+        y = self.ops.sigmoid(x.value, small)
         return self.record(y, (x, lambda g: g * y * (y * -1.0 + 1.0)))
 
     def softmax(self, x: Var, axis: int, leaky: bool = False) -> Var:

@@ -333,6 +333,14 @@ def test_a_sigmoid_tells_small_ones_apart(caps: ModuleType, dtype: str) -> None:
     np.testing.assert_allclose(found, np.exp(x) / (1 + np.exp(x)), rtol=10 * TOLERANCE[dtype])
 
 
+def test_a_taped_sigmoid_tells_small_ones_apart() -> None:
+    """Training sees the activations that the network in use has."""
+    x = SMALL.astype(np.float32)
+    tape = Tape(NUMPY)
+    found = tape.sigmoid(tape.variable(x), small=True).value
+    np.testing.assert_array_equal(found, NUMPY.sigmoid(x, small=True))
+
+
 def test_a_recorded_sigmoid_tells_small_ones_apart(onnx_export: ModuleType, runtime: ModuleType) -> None:
     x = SMALL.astype(np.float32)
     found = run_recorded(onnx_export, lambda ops, a: ops.sigmoid(a, small=True), [x])
