@@ -90,11 +90,11 @@ class Published:
     def sets(self, lab: Lab) -> Sets:
         """Return the images."""
         source, arranged, tests = SETS[self.data]
-        learn, watched = with_validation(load(source, data_dir=lab.data_dir)[0], self.validation)
+        loaded = {name: load(name, data_dir=lab.data_dir) for name in {source, *tests.values()}}
+        learn, watched = with_validation(loaded[source][0], self.validation)
         assert isinstance(learn, Dataset)
         assert isinstance(watched, Dataset)
-        read_once = {name: load(data, data_dir=lab.data_dir)[1] for name, data in tests.items()}
-        return *arranged(self, learn, watched), read_once
+        return *arranged(self, learn, watched), {name: loaded[data][1] for name, data in tests.items()}
 
 
 def _single(_: Published, learn: Dataset, watched: Dataset) -> tuple[Samples, Samples]:

@@ -138,12 +138,8 @@ headers = st.sampled_from(NONSENSE) | st.builds(
 
 
 @many
-@given(
-    which=st.sampled_from(["images", "classes"]),
-    header=headers,
-    body=st.binary(max_size=50),
-    version=st.sampled_from([1, 2, 3, 9]),
-)
+@given(header=headers, body=st.binary(max_size=50), version=st.sampled_from([1, 2, 3, 9]))
+@pytest.mark.parametrize("which", ["images", "classes"])
 def test_hostile_npy_header(folder: Path, which: str, header: str, body: bytes, version: int) -> None:
     hostile = npy(header.encode("utf8"), body, version)
     members = {"images": IMAGES, "labels": LABELS} | {which: hostile}

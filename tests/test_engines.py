@@ -38,7 +38,7 @@ SPEC = small_spec()
 PARAMS = random_params(SPEC, dtype="float32")
 GPU = "WebGpuExecutionProvider"
 SOFTWARE = "swiftshader" in os.environ.get("VK_DRIVER_FILES", "swiftshader")  # else the driver of whoever runs this
-SOME, MANY = 5_000_000, 30_000_000  # multiply-adds of an image: what a software adapter computes at once, in seconds
+SOME, MANY = 5_000_000, 50_000_000  # multiply-adds of an image: what a software adapter computes at once, in seconds
 SLOW = ("em-small", "vb-smallnorb")  # their votes take it a minute; `routing_proof` has their routings
 ZOO = zoo.list_models(pretrained=True)
 TRAINED = [modelfile.read(zoo.path(name)).spec.layers for name in ZOO]  # tested with what they have learned

@@ -74,17 +74,17 @@ def test_two_processes_train_as_one(folder: Path, monkeypatch: pytest.MonkeyPatc
     assert done.returncode == 0, done.stderr[-2000:]
     for said in (told, done.stdout):
         assert said.count("best held-out accuracy") == 1  # one of them speaks
-    same(folder / "of1", folder / "of2")
+    same(folder / "of1", folder / "of2", rel=FLOAT64)
 
 
-def same(one: Path, two: Path) -> tuple[modelfile.Model, modelfile.Model]:
+def same(one: Path, two: Path, rel: float = 10 * FLOAT64) -> tuple[modelfile.Model, modelfile.Model]:
     """Assert that two trainings told and made the same; return what they made."""
     made = modelfile.read(one / LAST), modelfile.read(two / LAST)
     for name, p in made[0].params.items():
         np.testing.assert_allclose(made[1].params[name], p, rtol=0, atol=FLOAT64 * 10, err_msg=name)
     rows = [[json.loads(line) for line in (of / "log.jsonl").read_text().splitlines()] for of in (one, two)]
     for a, b in zip(*rows, strict=True):
-        assert a["loss"] == pytest.approx(b["loss"], rel=10 * FLOAT64)
+        assert a["loss"] == pytest.approx(b["loss"], rel=rel)
         assert a["accuracy"] == b["accuracy"]
         assert a["held_out_accuracy"] == b["held_out_accuracy"]
     return made
@@ -131,7 +131,6 @@ import sys
 from capscore import PRESETS, CapsNetSpec
 from capscore.backends import torch as caps
 from capscore.data import load
-from capscore.errors import TrainingError
 from capscore.train import Recipe, train
 
 STEM = ("stem.0.weight", "stem.0.bias", "primary.weight", "primary.bias")
@@ -154,10 +153,7 @@ def learn(name, spec, reconstruction=0.0005, epochs=3, batch=32, frozen=()):
 learn("normalised", normalised, epochs=2, batch=31)
 learn("frozen-0", small, reconstruction=0.0, frozen=STEM)
 learn("frozen-0.0005", small, frozen=STEM)
-try:
-    learn("nothing", small, frozen=tuple(small.parameters))
-except TrainingError as error:
-    print(error)
+learn("nothing", small, frozen=tuple(small.parameters))
 """
 
 
@@ -171,8 +167,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         starting = command(processes)
         starting[starting.index("capscore") - 1 :] = ["program.py", f"of{processes}"]
         done = subprocess.run(starting, cwd=place, env=environment(), capture_output=True, text=True, timeout=240)
-        assert done.returncode == 0, done.stderr[-2000:]
-        (place / f"of{processes}.txt").write_text(done.stdout)
+        assert done.returncode != 0
+        assert "frozen, so nothing can be learned" in done.stderr, done.stderr[-2000:]  # of the last one
     return place
 
 
@@ -197,8 +193,6 @@ def test_two_processes_train_as_one_with_parameters_that_have_no_gradient(traine
     assert all(steps[0][f"optimizer.steps.{name}"] == 4 for name in stem)
 
 
-def test_where_nothing_can_learn_every_process_says_so(trained: Path) -> None:
+def test_where_nothing_can_learn_nothing_is_written(trained: Path) -> None:
     for processes in (1, 2):
-        said = (trained / f"of{processes}.txt").read_text()
-        assert said.count("frozen, so nothing can be learned") == processes
         assert not list((trained / f"of{processes}/nothing").iterdir())

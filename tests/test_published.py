@@ -96,6 +96,7 @@ def test_what_is_watched_is_not_learned_from_and_tests_are_others() -> None:
     assert isinstance(watched, Pairs)
     seeds: set[Any] = {learn.seed, watched.seed}
     assert len(seeds) == 2
+    assert list(published.SETS[recipe.data][2]) == ["test"]
     assert len(learn) == recipe.pairs * len(data)
     assert recipe.recipe.epochs == 1, "so that no pair is shown twice"
 

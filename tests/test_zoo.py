@@ -233,3 +233,6 @@ def test_what_ships_is_measured_by_the_command_on_its_card() -> None:
     for name in capscore.list_models(pretrained=True):
         for data in published.SETS[published.Published.read(name).data][2].values():
             assert f"`capscore eval {name} --data {data}`" in zoo.card(name)
+    card = zoo.card("efficient-affnist")
+    assert "`capscore eval efficient-affnist --data mnist-40`" in card
+    assert "`capscore eval efficient-affnist --data affine-mnist`" in card
