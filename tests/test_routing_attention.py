@@ -13,6 +13,7 @@ from conftest import NUMPY
 from routing_proof import Proof, images
 
 from capscore import CapsNetSpec, Conv, ConvCaps, Decoder, DenseCaps, DynamicRouting, PrimaryCaps, SelfAttention
+from capscore.init import TruncatedNormal
 
 STEM = Conv(6, 5, stride=2)
 
@@ -44,8 +45,8 @@ class TestSelfAttention(Proof):
             (
                 STEM,
                 PrimaryCaps(3, 4, 2),
-                ConvCaps(2, 6, (3, 2), 2, routing=SelfAttention("squash"), bias=False),
-                DenseCaps(4, 5, SelfAttention("squash"), bias=False),
+                ConvCaps(2, 6, (3, 2), 2, routing=SelfAttention("squash"), bias=False, init=TruncatedNormal(1.0)),
+                DenseCaps(4, 5, SelfAttention("squash"), bias=False, init=TruncatedNormal(1.0)),
             ),
             None,
         ),

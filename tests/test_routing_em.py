@@ -91,7 +91,7 @@ class TestEM(Proof):
                 STEM,
                 *PRIMARY,
                 ConvCaps(2, kernel=3, stride=(2, 1), padding=(1, 2), **matrices(information=None)),
-                DenseCaps(3, **CLASSES, **matrices(information=None, inverse_temperature=0.5, decay=0.0)),
+                DenseCaps(3, **CLASSES, **matrices(information=None, inverse_temperature=0.0005, decay=0.0)),
             ),
             None,
         ),
