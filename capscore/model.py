@@ -17,6 +17,7 @@ from .fast.conv import check_tiles, with_tiles
 from .grad import Tape, Var, value_and_gradients
 from .layer import INFERENCE, Capsules, Grid, Iteration, Run
 from .losses import reconstruction_loss
+from .memory import kept
 from .net import CapsNetSpec, forward, init_params, reconstruct, scores, to_be_drawn
 from .ops import A, Ops, array, check_range, is_float, to_host
 from .optim import Adam, Optimiser
@@ -148,7 +149,7 @@ class CapsNet(Generic[A]):
         images = array(images)
         check_images(self.spec, images)
         starts = range(0, max(1, len(images)), batch)
-        with self._reading():
+        with self._reading(), kept():
             return np.concatenate([to_host(self(images[i : i + batch]).scores) for i in starts])
 
     def reconstruct(self, capsules: Any, labels: Any = None) -> A:
@@ -443,8 +444,8 @@ class Learner(Generic[A]):
                 slots = {slot: self.kept[slot][name][rows] for slot in self.optimiser.slots}
                 now = self.counts[name]
                 p[rows], slots = self.optimiser.update(self.net.ops, p[rows], g[rows], slots, rate, now)
-                for slot, kept in slots.items():
-                    self.kept[slot][name][rows] = kept
+                for slot, values in slots.items():
+                    self.kept[slot][name][rows] = values
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Return what a checkpoint must keep beside the parameters, as NumPy arrays by name.

@@ -10,6 +10,7 @@ import typer
 
 from capscore import __version__
 from capscore.errors import CapscoreError, DataWarning, TrainingWarning
+from capscore.memory import kept
 from capscore.terminal import Terminal, guard
 
 app = typer.Typer(
@@ -41,7 +42,8 @@ def main() -> None:
     guard()
     code = 1
     try:
-        sys.exit(app(standalone_mode=False))
+        with kept():
+            sys.exit(app(standalone_mode=False))
     except UsageError as error:  # not left to typer, which would print it as it is
         code, message = 2, error.format_message()
         if message and error.ctx:

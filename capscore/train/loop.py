@@ -10,6 +10,7 @@ from typing import Any
 from capscore.data import Samples, absent, alike, fingerprint, several
 from capscore.disk import make_folder
 from capscore.errors import ShapeError, TrainingError
+from capscore.memory import kept
 from capscore.model import CapsNet, Learner
 from capscore.train.ahead import ahead
 from capscore.train.batches import as_samples, batches, check_dataset
@@ -49,7 +50,7 @@ def train(
     folder = Path(folder)
     if not resume:
         make_folder(folder)
-    with locked(folder) if learner.writes else nullcontext(), Interrupts() as interrupts:
+    with locked(folder) if learner.writes else nullcontext(), Interrupts() as interrupts, kept():
         listeners = Listeners(_usual(learner) if reporters is None else reporters, interrupts)
         training = Training(net, learner, recipe, folder, len(data), listeners, resuming, right_for(data))
         _begin(training, data, held_out, resume, test)
