@@ -3,7 +3,8 @@
     python -m lab.bench.efficient --json lab/bench/results/efficient.json
 
 The plain one is what one writes by hand with care: ReLU, then PyTorch's batch normalisation, channels-last, a depthwise
-convolution as a sum. All contenders live in one process and take turns. Training is a step of Adam with the decoder.
+convolution as a sum. All contenders live in one process, which keeps the memory that a step frees, and take turns.
+Training is a step of Adam with the decoder.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from capscore.backends import torch as caps
 from capscore.export.machine import about
 from capscore.export.onnx import export
 from capscore.export.runtime import Session
+from capscore.memory import kept
 from lab import files
 
 SPEC = PRESETS["efficient-mnist"]
@@ -144,7 +146,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     results: dict[str, Any] = {"machine": about("torch", "onnxruntime"), "load": os.getloadavg()[0]}
     results |= {"batch": args.batch, "rounds": args.rounds, "threads": args.threads, "images_per_second": {}}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, kept():
         for what, runs in contenders(Path(folder), args.batch).items():
             rows = results["images_per_second"][what] = measured(runs, args.batch, args.rounds)
             print(f"{what}: batch {args.batch}, n = {args.rounds}, load {os.getloadavg()[0]:.1f}")
