@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from capscore.net import CapsNetSpec
+from capscore.turns import alone
 
 SMALL = 10_000_000  # multiply-adds for an image
 CHOSEN = any(name.endswith("_NUM_THREADS") for name in os.environ)  # as OPENBLAS_NUM_THREADS, read when NumPy is loaded
@@ -27,15 +28,9 @@ def threads_for(spec: CapsNetSpec) -> AbstractContextManager[None]:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Let BLAS have one thread. The number is the process's: who sets it puts it back, and others leave it alone."""
-    if not LOCK.acquire(blocking=False):
+    """Let BLAS have one thread. The number is the process's."""
+    with alone(LOCK) as ours, _blas().limit(limits=1) if ours else nullcontext():
         yield
-        return
-    try:
-        with _blas().limit(limits=1):
-            yield
-    finally:
-        LOCK.release()
 
 
 @functools.cache

@@ -11,9 +11,11 @@ import functools
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+
+from .turns import alone
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # of mallopt(3): free bytes at the heap's end, and a block, that are given back
 USUAL = {TRIM_THRESHOLD: 2**26, MMAP_THRESHOLD: 2**25}  # what glibc arrives at by itself, as large blocks are freed
@@ -27,24 +29,25 @@ def kept() -> Iterator[None]:
     """Let the process keep what is freed in this context, for what is allocated next in it.
 
     It costs no memory at the peak. With another C library than glibc, or where the environment sets glibc's allocator
-    (MALLOC_…, GLIBC_TUNABLES), nothing changes. The numbers are the process's: the context that sets them puts them
-    back, and those inside it or beside it leave them alone.
+    (MALLOC_…, GLIBC_TUNABLES), nothing changes. The numbers are the process's.
     """
-    mallopt = None if CHOSEN else _mallopt()
-    if mallopt is None or not LOCK.acquire(blocking=False):
-        yield
-        return
-    try:
-        for which, value in KEPT.items():
-            mallopt(which, value)
-        yield
-    finally:
-        for which, value in USUAL.items():
-            mallopt(which, value)
-        LOCK.release()
+    with alone(LOCK) as ours:
+        try:
+            if ours:
+                _set(KEPT)
+            yield
+        finally:
+            if ours:
+                _set(USUAL)
+
+
+def _set(numbers: Mapping[int, int]) -> None:
+    for which, value in numbers.items():
+        _mallopt()(which, value)
 
 
 @functools.cache
 def _mallopt() -> Any:
-    """Return glibc's function, None where there is none."""
-    return getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    """Return glibc's function, and one that does nothing where there is none or the environment has set its numbers."""
+    found = ctypes.CDLL(None) if sys.platform == "linux" and not CHOSEN else None
+    return getattr(found, "mallopt", lambda which, value: None)

@@ -1,4 +1,7 @@
-"""Reading and changing a network's parameters in turns: whoever reads sees one whole set of them."""
+"""Reading and changing a network's parameters in turns: whoever reads sees one whole set of them.
+
+And `alone`, for numbers of the whole process.
+"""
 
 from __future__ import annotations
 
@@ -52,3 +55,18 @@ class Turns:
             finally:
                 self._waiting -= 1
                 self._turn.notify_all()
+
+
+@contextmanager
+def alone(lock: threading.Lock) -> Iterator[bool]:
+    """Hold `lock` if nobody does, without waiting, and tell whether it is held here.
+
+    For a number of the process: the context that holds its lock sets it and puts it back, those inside it or beside it
+    leave it alone.
+    """
+    ours = lock.acquire(blocking=False)
+    try:
+        yield ours
+    finally:
+        if ours:
+            lock.release()

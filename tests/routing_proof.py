@@ -7,6 +7,7 @@ class TestMyRouting(Proof):
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -35,6 +36,19 @@ def numbers(spec: CapsNetSpec, seed: int = 1) -> dict[str, np.ndarray]:
 
 def images(spec: CapsNetSpec, count: int = 3, dtype: str = "float64") -> np.ndarray:
     return np.random.default_rng(2).random((count, *spec.input)).astype(dtype)
+
+
+def loss_of(spec: CapsNetSpec) -> Callable[[Any, Any], Any]:
+    """Of training on some images, as a function of ops and parameters, in the parameters' precision."""
+    x = images(spec)
+    targets = np.eye(spec.classes)[np.arange(len(x)) % spec.classes]
+
+    def loss(ops: Any, p: Any) -> Any:
+        like = next(iter(p.values()))
+        arrays = ops.asarray(x, like), ops.asarray(targets, like)
+        return objective(ops, spec, p, *arrays, 0.0005, (), Run(training=True, statistics={}))[0]
+
+    return loss
 
 
 def plain_params(row: Any, params: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -97,13 +111,7 @@ class Proof:
                 assert np.isfinite(caps.to_numpy(c)).all()
 
     def test_gradients_are_those_of_torch_and_of_differences(self, torch_caps: ModuleType, spec: CapsNetSpec) -> None:
-        params, x = numbers(spec), images(spec)
-        targets = np.eye(spec.classes)[np.arange(len(x)) % spec.classes]
-
-        def loss(ops: Any, p: Any) -> Any:
-            arrays = ops.asarray(x), ops.asarray(targets)
-            return objective(ops, spec, p, *arrays, 0.0005, (), Run(training=True, statistics={}))[0]
-
+        params, loss = numbers(spec), loss_of(spec)
         value, gradients = value_and_gradients(NUMPY, loss, params)
         assert max(np.abs(g).max() for g in gradients.values()) > 1e-3, "this network teaches nothing"
         net = torch_caps.CapsNet(spec, params, dtype="float64")
@@ -216,18 +224,13 @@ class Proof:
         Some routings multiply a rounding: in three layers of EM, logits are squares divided by small variances. Of 12
         such specs, 8 networks each, float32 was off by 1.6 to 14 times that in the geometric mean, and 48 times once.
         """
-        x, rng = images(spec), np.random.default_rng(3)
-        targets = np.eye(spec.classes)[np.arange(len(x)) % spec.classes]
+        loss, rng = loss_of(spec), np.random.default_rng(3)
 
         def gradients(params: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-            def loss(ops: Any, p: Any) -> Any:
-                like = next(iter(p.values()))
-                arrays = ops.asarray(x, like), ops.asarray(targets, like)
-                return objective(ops, spec, p, *arrays, 0.0005, (), Run(training=True, statistics={}))[0]
-
             return value_and_gradients(NUMPY, loss, params)[1]
 
         def difference(found: dict[str, np.ndarray], exact: dict[str, np.ndarray]) -> float:
+            assert {name: g.shape for name, g in found.items()} == {name: g.shape for name, g in exact.items()}
             return np.max([np.abs(found[name] - g).max() / max(1e-2, np.abs(g).max()) for name, g in exact.items()])
 
         off, moved = [], []
