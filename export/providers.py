@@ -153,7 +153,9 @@ def start(
             if cache is not None:
                 source = _compiled(path, row, f"{described(chosen)} {chosen.ep_metadata} {more}", settings, cache)
         elif row.name == CPU:
-            built_in.append((CPU, more))
+            if more:  # ONNX Runtime would drop them without a word
+                raise CapscoreError(f"{CPU} takes no options: leave {short(more)} out (threads has its own argument)")
+            built_in.append((CPU, {}))
         elif isinstance(device, int):
             built_in.append((row.name, {"device_id": str(device)} | row.exact("GPU") | more))
         else:

@@ -19,7 +19,7 @@ from capscore.data.progress import track
 from capscore.errors import BackendError, CapscoreError, ModelFileError, ShapeError, check_whole, short
 from capscore.export import onnxfile, providers
 from capscore.export.binding import HOST, Bound, Captured, gpu_library, library_of
-from capscore.export.providers import CUDA, TENSORRT
+from capscore.export.providers import CPU, CUDA, TENSORRT
 from capscore.model import Output, check_images, one_hot
 from capscore.ops import array, check_range, is_float, to_host
 
@@ -76,6 +76,8 @@ class _Session:
                 f"not {'any' if self.batch is None else self.batch}: `capscore export --batch N` fixes it"
             )
         self._options = ({"enable_cuda_graph": "1"} if cuda_graph else {}) | dict(options or {})
+        if provider == "auto" and wanted[0].name == CPU:  # the options are CUDA's
+            self._options = {}
         self._cache = None if cache is None else Path(cache)
         try:
             self._session = self._start(wanted)
@@ -83,7 +85,7 @@ class _Session:
             if provider != "auto" or cuda_graph:
                 raise
             warnings.warn(f"running on the CPU: {problem}", RuntimeWarning, stacklevel=2)
-            wanted = providers.find("cpu")
+            wanted, self._options = providers.find("cpu"), {}
             self._session = self._start(wanted)
         self._wanted, self.provider = wanted, wanted[0].name
         providers.warn_of_tf32(wanted)
@@ -176,7 +178,7 @@ class Session(_Session):
     device : number of the GPU; of a plugin's devices the number, or a part of the name ("GPU", "NPU", "Intel")
     options
         The provider's own, as text. Float32 is computed as float32 unless they say otherwise (such as OpenVINO's
-        ``load_config``).
+        ``load_config``). The CPU takes none; those given beside "auto" are CUDA's.
     cache
         A folder for what a plugin compiles from the graph: the next start with the same file, device and versions
         takes it from there. Only for providers that compile (OpenVINO, TensorRT RTX). Others' code in it would run.

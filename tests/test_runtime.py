@@ -219,6 +219,11 @@ def test_two_builds_in_one_folder_explain_themselves(
     assert told[0].filename == __file__
 
 
+def test_options_are_never_lost(runtime: ModuleType, make: Callable[..., Path]) -> None:
+    with pytest.raises(CapscoreError, match=r"CPUExecutionProvider takes no options: leave .*arena"):
+        runtime.Session(make(), "cpu", options={"arena": "off"})
+
+
 class Dropped:
     """ONNX Runtime's session where the libraries of a provider do not load: it says so on stderr and goes on."""
 
@@ -239,8 +244,9 @@ def test_a_provider_that_does_not_start(
     with pytest.raises(BackendError, match=r"has CUDAExecutionProvider but cannot start it: a library or the driver"):
         runtime.Session(make(), "cuda")
     with pytest.warns(RuntimeWarning, match=r"running on the CPU: .*onnxruntime-gpu\[cuda,cudnn\]") as told:
-        session = runtime.Session(make())
+        session = runtime.Session(make(), options={"gpu_mem_limit": "1"})
     assert session.provider == "CPUExecutionProvider"
+    assert session._session.asked == [("CPUExecutionProvider", {})]
     assert told[0].filename == __file__
 
     def refuse(*args: Any, **options: Any) -> None:
