@@ -36,12 +36,14 @@ def finetuned(model: Model, classes: Sequence[str], seed: int = 0) -> tuple[Caps
     """Return a spec for the classes, and its first parameters: the model's wherever they still mean the same.
 
     The layers that make the classes, see `for_classes`, the first of the decoder, and what has a number for each class
-    begin anew, unless the classes are the model's own. Raises SpecError if no layer can make another number of classes.
+    begin anew, unless the classes are the model's own. Its class weights were of its images: they go. Raises
+    SpecError if no layer can make another number of classes.
     """
-    if tuple(classes) == model.classes:
-        return model.spec, dict(model.params)
     spec = for_classes(model.spec, len(classes))
-    spec, new = spec.replace(loss=replace(spec.loss, class_weights=None)), init_params(spec, seed)
+    spec = spec.replace(loss=replace(spec.loss, class_weights=None))
+    if tuple(classes) == model.classes:
+        return spec, dict(model.params)
+    new = init_params(spec, seed)
     _, makers = _makers(spec)
     begin = tuple(f"{row.name}." for row in (*makers, *spec.decoder_rows[:1]))
     kept = {

@@ -346,10 +346,15 @@ class Learner(Generic[A]):
         """Every parameter that is no running statistic, by name."""
         return {name: p for name, p in self.net.params.items() if self.net.spec.params[name].learns}
 
+    @property
+    def used(self) -> dict[str, A]:
+        """Those that the loss is computed with, by name: all, or all but the decoder's."""
+        return {n: p for n, p in self.learning.items() if self.reconstruction or not n.startswith("decoder.")}
+
     def changing(self) -> dict[str, A]:
         """Return the parameters that a step changes, by name; TrainingError if there are none."""
-        used = {n: p for n, p in self.learning.items() if self.reconstruction or not n.startswith("decoder.")}
-        if not (found := {name: p for name, p in used.items() if name not in self.frozen}):
+        frozen = self.frozen
+        if not (found := {name: p for name, p in self.used.items() if name not in frozen}):
             raise nothing_learns()
         return found
 

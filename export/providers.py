@@ -143,7 +143,8 @@ def start(
     if cache is not None and not wanted[0].compiles:
         those = " and ".join(name for name, row in PROVIDERS.items() if row.compiles)
         raise CapscoreError(f"a cache is for {those}; {wanted[0].name} compiles nothing to keep: leave it out")
-    settings, source, built_in = _settings(threads, profile), _source(path), []
+    settings, source = _settings(threads, profile), _source(path)
+    built_in: list[tuple[str, dict[str, str]]] = []
     for row in wanted:
         more = {name: str(value) for name, value in (options or {}).items()} if row is wanted[0] else {}
         if row.module is not None:

@@ -129,7 +129,7 @@ def names() -> list[str]:
 def run(lab: Lab, name: str, seeds: Sequence[int] | None = None) -> None:
     """Train the network of a recipe for each seed, and the answers of all seeds together; what is done is kept.
 
-    Every network is left in `lab.runs`/NAME-SEED as final.safetensors.
+    Every network is left in `lab.runs`/NAME-SEED-MARK as final.safetensors.
     """
     published = Published.read(name)
     learn, watched, tests = published.sets(lab)
@@ -151,8 +151,8 @@ def run(lab: Lab, name: str, seeds: Sequence[int] | None = None) -> None:
 
 
 def folder(lab: Lab, name: str, seed: int) -> Path:
-    """Return where a network is trained."""
-    return lab.runs / f"{name}-{seed}"
+    """Return where a network is trained: an edited recipe begins in a folder of its own."""
+    return lab.runs / f"{name}-{seed}-{Published.read(name).mark}"
 
 
 def _values(

@@ -3,6 +3,7 @@
 import pickle
 import struct
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from capscore import PRESETS
 from capscore.backends import numpy as caps
 from capscore.data import Dataset, Items, Pairs, fingerprint, load, rows, whole
 from capscore.errors import DataError, ShapeError
+from capscore.finetune import for_classes
 from capscore.train import Recipe, batches, train
 
 RNG = np.random.default_rng(0)
@@ -111,6 +113,14 @@ def test_lines_of_pixels(tmp_path: Path) -> None:
         assert found.labels.tolist() == LABELS.tolist()
     np.savetxt(tmp_path / "headed_test.csv", table[:4], "%d", ",", header=header, comments="")
     assert [len(part) for part in load(str(tmp_path / "headed_train.csv"))] == [30, 4]
+    last, pixels = np.roll(table, -1, 1), ",".join(f"pixel{i}" for i in range(36))
+    np.savetxt(tmp_path / "last.csv", last, "%d", ",", header=f"{pixels},class", comments="")
+    found = both(tmp_path / "last.csv")
+    np.testing.assert_array_equal(found.images, images.reshape(30, 1, 6, 6))
+    assert found.labels.tolist() == LABELS.tolist()
+    np.savetxt(tmp_path / "none.csv", last, "%d", ",", header=f"{pixels},pixel36", comments="")
+    with pytest.raises(DataError, match="no column of labels, only pixel0 to pixel36: call it label or class"):
+        load(str(tmp_path / "none.csv"))
     np.savetxt(tmp_path / "odd.csv", table[:, :-1], "%d", ",")
     with pytest.raises(DataError, match="35 values a line"):
         load(str(tmp_path / "odd.csv"))
@@ -268,6 +278,53 @@ def test_datasets_of_pytorch_train_and_ours_go_into_its_loader(tmp_path: Path) -
     (batch, told) = next(iter(torch.utils.data.DataLoader(test, batch_size=8)))
     np.testing.assert_array_equal(batch.numpy(), test.batch(slice(0, 8))[0])
     assert told.tolist() == test.labels[:8].tolist()
+
+
+class Theirs:
+    """As torchvision's: `targets` are what lies in the file, items what its transforms make of it."""
+
+    classes = ("a", "b", "c")
+
+    def __init__(self, target: Any = None, transform: Any = None, count: int = 40) -> None:
+        self.targets, self.asked = (np.arange(count) % 3).tolist(), 0
+        self.target_transform, self.transform, self.rng = target, transform, np.random.default_rng(0)
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, i: int) -> tuple[Any, int]:
+        self.asked, label = self.asked + 1, self.targets[i]
+        for change in filter(None, (self.target_transform, self.transform)):
+            label = change(label)
+        return self.rng.random((1, 28, 28), np.float32), label
+
+
+def after(label: int) -> int:
+    return (label + 1) % 3
+
+
+def test_labels_are_those_that_the_items_have() -> None:
+    told = np.array(Theirs().targets)
+    np.testing.assert_array_equal(Items(Theirs()).labels, told)
+    for theirs in (Theirs(target=after), Theirs(transform=after)):
+        np.testing.assert_array_equal(Items(theirs).labels, after(told))
+    with pytest.raises(DataError, match="labels reach from 0 to 2 but there are 2 classes"):
+        Items(Theirs(), ["even", "odd"])
+    many = Theirs(count=4000)
+    Items(many)
+    assert many.asked < 40
+
+
+def test_a_dataset_that_augments_its_images_is_taken_up_again(tmp_path: Path) -> None:
+    learn = Items(Theirs())
+    assert fingerprint(learn) == fingerprint(learn)
+    assert fingerprint(learn) != fingerprint(Items(Theirs(after)))
+    recipe = Recipe(epochs=1, batch=20, shift=0)
+    for resume in (False, True):
+        net = caps.CapsNet(for_classes(PRESETS["small"], 3), classes=learn.classes)
+        learner = caps.Learner(net, recipe.reconstruction)
+        rows = train(net, learner, learn, learn, replace(recipe, epochs=1 + resume), tmp_path, resume, ())
+    assert [row["epoch"] for row in rows] == [1, 2]
 
 
 def test_what_is_no_dataset_is_told(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from conftest import need
 from test_plain_train import run
 
-from capscore import PRESETS, CapsNorm, DenseCaps, modelfile
+from capscore import PRESETS, CapsNorm, DenseCaps, MarginLoss, modelfile, zoo
 from capscore.backends import numpy as caps
 from capscore.data import Dataset, Framed, Pairs, load, with_validation
 from capscore.errors import DataError, SpecError
@@ -18,7 +18,7 @@ from capscore.finetune import finetuned, for_classes
 from capscore.losses import Loss
 from capscore.net import init_params
 from capscore.optim import Optimiser
-from capscore.train import BEST, LAST, Recipe, find_rate, train
+from capscore.train import BEST, LAST, Recipe, accuracy, find_rate, train
 
 SMALL = PRESETS["small"].replace(decoder=None)
 
@@ -52,6 +52,12 @@ def test_patience_ends_a_training_and_a_resumed_one(tmp_path: Path) -> None:
     assert [Recipe(patience=n).is_over(rows) for n in (0, 1, 2, 3)] == [False, True, True, False]
 
 
+def test_a_training_of_python_goes_on_there(tmp_path: Path) -> None:
+    net = caps.CapsNet(SMALL)
+    train(net, caps.Learner(net), digits(32), digits(32), Recipe(epochs=1), tmp_path, reporters=())
+    assert "goes on there, by train(..., resume=True)" in run("train", "--resume", tmp_path, code=1)
+
+
 def test_validation_images_are_neither_learned_nor_held_out(archive: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     said = run("train", "--data", archive / "digits.npz", "--spec", archive / "spec.json", "--out", out, "--epochs", 2,
@@ -70,8 +76,17 @@ def test_validation_images_are_neither_learned_nor_held_out(archive: Path, tmp_p
     again = run("eval", out / BEST, "--data", archive / "digits.npz", "--backend", "numpy")
     assert f"accuracy {told['held_out_accuracy']:.2%}" in again
     assert "note" not in again
+    count = f"{len(rest)} images to learn from, {len(chosen)} to choose the best epoch by, {len(test)} held out"
+    assert count in said
     assert "epoch 3/3" in run("train", "--resume", out, "--epochs", 3)
     assert modelfile.read(out / BEST).provenance["training_images"] == len(rest)
+
+
+def test_a_schedule_counts_the_steps_without_validation_images(archive: Path, tmp_path: Path) -> None:
+    run("train", "--data", archive / "digits.npz", "--spec", archive / "spec.json", "--out", tmp_path, "--epochs", 4,
+        "--batch", 8, "--validation", 0.5, "--rate", 0.001, "--schedule", "steps", "--backend", "numpy")  # fmt: skip
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [row["rate"] for row in log] == pytest.approx([1e-3, 1e-4, 1e-5, 1e-5])  # a tenth at 2/4 and at 3/4
 
 
 def test_validation_goes_by_content_and_needs_images_one_by_one() -> None:
@@ -103,9 +118,36 @@ def test_other_classes_begin_with_what_was_learned(archive: Path, tmp_path: Path
     assert (new.classes, new.spec.classes) == (("a", "b", "c"), 3)
     for name in ("stem.0.weight", "primary.bias"):
         np.testing.assert_array_equal(new.params[name], old.params[name])
-    assert "no parameter begins so" in run("train", "--data", tmp_path / "three.npz", "--finetune", model, "--freeze",
-                                           "steam", "--out", tmp_path / "x", code=1)  # fmt: skip
+    assert "no parameter begins with 'steam'" in run("train", "--data", tmp_path / "three.npz", "--finetune", model,
+                                                     "--freeze", "primary,steam", code=1)  # fmt: skip
     assert "give one of them" in run("train", "--preset", "small", "--finetune", model, code=1)
+
+
+def test_classes_in_another_order_are_the_same_classes(tmp_path: Path) -> None:
+    model, some = tmp_path / "model.safetensors", digits(200)
+    old = caps.CapsNet(SMALL.replace(loss=MarginLoss(class_weights=(9.0, *[1.0] * 9))), seed=5)
+    old.save(model)
+    np.savez(tmp_path / "back.npz", images=some.images, labels=9 - some.labels, classes=list("9876543210"))
+    said = run("train", "--data", tmp_path / "back.npz", "--finetune", model, "--rate", 1e-9, "--epochs", 1, "--out",
+               tmp_path / "run", "--backend", "numpy", "--freeze", "stem")  # fmt: skip
+    new = modelfile.read(tmp_path / "run" / LAST)
+    assert new.classes == tuple("0123456789")
+    for name, a in new.params.items():
+        np.testing.assert_allclose(a, old.params[name], atol=1e-4, err_msg=name)  # a few steps of 1e-6
+    assert new.spec.loss == MarginLoss(), "weights were of other images"
+    assert "note" not in said
+
+
+def test_a_network_that_learns_on_is_no_published_one(tmp_path: Path) -> None:
+    some, recipe = digits(64), Recipe(epochs=1)
+    net = caps.CapsNet.load(zoo.path("small-mnist"))
+    net.provenance |= {"validation_accuracy": 0.5, "by": "somebody"}
+    assert {"published", "measured", "seeds"} <= net.provenance.keys()
+    train(net, caps.Learner(net, recipe.reconstruction), some, some, recipe, tmp_path, reporters=(), test=some)
+    told = modelfile.read(tmp_path / BEST).provenance
+    assert not {"published", "measured", "seeds"} & told.keys()
+    assert told["by"] == "somebody"
+    assert told["validation_accuracy"] == told["held_out_accuracy"] == accuracy(net, some)
 
 
 def test_what_begins_anew() -> None:

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from conftest import FLOAT64, NUMPY, backend, close, random_images, random_params, small_spec
 
+from capscore import AsCaps, CapsNetSpec, Conv, CrossEntropy, DenseCaps
 from capscore.errors import ShapeError, SpecError
 from capscore.optim import SGD, Adam, AdamW, Cosine, Exponential, OneCycle, Optimiser, Schedule, Slots, Steps
+from capscore.routing import SelfRouting
 from capscore.values import read, write
 
 SPEC = small_spec()
@@ -33,6 +35,7 @@ SCHEDULES = [
     Steps((4, 9), 0.3),
     Steps((5,), warmup=3),
 ]
+LOGITS = SelfRouting(logits=True)
 
 
 class Signs(Optimiser):
@@ -66,6 +69,24 @@ def test_twenty_steps_on_numpy_are_those_of_pytorch(optimiser: Optimiser) -> Non
         close(theirs.state()[name], array, 1e-9, name)
     for name, p in ours.net.params.items():
         close(torch.to_numpy(theirs.net.params[name]), p, 1e-9, name)
+
+
+@pytest.mark.parametrize("optimiser", [AdamW(decay=0.1), SGD(decay=0.1), Signs()], ids=repr)
+def test_a_weight_without_a_part_in_the_loss_decays_everywhere(optimiser: Optimiser) -> None:
+    """Self-routing that ends in logits has a matrix of poses that nobody asks for."""
+    layers = (Conv(10, 3, activation="none"), AsCaps(2, 4, "none", True), DenseCaps(3, 4, LOGITS, bias=False))
+    spec = CapsNetSpec((1, 8, 8), layers, None, CrossEntropy())
+    found = []
+    for name in ("numpy", "torch"):
+        caps = backend(name)
+        learner = caps.Learner(caps.CapsNet(spec, dtype="float64"), optimiser=optimiser)
+        before = caps.to_numpy(learner.net.params["capsules.0.weight"]).copy()
+        for _ in range(5):
+            learner.step(random_images(spec, 3), np.eye(3), 0.1)
+        found.append({key: caps.to_numpy(p) for key, p in learner.net.params.items()})
+        assert isinstance(optimiser, Signs) or (np.abs(found[-1]["capsules.0.weight"]) < np.abs(before)).all()
+    for key, array in found[0].items():
+        close(found[1][key], array, 1e-9, key)
 
 
 @pytest.mark.parametrize("name", ["numpy", "torch"])

@@ -57,6 +57,23 @@ def test_160_pictures_are_learned_by_one_plain_command(tmp_path: Path, monkeypat
     assert np.mean([answer["class"] == "disc" for answer in answers]) >= 0.85
 
 
+def test_what_augment_draws_is_as_large_as_what_train_sees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    need("matplotlib", "matplotlib")
+    drawn: dict[str, Any] = {}
+    monkeypatch.setattr("capscore.figures.augmentations", lambda data, changes, **how: drawn.update(how, data=data))
+    monkeypatch.setattr("capscore.figures.save", lambda figure, out: None)
+    for name in "ab":
+        (tmp_path / "big" / name).mkdir(parents=True)
+        for i in range(6):
+            noise = np.random.default_rng(i).integers(0, 256, (300, 400), np.uint8)
+            Image.fromarray(noise).save(tmp_path / "big" / name / f"{i}.png")
+    run("augment", "pictures", "--data", tmp_path / "big")
+    run("train", "--data", tmp_path / "big", "--out", tmp_path / "run", "--epochs", 1, "--backend", "numpy")
+    told = modelfile.read(tmp_path / "run" / LAST)
+    assert drawn["data"].size == told.spec.input
+    assert drawn["shift"] == Recipe.of(told.provenance).shift > 2
+
+
 def guide(section: str) -> tuple[list[str], list[str]]:
     """The commands of a section of the guide, and the lines that it shows of what they say."""
     text = GUIDE.read_text().partition(f"## {section}\n")[2].partition("\n## ")[0]

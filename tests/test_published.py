@@ -77,10 +77,15 @@ def test_networks_are_made_once_and_are_those_of_the_last_epoch(lab: Lab) -> Non
     before, numbers = Published.read("tiny").mark, replace(RECIPE, rate=1e-4).as_json()
     path.write_text(json.dumps(told | {"seeds": 9, "why": "Other words."}))
     assert Published.read("tiny").mark == before
-    path.write_text(json.dumps(told | {"recipe": numbers}))
-    assert Published.read("tiny").mark != before
-    with pytest.raises(TrainingError, match="had other settings: rate"):  # it is no recipe whose numbers are known
+    for edited in ({"recipe": numbers}, {"recipe": replace(RECIPE, epochs=2).as_json()}, {"amp": True}):
+        path.write_text(json.dumps(told | edited))
+        assert Published.read("tiny").mark != before
         published.run(lab, "tiny", [0])
+        *others, made = read(lab.file)
+        assert [trial for trial in others if "ensemble" in trial["settings"]] == trials[2:], "none of two recipes"
+        final = modelfile.read(published.folder(lab, "tiny", 0) / FINAL)
+        assert final.provenance["epoch"] == Published.read("tiny").recipe.epochs
+        assert made["values"]["minutes"] not in [trial["values"].get("minutes") for trial in others], "it was trained"
 
 
 def test_a_recipe_that_is_not_there() -> None:

@@ -37,6 +37,9 @@ class TestDynamicRouting(Proof):
             ),
             None,
         ),
+        "one type shares its matrix": CapsNetSpec(
+            (1, 14, 14), (STEM, PrimaryCaps(1, 4, 3), DenseCaps(3, 5, shared=True, vote_bias=True)), None
+        ),
         "one matrix for all": CapsNetSpec(
             (1, 14, 14), (STEM, PrimaryCaps(2, 4, 3), DenseCaps(3, 5, shared="all", vote_bias=True)), None
         ),

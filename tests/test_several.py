@@ -95,6 +95,7 @@ def test_a_list_of_single_labels_is_one_class_an_image(tmp_path: Path) -> None:
         ("x.csv", "file,label\na.png,b\nc.png\n", "with 1 cells, not 2"),
         ("x.csv", "file,a,a\na.png,0,1\n", "give each a name of its own"),
         ("x.csv", "file,label\nnowhere.png,b\n", "nowhere.png is not there"),
+        ("x.csv", "gone.png,b\nnowhere.png,b\n", "gone.png is not there"),
         ("x.json", "{", "is not JSON"),
         ("x.json", "3", "has no labels"),
         ("x.json", '{"a.png": 3}', "tells of 'a.png' 3"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -16,7 +18,7 @@ import numpy as np
 import pytest
 from conftest import FLOAT32, FLOAT64, GRADIENT, NUMPY, backend, close, need, random_images, random_params, small_spec
 
-from capscore import BatchNorm, CapsNetSpec, Conv, DenseCaps, PrimaryCaps
+from capscore import PRESETS, BatchNorm, CapsNetSpec, Conv, DenseCaps, PrimaryCaps
 from capscore.errors import BackendError
 from capscore.layer import Map, Run
 from capscore.model import objective
@@ -297,6 +299,20 @@ def test_frozen_parameters_stay(net: Any, images: Any) -> None:
     torch.testing.assert_close(net.params["stem.0.weight"], before)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_bias_may_learn_alone(compiled: bool) -> None:
+    """Of a fused routing, in a batch whose votes are not kept; NumPy learns the same."""
+    losses = []
+    for caps, options in ((NUMPY, {}), (backend("torch"), {"compile": compiled})):
+        learner = caps.Learner(caps.CapsNet(PRESETS["small"], dtype="float64"), **options)
+        learner.frozen = [name for name in learner.net.params if name != "capsules.0.bias"]
+        images, targets = random_images(PRESETS["small"], 16), np.eye(10)[np.arange(16) % 10]
+        losses.append([float(learner.step(images, targets, 1e-2)[0]) for _ in range(3)])
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-9)
+    assert losses[0][2] < losses[0][0]
+
+
 @pytest.mark.parametrize("options", [{"amp": True}, {}], ids=str)
 def test_the_learner_with_its_options(net: Any, options: dict[str, bool]) -> None:
     learner = backend("torch").Learner(net, **options)
@@ -332,6 +348,60 @@ def test_batch_norm_is_that_of_the_ops() -> None:
         close(fused[1][name], value, FLOAT64, name)
     for mine, theirs in zip(fused[2], plain[2], strict=True):
         close(mine, theirs, GRADIENT)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("shape", [(1, 4, 7, 4), (3, 4, 1, 7), (3, 4, 7, 1), (1, 4, 1, 7)])
+def test_batch_norm_of_one_image_and_of_signals_in_every_order(shape: tuple[int, ...], training: bool) -> None:
+    """The gradient that PyTorch's gives is another one where a map has two orders in memory, as of one row."""
+    caps, rng = backend("torch"), np.random.default_rng(0)
+    layer, p = BatchNorm(), {"weight": torch.ones(4).double(), "bias": torch.zeros(4).double()}
+    p |= {"mean": torch.zeros(4).double(), "variance": torch.ones(4).double()}
+    x, g = (torch.from_numpy(rng.normal(size=shape)) for _ in range(2))
+
+    def gradient(x: Any, g: Any, **plainly: Any) -> Any:
+        x = x.requires_grad_()
+        run = Run(training=training, statistics={}, input=Map(*shape[1:]), output=Map(*shape[1:]), **plainly)
+        return torch.autograd.grad(layer(caps, p, x, run), x, g)[0]
+
+    wanted = gradient(x.clone(), g, batch_mean=lambda ops, x, axes: x.mean(axes, keepdim=True))
+    orders = list(itertools.permutations(range(4)))
+    for first, second in itertools.product(orders, orders):
+        mine = [a.permute(order).contiguous().permute(*np.argsort(order)) for a, order in ((x, first), (g, second))]
+        close(caps.to_numpy(gradient(*mine)), caps.to_numpy(wanted), GRADIENT)
+
+
+STRIDED = """
+import torch
+from capscore.backends import torch as ops
+torch.manual_seed(0)
+for channels in (3, 4, 6):
+    for stride in (2, 4):
+        for _ in range(30):
+            x, w = torch.randn(8, channels, 32, 32, requires_grad=True), torch.randn(16, channels, 1, 1)
+            x = x.contiguous(memory_format=torch.channels_last).detach().requires_grad_()
+            ops.conv2d(x, w.requires_grad_(), None, (stride, stride), (0, 0)).square().sum().backward()
+print("whole")
+"""
+
+
+def test_strided_convolutions_of_one_pixel_write_into_their_own_memory() -> None:
+    """oneDNN's gradient of few channels that are together does not, on a processor without AVX-512."""
+    told, checks = {"ONEDNN_MAX_CPU_ISA": "AVX2"}, Path("/usr/lib/x86_64-linux-gnu/libc_malloc_debug.so.0")
+    if checks.exists():
+        told |= {"LD_PRELOAD": str(checks), "MALLOC_CHECK_": "3"}
+    done = subprocess.run([sys.executable, "-c", STRIDED], env=os.environ | told, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "whole\n"), done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("stride", [(2, 2), (3, 1)])
+def test_a_strided_convolution_of_one_pixel_is_pytorch_s(stride: tuple[int, int]) -> None:
+    ops, rng = backend("torch"), np.random.default_rng(0)
+    x, w, bias = (torch.from_numpy(rng.normal(size=s)).requires_grad_() for s in ((5, 4, 9, 8), (6, 4, 1, 1), (6,)))
+    mine, theirs = ops.conv2d(x, w, bias, stride, (0, 0)), torch.nn.functional.conv2d(x, w, bias, stride)
+    torch.testing.assert_close(mine, theirs)
+    gradients = [torch.autograd.grad((y * y).sum(), (x, w, bias)) for y in (mine, theirs)]
+    torch.testing.assert_close(*gradients)
 
 
 def test_a_depthwise_convolution_over_the_whole_map_is_a_sum() -> None:

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import capscore
 from capscore import PRESETS, modelfile, zoo
 from capscore.cli import app
-from capscore.data import load
+from capscore.data import Pairs, load
 from capscore.errors import BackendError, ModelFileError, SpecError
 from capscore.train import accuracy
 from capscore.zoo import hub
@@ -114,6 +114,16 @@ def test_a_digit_in_a_file_is_as_large_as_those_that_the_network_learned_from(
         assert len(found) == shown
         right += test.classes[test.labels[i]] in found
     assert right >= 98
+
+
+def test_a_file_as_large_as_what_the_network_takes_is_read_as_it_is(tmp_path: Path) -> None:
+    net = capscore.create("efficient-multimnist", pretrained=True, backend="numpy")
+    images = np.uint8(np.round(255 * Pairs(load("digits")[1], 0, 1).batch(slice(0, 12))[0]))
+    for i, (image,) in enumerate(images):
+        Image.fromarray(image).save(tmp_path / f"{i:02}.png")
+    said = CliRunner().invoke(app, ["predict", "efficient-multimnist", str(tmp_path), "--json"]).output
+    found = [list(json.loads(line)["lengths"].values()) for line in said.splitlines()]
+    np.testing.assert_allclose(found, net.predict(images / np.float32(255)), atol=1e-5)
 
 
 def test_names_that_are_not_there() -> None:

@@ -11,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from capscore.cli.app import say
-from capscore.data import NAMES, Pairs, Samples, absent, changes, fingerprint, load, rule_of, whole
+from capscore.data import NAMES, Dataset, Pairs, Samples, absent, changes, fingerprint, load, rule_of, whole
+from capscore.data.images import size_that_fits
 from capscore.data.split import Rule, seed_of
+from capscore.fit import pace
 from capscore.train import check_dataset
 
 CALIBRATION = 512  # images that int8 is calibrated on
@@ -23,6 +25,16 @@ def usual(net: Any) -> str:
     published = net.provenance.get("published")
     data = published.get("data") if isinstance(published, dict) else None
     return data if data in NAMES and data != "mnist" else "digits"
+
+
+def own_size(data: str) -> tuple[int, int, int] | None:
+    """Return the (C, H, W) in which a folder or list is read where no network asks for one; None for its own."""
+    return None if data in NAMES else size_that_fits(Path(data))
+
+
+def usual_shift(data: Samples) -> int:
+    """Return how far the plain `train` moves images: of others than a dataset's, as they are drawn."""
+    return pace(data.size, len(data)).shift if isinstance(data, Dataset) else data.shift
 
 
 def datasets(net: Any, data: str, data_dir: Path | None, split: str = "held-out") -> tuple[Samples, Samples]:

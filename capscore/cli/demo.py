@@ -39,7 +39,7 @@ def demo_command(
     with locked(run):
         for old in (LAST, BEST):  # a demo starts anew
             (run / old).unlink(missing_ok=True)
-    rows = run_training(net, setup.learner(net, recipe), train_set, test_set, recipe, run, False, setup)
+    rows = run_training(net, setup.learner(net, recipe), (train_set, test_set, None), recipe, run, False, setup)
     model = out / "digits.safetensors"
     net.save(model)
     say(f"2. Saved {model} ({model.stat().st_size / 1e6:.1f} MB)")

@@ -20,8 +20,10 @@ from capscore.cli.app import app, console, say
 from capscore.cli.shared import Backend, Import, ModelPath, Provider, Threads, open_model, takes_bytes
 from capscore.data import read_image
 from capscore.data.images import SUFFIXES
+from capscore.data.picture import FORMATS
 from capscore.data.place import framed
 from capscore.data.progress import track
+from capscore.data.survey import own_sizes
 from capscore.errors import CapscoreError, DataError
 from capscore.losses import SHOWN
 from capscore.terminal import json_line
@@ -104,13 +106,15 @@ def _shown(net: Any) -> int | None:
 
 
 def _read(net: Any, path: Path, invert: bool) -> NDArray[np.uint8]:
-    """Return an image file as the network takes it: of the size that it learned from, with as much around it."""
-    channels, height, width = net.spec.input
+    """Return an image file as the network takes it: of the size that it learned from, with as much around it.
+
+    A file of the network's own size is such a picture already, as of two digits.
+    """
+    channels, height, width = size = net.spec.input
+    whole = any(own[1:] == (height, width) for own in own_sizes([path], FORMATS))
     match net.provenance.get("source"):
-        case [int(tall), int(wide)] if 0 < tall <= 4 * height and 0 < wide <= 4 * width:
+        case [int(tall), int(wide)] if not whole and 0 < tall <= 4 * height and 0 < wide <= 4 * width:
             size = channels, tall, wide
-        case _:
-            size = net.spec.input
     pixels = read_image(path, size, "white" if invert else None)
     (shown,) = framed((255 - pixels if invert else pixels)[None], height, width)
     return np.asarray(shown)

@@ -13,12 +13,11 @@ from capscore import CapsNetSpec, backend, modelfile
 from capscore.cli.app import app, say
 from capscore.cli.choices import OPTIMISERS, SCHEDULES, choose, choose_augment, choose_loss
 from capscore.cli.config import Config, read_config
-from capscore.cli.datasets import say_notes
+from capscore.cli.datasets import own_size, say_notes, usual_shift
 from capscore.cli.options import TrainOptions, taking
 from capscore.cli.shared import default_backend, found, preset, read_spec
 from capscore.cli.training import Setup, run_training
-from capscore.data import NAMES, Dataset, Samples, load, rule_of
-from capscore.data.images import size_that_fits
+from capscore.data import NAMES, Samples, by_name, load, rule_of, with_validation
 from capscore.data.split import Rule
 from capscore.errors import CapscoreError, ModelFileError, TrainingError, short
 from capscore.finetune import finetuned, for_classes
@@ -60,10 +59,10 @@ def train_command(context: typer.Context, options: TrainOptions) -> None:
     if options.report:
         import capscore.report  # noqa: F401 - what it lacks is told before the training
     train_set, test_set = _data(plan)
-    classes = plan.classes or train_set.classes
-    net_spec, params = _network(plan, options, train_set, classes)
-    options = _settled(options, plan, train_set)
-    recipe = plan.recipe or _recipe(options, len(train_set))
+    learn, chosen = with_validation(train_set, setup.validation) if setup.validation else (train_set, None)
+    net_spec, params = _network(plan, options, learn)
+    options = _settled(options, plan, learn)
+    recipe = plan.recipe or _recipe(options, len(learn))
     about = modelfile.public(asdict(setup))
     net = backend(setup.backend).CapsNet(
         net_spec,
@@ -71,7 +70,7 @@ def train_command(context: typer.Context, options: TrainOptions) -> None:
         seed=recipe.seed,
         dtype=plan.dtype,
         fast_conv=setup.fast_conv,
-        classes=classes,
+        classes=learn.classes,
         provenance=about,
     )
     learner = setup.learner(net, recipe)
@@ -79,15 +78,17 @@ def train_command(context: typer.Context, options: TrainOptions) -> None:
         learner.frozen = _begin_with(net_spec, options.freeze)
     tell = say if learner.writes else str  # one of several processes that train together speaks
     say_notes(train_set, test_set, tell)
-    tell(f"{net_spec.parameter_count:,} parameters on {setup.backend}; {len(train_set):,} images to learn from, "
-         f"{len(test_set):,} held out")  # fmt: skip
+    choosing = "" if chosen is None else f"{len(chosen):,} to choose the best epoch by, "
+    tell(f"{net_spec.parameter_count:,} parameters on {setup.backend}; {len(learn):,} images to learn from, "
+         f"{choosing}{len(test_set):,} held out")  # fmt: skip
     if options.find_rate:
-        found = find_rate(net, learner, train_set, recipe)
+        found = find_rate(net, learner, learn, recipe)
         tell(f"a rate that fits: --rate {found.best:g} (of {len(found.rates)} steps from {found.rates[0]:g} to "
              f"{found.rates[-1]:.2g}, the loss was lowest at {10 * found.best:g})")  # fmt: skip
         return
     config = () if plan.recipe else (Config(plan.out, options, net_spec, tell),)
-    rows = run_training(net, learner, train_set, test_set, recipe, plan.out, bool(plan.recipe), setup, config)
+    sets = (learn, test_set, None) if chosen is None else (learn, chosen, test_set)
+    rows = run_training(net, learner, sets, recipe, plan.out, bool(plan.recipe), setup, config)
     if options.report and learner.writes:
         tell(_report(plan.out, setup, test_set, rows))
     best = max(rows, key=lambda row: row["held_out_accuracy"])
@@ -128,8 +129,13 @@ def _resumed(given: Sequence[str], options: TrainOptions) -> Plan:
     assert folder is not None
     model = read_last(folder) if (folder / LAST).exists() else None
     setup = Setup.of(model.provenance) if model else None
-    if model is None or setup is None:
+    if model is None or "recipe" not in model.provenance:
         raise ModelFileError(f"there is no training to resume in {folder}: {LAST} is missing or no checkpoint")
+    if setup is None:
+        raise ModelFileError(
+            f"{folder / LAST} does not tell this command where its data are: a training of Python's goes on there, by "
+            "train(..., resume=True)"
+        )
     recipe = Recipe.of(model.provenance)
     recipe = recipe if options.epochs is None else replace(recipe, epochs=options.epochs)
     data = options.data if "data" in given else setup.data
@@ -149,40 +155,46 @@ def _lasting(data: str) -> str:
 
 
 def _data(plan: Plan) -> tuple[Samples, Samples]:
-    """Return (train, test), of the classes that the training was of."""
+    """Return (train, test), their classes in the order of the training that goes on, or of the network begun with."""
     data, where = plan.data, plan.setup.data_dir
-    size = plan.spec.input if plan.spec else None if data in NAMES else size_that_fits(Path(data))
+    size = plan.spec.input if plan.spec else own_size(data)
     sets = load(data, data_dir=where, size=size, seed=plan.seed, split=plan.rule)
     if plan.classes and set(plan.classes) != set(sets[0].classes):
         raise TrainingError(f"the training was of the classes {', '.join(plan.classes)}; the data now has "
                             f"{', '.join(sets[0].classes)}")  # fmt: skip
-    return sets
+    known = plan.classes or (plan.begins.classes if plan.begins else ())
+    if set(known) != set(sets[0].classes):
+        return sets
+    (train_set, _), (test_set, _) = by_name(sets[0], known, "training"), by_name(sets[1], known, "test")
+    return train_set, test_set
 
 
-def _network(
-    plan: Plan, options: TrainOptions, data: Samples, classes: Sequence[str]
-) -> tuple[CapsNetSpec, dict[str, Any] | None]:
+def _network(plan: Plan, options: TrainOptions, data: Samples) -> tuple[CapsNetSpec, dict[str, Any] | None]:
     """Return the network that is trained: a preset gets as many class capsules as the data has classes.
 
     With the network come the parameters that it begins with, if they are another model's.
     """
-    spec = fitted(data.size, len(classes), len(data)) if plan.spec is None else plan.spec
+    count = len(data.classes)
+    spec = fitted(data.size, count, len(data)) if plan.spec is None else plan.spec
     params = None
     if plan.recipe:
         return spec, params
     if plan.begins:
-        spec, params = finetuned(plan.begins, classes, options.seed)
+        spec, params = finetuned(plan.begins, data.classes, options.seed)
     elif not options.spec:
-        spec = for_classes(spec, len(classes))
+        spec = for_classes(spec, count)
     return spec.replace(loss=choose_loss(spec, data, options.loss, options.class_weights)), params
 
 
 def _begin_with(spec: CapsNetSpec, starts: str) -> list[str]:
     """Return the names of parameters that begin with one of several words, parted by commas."""
-    found = [name for name in spec.parameters if name.startswith(tuple(starts.split(",")))]
-    if not found:
-        raise CapscoreError(f"--freeze {starts}: no parameter begins so; there are {', '.join(spec.parameters):.300}")
-    return found
+    words = tuple(starts.split(","))
+    for word in words:
+        if not any(name.startswith(word) for name in spec.parameters):
+            raise CapscoreError(
+                f"--freeze: no parameter begins with {short(word)}; there are {', '.join(spec.parameters):.300}"
+            )
+    return [name for name in spec.parameters if name.startswith(words)]
 
 
 def _settled(options: TrainOptions, plan: Plan, data: Samples) -> TrainOptions:
@@ -192,8 +204,7 @@ def _settled(options: TrainOptions, plan: Plan, data: Samples) -> TrainOptions:
     usual["reconstruction"] = Recipe.reconstruction
     if plan.spec is None:
         usual |= {"rate": fits.rate, "schedule": fits.schedule, "reconstruction": fits.reconstruction}
-        if isinstance(data, Dataset):  # others have a shift that goes with how they are drawn
-            usual["shift"] = fits.shift
+        usual["shift"] = usual_shift(data)
     if {options.decay, options.decay_steps, options.floor} != {None}:
         usual["schedule"] = "exponential"
     left = {name: value for name, value in usual.items() if getattr(options, name) is None}

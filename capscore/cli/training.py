@@ -13,7 +13,7 @@ import typer
 from capscore import backend as backend_named
 from capscore.cli.app import console, errors
 from capscore.cli.shared import quoted
-from capscore.data import Samples, with_validation
+from capscore.data import Samples
 from capscore.terminal import CLOSED_PIPE
 from capscore.train import LAST, Recipe, Reporter, Stopped, train
 from capscore.train.report import Screen, TensorBoard
@@ -56,25 +56,25 @@ class Setup:
 def run_training(
     net: Any,
     learner: Any,
-    train_set: Samples,
-    test_set: Samples,
+    sets: tuple[Samples, Samples, Samples | None],
     recipe: Recipe,
     out: Path,
     resume: bool,
     setup: Setup,
     others: tuple[Reporter, ...] = (),
 ) -> list[dict[str, Any]]:
-    """Train with a bar, and TensorBoard where it is installed; Ctrl-C ends with the command that goes on."""
+    """Train with a bar, and TensorBoard where it is installed; Ctrl-C ends with the command that goes on.
+
+    `sets` are those to learn from, held out, and to test by if what is held out chooses the best epoch.
+    """
     screen = Screen(console, measured="validation" if setup.validation else "held-out")
     reporters: list[Reporter] = []
     if learner.writes:
         reporters = [screen, *([TensorBoard(out)] if importlib.util.find_spec("tensorboard") else []), *others]
     try:
         told: dict[str, Any] = {"reporters": tuple(reporters), "resuming": asdict(setup)}
-        if not setup.validation:
-            return train(net, learner, train_set, test_set, recipe, out, resume, **told)
-        learn, chosen = with_validation(train_set, setup.validation)
-        return train(net, learner, learn, chosen, recipe, out, resume, **told, test=test_set)
+        learn, held_out, test = sets
+        return train(net, learner, learn, held_out, recipe, out, resume, **told, test=test)
     except KeyboardInterrupt as stop:
         screen.close()
         if learner.writes:

@@ -17,6 +17,18 @@ from capscore.errors import DataError
 Index = slice | NDArray[np.integer]
 
 
+def check_classes(classes: tuple[str, ...], labels: NDArray[np.int64] | NDArray[np.bool_]) -> None:
+    """Raise DataError if two classes have one name, or a label is none of them."""
+    if len(set(classes)) != len(classes):
+        name, count = Counter(classes).most_common(1)[0]
+        raise DataError(f"{count} classes are called {name!r}: give each class its own name")
+    if labels.dtype != np.bool_ and (labels.min() < 0 or labels.max() >= len(classes)):
+        raise DataError(
+            f"labels reach from {labels.min()} to {labels.max()} but there are {len(classes)} classes: "
+            "number the classes from 0 and name each of them"
+        )
+
+
 @runtime_checkable
 class Samples(Protocol):
     """Labelled images that can be asked for by their positions; where they come from is their own affair."""
@@ -125,21 +137,13 @@ class Dataset(Moved):
                 elif not np.isfinite(images).all():
                     cure = "replace what is not finite"
                 raise DataError(f"images reach from {low:g} to {high:g}: floats must lie in [0, 1], {cure}")
-        several = labels.dtype == np.bool_
-        wanted = (len(images), len(classes)) if several else (len(images),)
+        wanted = (len(images), len(classes)) if labels.dtype == np.bool_ else (len(images),)
         if labels.dtype not in (np.int64, np.bool_) or labels.shape != wanted:
             raise DataError(
                 f"labels are {labels.dtype} {labels.shape}: {len(images)} images need int64 labels of shape "
                 f"({len(images)},), or bool {(len(images), len(classes))} where they show several of the classes"
             )
-        if len(set(classes)) != len(classes):
-            name, count = Counter(classes).most_common(1)[0]
-            raise DataError(f"{count} classes are called {name!r}: give each class its own name")
-        if not several and (labels.min() < 0 or labels.max() >= len(classes)):
-            raise DataError(
-                f"labels reach from {labels.min()} to {labels.max()} but there are {len(classes)} classes: "
-                "number the classes from 0 and name each of them"
-            )
+        check_classes(classes, labels)
 
     def __len__(self) -> int:
         """Return the number of images, N."""

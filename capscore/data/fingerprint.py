@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from capscore.data.dataset import Dataset, Samples
+from capscore.data.items import Items
 from capscore.data.pairs import Pairs
 from capscore.data.place import Redrawn
 from capscore.data.split import hashes
@@ -20,15 +21,17 @@ def fingerprint(data: Samples) -> dict[str, Any]:
     """Return {"images": N, "content": hex, "order": hex} of images, labels and class names.
 
     `content` is the same for the same images in another order. Of what is drawn from other images, those and the
-    settings count, not every drawing.
+    settings count, not every drawing; of `Items`, which may be augmented anew whenever they are asked for, the labels.
     """
     if isinstance(data, Redrawn | Pairs):
         settings = [(f.name, getattr(data, f.name)) for f in fields(data) if f.name != "source"]
         told = fingerprint(data.source)
         kind = repr((type(data).__name__, settings))
         return {"images": len(data)} | {key: _digest(f"{kind} {told[key]}".encode()) for key in ("content", "order")}
-    found = hashes(data.images) if isinstance(data, Dataset) else _hashes_of_batches(data)
-    rows = np.column_stack([found, data.labels.astype(np.uint64)])
+    rows = data.labels.reshape(len(data), -1).astype(np.uint64)
+    if not isinstance(data, Items):
+        found = hashes(data.images) if isinstance(data, Dataset) else _hashes_of_batches(data)
+        rows = np.column_stack([found, rows])
     about = repr((data.size, tuple(data.classes))).encode()
     inorder, anyhow = (_digest(about + each.tobytes()) for each in (rows, rows[np.lexsort(rows.T)]))
     return {"images": len(data), "content": anyhow, "order": inorder}

@@ -72,7 +72,7 @@ def _of_csv(text: str, path: Path) -> tuple[Rows, Sequence[str], bool]:
     except csv.Error as error:
         raise DataError(f"{path} cannot be read ({error}): write it as {FORM}") from error
     header: list[str] = []
-    if table and (table[0][0].lower() in FILE_COLUMNS or not (path.parent / table[0][0]).is_file()):
+    if table and (table[0][0].lower() in FILE_COLUMNS or not _names_a_file(path.parent, table[0][0])):
         header, *table = table
     if not table or len(table[0]) < 2:
         raise DataError(f"{path} has no files with labels: write it as {FORM}")
@@ -88,6 +88,10 @@ def _of_csv(text: str, path: Path) -> tuple[Rows, Sequence[str], bool]:
             False,
         )
     return [(row[0], list(dict.fromkeys(_labels(row[1:])))) for row in table], (), len(table[0]) == 2
+
+
+def _names_a_file(folder: Path, cell: str) -> bool:
+    return bool(Path(cell).suffix) or (folder / cell).is_file()  # one that is not there is told of, not passed over
 
 
 def _labels(cells: Sequence[str]) -> list[str]:

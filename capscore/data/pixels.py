@@ -14,6 +14,7 @@ from capscore.data.memory import Budget
 from capscore.data.split import Rule
 from capscore.errors import DataError
 
+LABELS = ("label", "class", "target", "y")  # how a header may call the column of labels
 LEAST = 16  # pixels: shorter lines are a list of files
 
 
@@ -29,8 +30,9 @@ def are_pixels(path: Path) -> bool:
 
 
 def read_pixels(path: Path, rule: Rule, memory: Budget) -> tuple[Dataset, Dataset]:
-    """Read (train, test) from lines of a label, first or in a column `label`, and H·W or 3·H·W values from 0 to 255.
+    """Read (train, test) from lines of a label and H·W or 3·H·W values from 0 to 255.
 
+    The label comes first, or in the column that the header calls so (LABELS).
     Images are square. Where the name has "train" in it and a file beside it "test" instead, that is the test set;
     else `rule` parts the images.
     """
@@ -46,7 +48,9 @@ def _read(path: Path, memory: Budget) -> tuple[NDArray[np.uint8], NDArray[np.int
     with open(path, encoding="utf-8", errors="replace") as file:
         head = [cell.strip().strip('"') for cell in file.readline().split(",")]
     named = not head[0].lstrip("-").isdigit()
-    at = head.index("label") if named and "label" in head else 0
+    at = next((i for i, name in enumerate(head) if named and name.lower() in LABELS), 0)
+    if named and head[at].lower().startswith("pixel"):
+        raise DataError(f"{path} has no column of labels, only {head[0]} to {head[-1]}: call it {' or '.join(LABELS)}")
     try:
         table = np.loadtxt(path, np.int32, delimiter=",", skiprows=int(named), ndmin=2)
     except ValueError as error:

@@ -319,7 +319,8 @@ def convolve(ops: Any, x: Any, weight: Any, bias: Any, tiling: Tiling) -> Any:
     """
     t = WritableTransform(ops, tiling, tuple(weight.shape), x)
     y = t.forward(x, _kernels(t, weight, tiling))
-    return ops.transpose(y if bias is None else y + bias, (0, 3, 1, 2))
+    y = y * 1.0 if bias is None else y + bias  # `forward` gives a buffer, which the next one writes into
+    return ops.transpose(y, (0, 3, 1, 2))
 
 
 def gradients(ops: Any, g: Any, x: Any, weight: Any, tiling: Tiling) -> tuple[Any, Any]:

@@ -86,7 +86,7 @@ class DenseCaps(RoutedCaps):
         each = Index(np.repeat(np.arange(own), n // own))  # whose matrices every capsule has
 
         def for_all(array: A) -> A:
-            return ops.take(array, each, 0) if 1 < own < n else array
+            return ops.take(array, each, 0) if own < n and not sizes.alike else array
 
         weight, bias = for_all(p["weight"]), p.get("bias")
         votes: Votes[A]

@@ -22,6 +22,9 @@ from capscore.train.recipe import Recipe
 from capscore.train.score import made_of, right_for
 from capscore.train.training import Training, provenance
 
+# What a file tells of the training that its parameters came from, as of a network of the zoo: another one has begun.
+EARLIER = ("published", "measured", "seeds", "epoch", "held_out_accuracy", "validation_accuracy")
+
 
 def train(
     net: CapsNet[Any],
@@ -115,5 +118,7 @@ def _begin(training: Training, data: Samples, held_out: Samples, resume: bool, t
     elif (folder / LAST).exists():
         raise TrainingError(f"{folder} already holds a training: resume it, or choose another folder")
     split = getattr(test or held_out, "split", None) or {"rule": "own"}
+    for name in EARLIER:
+        net.provenance.pop(name, None)
     net.provenance |= provenance(recipe, len(data)) | {"split": dict(split), "fingerprints": known}
     net.provenance |= learner.workers | made_of(data)
