@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from conftest import need
 from pictures import folder
+from PIL import Image
 from typer.testing import CliRunner
 
 from capscore import PRESETS, cli, modelfile
