@@ -25,6 +25,9 @@ from capscore.values import read, write
 STREAMING: Streaming = Streaming(ops)
 PATCH = 512  # numbers in a patch: the first layer of most networks; with more, patches cost too much memory
 BLOCK = 64  # channels from which on PyTorch's convolution takes maps in either order equally fast
+# Channels of fewer than a vector of AVX2 has numbers: without AVX-512, oneDNN's gradient of a strided convolution of one
+# pixel then writes beyond its memory (PyTorch 2.13, oneDNN 3.12; tests/test_torch.py). A map is strided before it.
+LANES = 8
 FEW = 80  # patches: PyTorch's convolution rearranges its weights at every call, for so few the greater part of its time
 
 
@@ -67,9 +70,7 @@ def direct_conv2d(
                 # Weights in this order make maps in it, which take 0.7 to 0.85 of the time; a clone has it for one
                 # channel too. A gradient in another order than its map would take a batch norm three times as long.
                 weight = weight.clone(memory_format=torch.channels_last)
-                if weight.shape[2:] == (1, 1) and padding == (0, 0) and stride != (1, 1):
-                    # oneDNN's gradient for maps in this order writes beyond its memory where there are few channels
-                    # and no AVX-512 (PyTorch 2.13, oneDNN 3.12; tests/test_torch.py): what it skips is left out here.
+                if x.shape[1] < LANES and weight.shape[2:] == (1, 1) and padding == (0, 0):
                     x, stride = x[:, :, :: stride[0], :: stride[1]], (1, 1)
         elif x.is_contiguous() and 1 < x.shape[1] < BLOCK and x.dtype == torch.float32:
             # Maps of few channels take twice as long where their channels are apart; of one, they are not apart.
@@ -132,7 +133,7 @@ def _ordered(x: Tensor) -> Tensor:
     The order of such a map in memory has two names. PyTorch 2.13 mixes them up if the gradient lies in another order,
     and the gradient that it returns is wrong (tests/test_torch.py).
     """
-    return x.flatten(2) if 1 in x.shape else x
+    return x if tracing() or 1 not in x.shape else x.flatten(2)
 
 
 def route(routing: Routing, u: Tensor, weight: Tensor, bias: Tensor | None, *own: Tensor) -> Tensor | None:
