@@ -25,8 +25,8 @@ from capscore.values import read, write
 STREAMING: Streaming = Streaming(ops)
 PATCH = 512  # numbers in a patch: the first layer of most networks; with more, patches cost too much memory
 BLOCK = 64  # channels from which on PyTorch's convolution takes maps in either order equally fast
-# Channels of fewer than a vector of AVX2 has numbers: without AVX-512, oneDNN's gradient of a strided convolution of one
-# pixel then writes beyond its memory (PyTorch 2.13, oneDNN 3.12; tests/test_torch.py). A map is strided before it.
+# Numbers in a vector of AVX2. With fewer channels and no AVX-512, oneDNN's gradient of a strided convolution of one
+# pixel writes beyond its memory (PyTorch 2.13, oneDNN 3.12; tests/test_torch.py): such a map is strided before it.
 LANES = 8
 FEW = 80  # patches: PyTorch's convolution rearranges its weights at every call, for so few the greater part of its time
 
