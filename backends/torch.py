@@ -374,9 +374,9 @@ class Learner(model.Learner[Tensor]):
                 raise model.nothing_learns()
             loss = loss * factor
             loss.backward()
-            for p in self.used.values():
-                if p.grad is None and p.requires_grad:  # it has no part in the loss, and decays all the same
-                    p.grad = torch.zeros_like(p)
+            if idle := [name for name, p in self.net.named_parameters() if p.grad is None and p.requires_grad]:
+                for name in self.used.keys() & idle:  # they have no part in the loss, and decay all the same
+                    self.learning[name].grad = torch.zeros_like(self.learning[name])
             loss, scores = self.team.gather(loss.detach(), scores.detach(), len(images))
         except RuntimeError as error:
             if self.team.size == 1 or isinstance(error, TrainingError):
