@@ -77,7 +77,9 @@ def test_networks_are_made_once_and_are_those_of_the_last_epoch(lab: Lab) -> Non
     before, numbers = Published.read("tiny").mark, replace(RECIPE, rate=1e-4).as_json()
     path.write_text(json.dumps(told | {"seeds": 9, "why": "Other words."}))
     assert Published.read("tiny").mark == before
-    for edited in ({"recipe": numbers}, {"recipe": replace(RECIPE, epochs=2).as_json()}, {"amp": True}):
+    path.write_text(json.dumps(told | {"recipe": numbers}))
+    assert Published.read("tiny").mark != before
+    for edited in ({"recipe": replace(RECIPE, epochs=2).as_json()}, {"amp": True}):
         path.write_text(json.dumps(told | edited))
         assert Published.read("tiny").mark != before
         published.run(lab, "tiny", [0])
