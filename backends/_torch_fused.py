@@ -117,23 +117,18 @@ def batch_norm(
     With `running` mean and variance, these are used in place of the batch's own; None where they want a gradient, which
     PyTorch's operator has not.
     """
+    if x.ndim == 4 and not tracing() and 1 in x.shape:
+        # The order of such a map in memory has two names. PyTorch 2.13 mixes them up if the gradient lies in another
+        # order, and the gradient that it returns is wrong (tests/test_torch.py); [B, C, H·W] has one.
+        flat = batch_norm(layer, x.flatten(2), weight, bias, running)
+        return flat and (flat[0].view(x.shape), *flat[1:])
     if running:
         mean, variance = running
         if mean.requires_grad or variance.requires_grad:
             return None
-        y = nn.functional.batch_norm(_ordered(x), mean, variance, weight, bias, eps=layer.epsilon)
-        return y.view(x.shape), mean, variance
-    y, mean, scale = torch.native_batch_norm(_ordered(x), weight, bias, None, None, True, 0.0, layer.epsilon)
-    return y.view(x.shape), mean.detach(), (scale.detach() ** -2 - layer.epsilon).clamp_min(0)
-
-
-def _ordered(x: Tensor) -> Tensor:
-    """Return a map as PyTorch can normalise it: with an axis of length 1, [B, C, H·W].
-
-    The order of such a map in memory has two names. PyTorch 2.13 mixes them up if the gradient lies in another order,
-    and the gradient that it returns is wrong (tests/test_torch.py).
-    """
-    return x if tracing() or 1 not in x.shape else x.flatten(2)
+        return nn.functional.batch_norm(x, mean, variance, weight, bias, eps=layer.epsilon), mean, variance
+    y, mean, scale = torch.native_batch_norm(x, weight, bias, None, None, True, 0.0, layer.epsilon)
+    return y, mean.detach(), (scale.detach() ** -2 - layer.epsilon).clamp_min(0)
 
 
 def route(routing: Routing, u: Tensor, weight: Tensor, bias: Tensor | None, *own: Tensor) -> Tensor | None:

@@ -374,18 +374,19 @@ class Learner(model.Learner[Tensor]):
                 raise model.nothing_learns()
             loss = loss * factor
             loss.backward()
-            if idle := [name for name, p in self.net.named_parameters() if p.grad is None and p.requires_grad]:
+            if idle := {name: p for name, p in self.net.named_parameters() if p.grad is None and p.requires_grad}:
                 for name in self.used.keys() & idle:  # they have no part in the loss, and decay all the same
-                    self.learning[name].grad = torch.zeros_like(self.learning[name])
+                    idle[name].grad = torch.zeros_like(idle[name])
             loss, scores = self.team.gather(loss.detach(), scores.detach(), len(images))
         except RuntimeError as error:
             if self.team.size == 1 or isinstance(error, TrainingError):
                 raise
             raise _torch_parallel.lost_process(error) from error
         if self.optimiser.clip is not None:
-            found = {name: p.grad for name, p in self.learning.items() if p.grad is not None}
+            learning = self.learning
+            found = {name: p.grad for name, p in learning.items() if p.grad is not None}
             for name, g in self.optimiser.clipped(self.net.ops, found).items():
-                self.learning[name].grad = g
+                learning[name].grad = g
         for group in self.engine.param_groups:
             group["lr"] = rate
         with self.net._turns.changing(), torch.no_grad():

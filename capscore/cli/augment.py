@@ -20,9 +20,7 @@ def augment_command(
     name: Annotated[str, typer.Argument(help=f"{', '.join(AUGMENTATIONS)}, or JSON of capscore.data.augment.")],
     data: Data = "digits",
     data_dir: DataDir = None,
-    shift: Annotated[int | None, typer.Option(help="As of train: pixels each way; else as the plain train has it.")] = (
-        None
-    ),
+    shift: Annotated[int | None, typer.Option(help="As of train: pixels each way; else the plain train's.")] = None,
     out: Annotated[Path, typer.Option(help="Picture to write.")] = Path("augmented.png"),
 ) -> None:
     """Draw images, and beside each what training with `train --augment` sees of it in eight epochs."""

@@ -111,10 +111,11 @@ def _read(net: Any, path: Path, invert: bool) -> NDArray[np.uint8]:
     A file of the network's own size is such a picture already, as of two digits.
     """
     channels, height, width = size = net.spec.input
-    whole = any(own[1:] == (height, width) for own in own_sizes([path], FORMATS))
     match net.provenance.get("source"):
-        case [int(tall), int(wide)] if not whole and 0 < tall <= 4 * height and 0 < wide <= 4 * width:
-            size = channels, tall, wide
+        case [int(tall), int(wide)] if 0 < tall <= 4 * height and 0 < wide <= 4 * width:
+            framing = (tall, wide) != (height, width)  # of most networks not: then nobody asks how large a file is
+            if framing and not any(own[1:] == (height, width) for own in own_sizes([path], FORMATS)):
+                size = channels, tall, wide
     pixels = read_image(path, size, "white" if invert else None)
     (shown,) = framed((255 - pixels if invert else pixels)[None], height, width)
     return np.asarray(shown)
